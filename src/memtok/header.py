@@ -1,0 +1,149 @@
+"""Headers of safetensors files and of task files, read without torch and without touching the numbers.
+
+The format (huggingface/safetensors): eight bytes with the length of a JSON object, the object (name -> dtype, shape,
+offsets, and `__metadata__`, a table of strings), then the numbers. A file that is no such thing is named for what it
+is; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memtok.errors import MemtokError
+
+FORMAT_VERSION = 1  # of task files
+LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a header says of one tensor: dtype as safetensors writes it ("F32"), and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """metadata: the free table of strings. tensors: by name, in the file's order. nbytes: size of the whole file."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, StoredTensor]
+    nbytes: int
+
+
+def read_safetensors_header(path: str | Path) -> Header:
+    """Reads and checks the header; MemtokError for a file that is missing, truncated, or of another kind."""
+    place = Path(path)
+    if place.is_dir():
+        raise MemtokError(f"expected a safetensors file, found the folder {place}; name the file in it")
+    try:
+        size = place.stat().st_size
+        with place.open("rb") as stream:
+            start = stream.read(8)
+            length = int.from_bytes(start, "little")
+            body = stream.read(length) if len(start) == 8 and length <= min(size, LARGEST_HEADER) else b""
+    except FileNotFoundError as error:
+        raise MemtokError(f"expected the file {place}, found none there; check the path") from error
+    except OSError as error:
+        raise MemtokError(f"expected to read {place}, found: {error.strerror}; check its permissions") from error
+    if start.startswith(PICKLE_STARTS):
+        raise MemtokError(
+            f"expected a safetensors file, found a pickle or PyTorch checkpoint in {place}; memtok never unpickles, "
+            "so convert it to safetensors first"
+        )
+    if len(start) < 8 or len(body) < length or not body.startswith(b"{"):
+        raise MemtokError(
+            f"expected a safetensors file, found something else or a truncated one in {place}; get it again"
+        )
+    return Header(*parse_header(place, body, size - 8 - length), size)
+
+
+def parse_header(path: Path, body: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str, StoredTensor]]:
+    """Metadata and tensors of a header's JSON; `data_bytes` is what the file holds after it."""
+    try:
+        parsed: dict[str, Any] = json.loads(body)
+        metadata = parsed.pop("__metadata__", {})
+        tensors = {
+            name: StoredTensor(
+                str(entry["dtype"]),
+                tuple(int(size) for size in entry["shape"]),
+                int(entry["data_offsets"][1]) - int(entry["data_offsets"][0]),
+            )
+            for name, entry in parsed.items()
+        }
+        end = max((int(entry["data_offsets"][1]) for entry in parsed.values()), default=0)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise MemtokError(
+            f"expected the header of a safetensors file, found a damaged one in {path}; get it again"
+        ) from error
+    if end != data_bytes:
+        raise MemtokError(
+            f"expected {end:,} bytes of numbers in {path}, found {data_bytes:,}: the file is truncated; get it again"
+        )
+    return {str(key): str(value) for key, value in metadata.items()}, tensors
+
+
+def read_header(path: str | Path) -> list[dict[str, Any]]:
+    """The headers of all tasks in a file, in order, without reading a number."""
+    return parse_metadata(Path(path), read_safetensors_header(path).metadata)
+
+
+def parse_metadata(path: Path, metadata: dict[str, str]) -> list[dict[str, Any]]:
+    """Task headers from a safetensors file's metadata, checked field by field."""
+    if "memtok" not in metadata:
+        raise MemtokError(
+            f"expected a memtok task file, found a safetensors file without its header in {path}; name another"
+        )
+    try:
+        content = json.loads(metadata["memtok"])
+        version = content.pop("format_version")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise MemtokError(
+            f"expected a task file's header, found a damaged one in {path}; get the file again"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise MemtokError(
+            f"expected a task file of format version {FORMAT_VERSION}, found {version!r} in {path}; "
+            "read it with the version of memtok that wrote it, or a newer one"
+        )
+    headers = content.get("tasks", [content])
+    if not isinstance(headers, list) or not headers:
+        raise MemtokError(f"expected the headers of tasks, found none in {path}; get the file again")
+    for header in headers:
+        check_header(path, header)
+    return list(headers)
+
+
+def check_header(path: Path, header: Any) -> None:
+    """MemtokError unless `header` has every field of this format in its type."""
+    checks: dict[str, Callable[[Any], bool]] = {
+        "name": lambda value: isinstance(value, str),
+        "classes": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+        "regime": lambda value: isinstance(value, str),
+        "composable": lambda value: isinstance(value, bool),
+        "placement": lambda value: isinstance(value, str),
+        "backbone": lambda value: isinstance(value, dict) and {"fingerprint", "source"} <= value.keys(),
+        "preprocessing": lambda value: isinstance(value, dict),
+        "extends": lambda value: (
+            isinstance(value, list)
+            and all(isinstance(item, dict) and {"name", "fingerprint"} <= item.keys() for item in value)
+        ),
+        "fingerprint": lambda value: isinstance(value, str),
+        "record": lambda value: isinstance(value, dict),
+    }
+    if not isinstance(header, dict):
+        raise MemtokError(
+            f"expected a task's header as an object, found {type(header).__name__} in {path}; get the file again"
+        )
+    for key, fits in checks.items():
+        if key not in header or not fits(header[key]):
+            raise MemtokError(
+                f"expected a valid field {key!r} in the header of {path}, found {header.get(key)!r}; get the file again"
+            )

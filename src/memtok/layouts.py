@@ -1,0 +1,189 @@
+"""How transformers names the tensors and settings of ViT, DeiT, DINOv2 with and without registers, and CLIP.
+
+A layout is a table from timm's tensor names to transformers'. Its files keep their tensor names while its modules
+change theirs; both spellings are here. LEFT_OUT lists every tensor that is not read, and why.
+
+Sources: transformers' `modeling_vit`, `modeling_deit`, `modeling_dinov2`, `modeling_dinov2_with_registers`,
+`modeling_clip` and their configurations (versions 4.40 and 5.23).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Tensors that are not read: in which layouts, a pattern of their whole names, and why."""
+
+    layouts: tuple[str, ...]
+    pattern: str
+    reason: str
+
+
+DINOV2 = ("dinov2", "dinov2_with_registers")
+LEFT_OUT = (
+    LeftOut(("vit", "deit"), r"((vit|deit)\.)?pooler\.dense\.(weight|bias)", "the pooler, which no classifier reads"),
+    LeftOut(("vit", "deit"), r"decoder\.0\.(weight|bias)", "the decoder of masked pre-training"),
+    LeftOut(("vit", "deit", *DINOV2), r"(\w+\.)?embeddings\.mask_token", "stands for hidden patches in pre-training"),
+    LeftOut(DINOV2, r"classifier\.(weight|bias)", "reads the mean of the patches beside the class token"),
+    LeftOut(("clip",), r"classifier\.(weight|bias)", "reads the mean of the patches, before the final norm"),
+    LeftOut(("clip",), r"text_model\..*|text_projection\.weight|logit_scale", "the text tower"),
+    LeftOut(("clip",), r"(vision_model\.)?embeddings\.position_ids", "counts from 0; older versions wrote it"),
+    LeftOut(("timm",), r"mask_token", "stands for hidden patches in pre-training"),
+    LeftOut(("timm",), r"pre_logits\..*", "a layer that timm no longer has"),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one model type of transformers names what timm names otherwise.
+
+    prefix: in front of the trunk's names, where a head stands beside it. modules: timm's module or tensor -> theirs;
+    several are put on top of each other. "{}" is the number of the layer. respelled: (pattern, replacement), from the
+    module names of transformers 5 to the names in files.
+    """
+
+    prefix: str
+    modules: dict[str, tuple[str, ...]]
+    respelled: tuple[tuple[str, str], ...]
+    defaults: dict[str, Any]
+
+
+# What a config.json that leaves a key out means, as transformers' configuration classes have it.
+_SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_channels": 3}
+_VIT_DEFAULTS = {
+    **_SIZES,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "image_size": 224,
+    "patch_size": 16,
+    "qkv_bias": True,
+}
+_DINOV2_DEFAULTS = {
+    **_SIZES,
+    "mlp_ratio": 4,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "image_size": 224,
+    "patch_size": 14,
+    "qkv_bias": True,
+    "use_swiglu_ffn": False,
+    "num_register_tokens": 0,
+}
+_CLIP_DEFAULTS = {
+    **_SIZES,
+    "intermediate_size": 3072,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "image_size": 224,
+    "patch_size": 32,
+}
+
+_EMBEDDINGS = {
+    "cls_token": ("embeddings.cls_token",),
+    "pos_embed": ("embeddings.position_embeddings",),
+    "patch_embed.proj": ("embeddings.patch_embeddings.projection",),
+    "norm": ("layernorm",),
+}
+_ATTENTION = {
+    "blocks.{}.attn.qkv": (
+        "encoder.layer.{}.attention.attention.query",
+        "encoder.layer.{}.attention.attention.key",
+        "encoder.layer.{}.attention.attention.value",
+    ),
+    "blocks.{}.attn.proj": ("encoder.layer.{}.attention.output.dense",),
+}
+_VIT = {
+    **_EMBEDDINGS,
+    **_ATTENTION,
+    "blocks.{}.norm1": ("encoder.layer.{}.layernorm_before",),
+    "blocks.{}.norm2": ("encoder.layer.{}.layernorm_after",),
+    "blocks.{}.mlp.fc1": ("encoder.layer.{}.intermediate.dense",),
+    "blocks.{}.mlp.fc2": ("encoder.layer.{}.output.dense",),
+    "head": ("classifier",),
+}
+_DEIT = {**_VIT, "reg_token": ("embeddings.distillation_token",), "dist_token": ("embeddings.distillation_token",)}
+DEIT_TEACHER = {**_DEIT, "head": ("cls_classifier",), "head_dist": ("distillation_classifier",)}
+_DINOV2 = {
+    **_EMBEDDINGS,
+    **_ATTENTION,
+    "reg_token": ("embeddings.register_tokens",),
+    "blocks.{}.norm1": ("encoder.layer.{}.norm1",),
+    "blocks.{}.norm2": ("encoder.layer.{}.norm2",),
+    "blocks.{}.mlp.fc1": ("encoder.layer.{}.mlp.fc1",),
+    "blocks.{}.mlp.fc2": ("encoder.layer.{}.mlp.fc2",),
+    "blocks.{}.ls1.gamma": ("encoder.layer.{}.layer_scale1.lambda1",),
+    "blocks.{}.ls2.gamma": ("encoder.layer.{}.layer_scale2.lambda1",),
+}
+DINOV2_SWIGLU = {
+    **_DINOV2,
+    "blocks.{}.mlp.fc1": ("encoder.layer.{}.mlp.weights_in",),
+    "blocks.{}.mlp.fc2": ("encoder.layer.{}.mlp.weights_out",),
+}
+# With the gated unit's two halves apart, as the modules of transformers 5 have them.
+DINOV2_SWIGLU_SPLIT = {
+    **DINOV2_SWIGLU,
+    "blocks.{}.mlp.fc1": ("encoder.layer.{}.mlp.gate_proj", "encoder.layer.{}.mlp.up_proj"),
+}
+_CLIP = {
+    "cls_token": ("embeddings.class_embedding",),
+    "pos_embed": ("embeddings.position_embedding.weight",),
+    "patch_embed.proj": ("embeddings.patch_embedding",),
+    "norm_pre": ("pre_layrnorm",),  # spelled so in every file
+    "norm": ("post_layernorm",),
+    "blocks.{}.norm1": ("encoder.layers.{}.layer_norm1",),
+    "blocks.{}.norm2": ("encoder.layers.{}.layer_norm2",),
+    "blocks.{}.attn.qkv": tuple(f"encoder.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
+    "blocks.{}.attn.proj": ("encoder.layers.{}.self_attn.out_proj",),
+    "blocks.{}.mlp.fc1": ("encoder.layers.{}.mlp.fc1",),
+    "blocks.{}.mlp.fc2": ("encoder.layers.{}.mlp.fc2",),
+    "head": ("visual_projection",),
+}
+
+_ATTENTION_RESPELLED = (
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+)
+_VIT_RESPELLED = (
+    (r"^layers\.", "encoder.layer."),
+    *_ATTENTION_RESPELLED,
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+_DINOV2_RESPELLED = (*_ATTENTION_RESPELLED, (r"\.mlp\.down_proj\.", ".mlp.weights_out."))
+
+LAYOUTS = {
+    "vit": Layout("vit.", _VIT, _VIT_RESPELLED, _VIT_DEFAULTS),
+    "deit": Layout("deit.", _DEIT, _VIT_RESPELLED, _VIT_DEFAULTS),
+    "dinov2": Layout("dinov2.", _DINOV2, _DINOV2_RESPELLED, _DINOV2_DEFAULTS),
+    "dinov2_with_registers": Layout(
+        "dinov2_with_registers.",
+        _DINOV2,
+        _DINOV2_RESPELLED,
+        {**_DINOV2_DEFAULTS, "patch_size": 16, "num_register_tokens": 4},
+    ),
+    "clip": Layout("vision_model.", _CLIP, (), _CLIP_DEFAULTS),
+}
+MODEL_TYPES = {**{name: name for name in LAYOUTS}, "clip_vision_model": "clip"}
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "mish": "mish",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+}

@@ -1,0 +1,268 @@
+"""MemoryViT: one backbone and any number of tasks, answered in one forward pass, each as if it were alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from memtok.backbone import Backbone, Trace
+from memtok.errors import MemtokError
+from memtok.outputs import Outputs, TaskAttention
+from memtok.preprocessing import Preprocessing
+from memtok.reference import variant_outputs
+from memtok.streams import TaskStreams
+from memtok.task import Task, topological
+
+
+class MemoryViT(nn.Module):
+    """A backbone with tasks. It holds the tasks that it is given, uncopied; making a model computes nothing.
+
+    tasks: each with a name of its own, together with all that they extend. A task that is not composable stands alone.
+    preprocessing: what images go through; needed only where the tasks' own differ or do not fit the backbone's size.
+
+    Every method that changes the set of tasks returns a new model and leaves this one as it is.
+    """
+
+    def __init__(
+        self, backbone: Backbone, tasks: Sequence[Task] = (), *, preprocessing: Preprocessing | None = None
+    ) -> None:
+        super().__init__()
+        if not isinstance(backbone, Backbone):
+            raise MemtokError(
+                f"expected a memtok backbone, found {type(backbone).__name__}; wrap it with memtok.load_backbone(model)"
+            )
+        check_tasks(backbone, tasks)
+        self.backbone = backbone
+        self._tasks = nn.ModuleList(tasks)
+        self._answered = tuple(task.name for task in tasks)
+        self._explicit = preprocessing
+        self.preprocessing = common_preprocessing(backbone, tasks, preprocessing)
+        composable = [task for task in tasks if task.composable]
+        extends = resolve_extends(tasks) if composable else []
+        self.streams = (
+            TaskStreams(composable, extends, backbone.device) if any(task.queries for task in composable) else None
+        )
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """All tasks that are computed, those among them that are only extended by others."""
+        return tuple(task for task in self._tasks if isinstance(task, Task))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks that are answered, in order."""
+        return self._answered
+
+    def forward(self, images: Tensor, *, base: bool = True, attention: bool = False) -> Outputs:
+        """Answers (B, 3, height, width) images that went through `self.preprocessing`.
+
+        base: also the backbone's own output and features; without it the rest of the trunk's last layer is skipped.
+        attention: also where the class tokens look, as `TaskAttention`. Raises MemtokError for images that do not fit.
+        """
+        tasks = self.tasks
+        if tasks and not tasks[0].composable:
+            own = variant_outputs(self.backbone, tasks[0], images, attention=attention)
+            features, answer = self.backbone(images) if base else (None, None)
+            return Outputs(features, answer, own.logits, own.attention)
+        return self.answer(self.trace(images, base=base), base=base, attention=attention)
+
+    def trace(self, images: Tensor, *, base: bool = True) -> Trace:
+        """The trunk's pass over images; `answer` turns it into outputs, for this model or one made from it."""
+        reads_features = any(task.name in self._answered and not task.queries for task in self.tasks)
+        streams = self.streams is not None
+        return self.backbone.trace(images, keys_and_values=streams, outputs=base or reads_features or not streams)
+
+    def answer(self, trace: Trace, *, base: bool = True, attention: bool = False) -> Outputs:
+        """Outputs of all answered tasks from one pass of the trunk; see `forward`.
+
+        One trace serves many models of the same backbone, if it was made by one that has all their tasks.
+        """
+        tasks = self.tasks
+        if tasks and not tasks[0].composable:
+            raise MemtokError(
+                f"expected composable tasks to answer from a trace, found {tasks[0].name!r} of regime "
+                f"{tasks[0].regime!r}, whose image tokens see the task; call the model on the images"
+            )
+        tokens: dict[int, Tensor] = {}
+        looks: dict[int, TaskAttention] = {}
+        if self.streams is not None:
+            tokens, looks = self.streams(self.backbone, tasks, trace, attention)
+        logits, looked = {}, {}
+        positions = {task.name: position for position, task in enumerate(tasks)}
+        for name in self._answered:
+            position = positions[name]
+            task = tasks[position]
+            features = tokens.get(position, trace.features)
+            if features is None:
+                raise MemtokError(f"expected a trace with features for {name!r}, found none; make it with base=True")
+            logits[name] = task(features)
+            if position in looks:
+                looked[name] = looks[position]
+        return Outputs(trace.features if base else None, trace.base if base else None, logits, looked)
+
+    def concat(self, other: MemoryViT, *, preprocessing: Preprocessing | None = None) -> MemoryViT:
+        """A model with the tasks of both. A task that tasks of both extend is taken once."""
+        if other.backbone.fingerprint != self.backbone.fingerprint:
+            raise MemtokError(
+                f"expected models of one backbone, found {self.backbone.source} ({self.backbone.fingerprint[:19]}) and "
+                f"{other.backbone.source} ({other.backbone.fingerprint[:19]}); train the tasks on the same backbone"
+            )
+        refuse_alone("concatenate", (*self.tasks, *other.tasks))
+        return self._derive(
+            merge(self.tasks, other.tasks),
+            (*self._answered, *other._answered),
+            preprocessing or self._explicit,
+        )
+
+    def add(self, task: Task, *, preprocessing: Preprocessing | None = None) -> MemoryViT:
+        """A model with one more task; all that it extends must be here already."""
+        refuse_alone("add", (*self.tasks, task))
+        return self._derive(merge(self.tasks, (task,)), (*self._answered, task.name), preprocessing or self._explicit)
+
+    def remove(self, name: str) -> MemoryViT:
+        """A model without one task; MemtokError if another extends it."""
+        self._check_known([name])
+        for task in self.tasks:
+            if any(ancestor.name == name for ancestor in task.extends):
+                raise MemtokError(
+                    f"expected a task that no other extends, found {name!r}, which {task.name!r} extends; remove "
+                    f"{task.name!r} first, or use select() to stop answering {name!r}"
+                )
+        left = tuple(other for other in self._answered if other != name)
+        return self._derive([task for task in self.tasks if task.name != name], left, self._explicit)
+
+    def select(self, names: Sequence[str]) -> MemoryViT:
+        """A model that answers these tasks only. What they extend is computed and not answered."""
+        if isinstance(names, str):
+            raise MemtokError(f"expected a list of task names, found the string {names!r}; write [{names!r}]")
+        self._check_known(names)
+        if len(set(names)) != len(names):
+            raise MemtokError(f"expected each task once, found {list(names)}; remove the repetition")
+        by_name = {task.name: task for task in self.tasks}
+        needed = {task.name for task in topological([by_name[name] for name in names])}
+        return self._derive([task for task in self.tasks if task.name in needed], tuple(names), self._explicit)
+
+    def extra_repr(self) -> str:
+        return f"answers {list(self._answered)}"
+
+    def _check_known(self, names: Sequence[str]) -> None:
+        known = {task.name for task in self.tasks}
+        for name in names:
+            if name not in known:
+                listed = ", ".join(repr(other) for other in sorted(known)) or "none"
+                raise MemtokError(f"expected one of the tasks {listed}, found {name!r}; check the spelling")
+
+    def _derive(
+        self, tasks: Sequence[Task], answered: tuple[str, ...], preprocessing: Preprocessing | None
+    ) -> MemoryViT:
+        model = MemoryViT(self.backbone, tasks, preprocessing=preprocessing)
+        if len(set(answered)) != len(answered):
+            twice = next(name for name in answered if answered.count(name) > 1)
+            raise two_of_one_name(twice)
+        model._answered = answered
+        return model
+
+
+def two_of_one_name(name: str) -> MemtokError:
+    """The error for two tasks that cannot be told apart."""
+    return MemtokError(f"expected tasks of different names, found {name!r} twice; rename one (task.name = ...)")
+
+
+def refuse_alone(verb: str, tasks: Sequence[Task]) -> None:
+    """MemtokError if one of the tasks changes what image tokens are and so cannot share a pass."""
+    for task in tasks:
+        if not task.composable:
+            raise MemtokError(
+                f"expected composable tasks to {verb}, found {task.name!r} of regime {task.regime!r}, whose image "
+                "tokens see the task; train it again with regime 'memory' or 'head'"
+            )
+
+
+def merge(tasks: Sequence[Task], others: Sequence[Task]) -> list[Task]:
+    """Both, where a task that others extend and that stands in both (by content) is taken once."""
+    merged = list(tasks)
+    extended = {id(ancestor) for task in (*tasks, *others) for ancestor in task.ancestors()}
+    for other in others:
+        same = next((task for task in merged if task.name == other.name), None)
+        if same is None:
+            merged.append(other)
+        elif not ({id(same), id(other)} & extended) or not same_task(same, other):
+            raise two_of_one_name(other.name)
+    return merged
+
+
+def same_task(one: Task, other: Task) -> bool:
+    """Whether two tasks are one object or hold the same content."""
+    return one is other or one.fingerprint == other.fingerprint
+
+
+def check_tasks(backbone: Backbone, tasks: Sequence[Task]) -> None:
+    """MemtokError unless these tasks can stand beside this backbone in one model."""
+    if isinstance(tasks, Task) or not all(isinstance(task, Task) for task in tasks):
+        raise MemtokError("expected a list of memtok tasks, found something else; write MemoryViT(backbone, [task])")
+    topological(tasks)  # names a cycle
+    seen: set[str] = set()
+    for task in tasks:
+        if task.name in seen:
+            raise two_of_one_name(task.name)
+        seen.add(task.name)
+        if task.backbone.fingerprint != backbone.fingerprint:
+            raise MemtokError(
+                f"expected tasks of backbone {backbone.source} ({backbone.fingerprint[:19]}), found {task.name!r} of "
+                f"{task.backbone.source} ({task.backbone.fingerprint[:19]}); load the backbone that it was trained on"
+            )
+        if task.class_tokens.device != backbone.device:
+            raise MemtokError(
+                f"expected tasks on {backbone.device} like the backbone, found {task.name!r} on "
+                f"{task.class_tokens.device}; move it with task.to({str(backbone.device)!r})"
+            )
+    if len(tasks) > 1:
+        refuse_alone("put side by side", tasks)
+
+
+def resolve_extends(tasks: Sequence[Task]) -> list[list[int]]:
+    """For each task, the positions of those that it extends; MemtokError if one is missing or another of its name."""
+    positions = {task.name: index for index, task in enumerate(tasks)}
+    resolved = []
+    for task in tasks:
+        found = []
+        for ancestor in task.extends:
+            index = positions.get(ancestor.name)
+            if index is None:
+                raise MemtokError(
+                    f"expected all that {task.name!r} extends in the model, found no {ancestor.name!r}; add it first"
+                )
+            if not same_task(tasks[index], ancestor):
+                raise MemtokError(
+                    f"expected the {ancestor.name!r} that {task.name!r} extends ({ancestor.fingerprint[:19]}), found "
+                    f"another task of that name ({tasks[index].fingerprint[:19]}); add the one that was extended"
+                )
+            found.append(index)
+        resolved.append(found)
+    return resolved
+
+
+def common_preprocessing(backbone: Backbone, tasks: Sequence[Task], explicit: Preprocessing | None) -> Preprocessing:
+    """What images of this model go through: as given, else what all tasks agree on, else the backbone's."""
+    chosen = explicit or (tasks[0].preprocessing if tasks else backbone.preprocessing)
+    if explicit is None:
+        for task in tasks[1:]:
+            if task.preprocessing != chosen:
+                raise MemtokError(
+                    f"expected tasks of one preprocessing, found a difference between {tasks[0].name!r} and "
+                    f"{task.name!r}: {chosen.difference(task.preprocessing)}; train them alike or give preprocessing="
+                )
+    own = backbone.preprocessing
+    if chosen.image_size != own.image_size:
+        raise MemtokError(
+            f"expected images of {chosen.image_size[0]}x{chosen.image_size[1]} px as the tasks were trained with, "
+            f"found a backbone for {own.image_size[0]}x{own.image_size[1]} px; load it with "
+            f"image_size={chosen.image_size}"
+        )
+    if chosen.position_resize != own.position_resize and explicit is None:
+        raise MemtokError(
+            f"expected position embeddings resized as by {chosen.position_resize}, found a backbone resized as "
+            f"by {own.position_resize}; load it from the same kind of source or give preprocessing="
+        )
+    return chosen

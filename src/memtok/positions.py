@@ -1,0 +1,66 @@
+"""Position embeddings for another image size, resized the way the library does it that the checkpoint is from.
+
+Sources: timm's `resample_abs_pos_embed` (bicubic, antialiased) and `interpolate_pos_encoding` in transformers'
+modeling_vit, modeling_deit, modeling_dinov2 and modeling_clip (bicubic, not antialiased).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from memtok.errors import MemtokError
+
+
+@torch.no_grad()
+def resize_positions(vit: nn.Module, image_size: tuple[int, int], how: str) -> None:
+    """Sets the image size of a timm Vision Transformer, in place. Nothing changes if it has that size.
+
+    image_size: (height, width) in pixels. how: "timm" or "transformers", as Preprocessing.position_resize.
+    MemtokError for an image size that the patches do not fill.
+    """
+    model: Any = vit
+    patch, old_grid = model.patch_embed.patch_size, tuple(model.patch_embed.grid_size)
+    check_image_size(image_size, patch)
+    if tuple(model.patch_embed.img_size) == image_size:
+        return
+    new_grid = (image_size[0] // patch[0], image_size[1] // patch[1])
+    resized = None
+    if how == "transformers" and model.pos_embed is not None and new_grid != old_grid:
+        prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+        resized = resize_as_transformers(model.pos_embed, prefix, old_grid, new_grid)
+    model.set_input_size(img_size=image_size)
+    if resized is not None:
+        model.pos_embed.copy_(resized)
+
+
+def resize_as_transformers(
+    positions: Tensor, prefix: int, old_grid: tuple[int, ...], new_grid: tuple[int, int]
+) -> Tensor:
+    """(1, prefix + patches, D) position embeddings for another grid (rows, columns) of patches.
+
+    MemtokError for an old grid that is not square, for which transformers has no rule.
+    """
+    rows, columns = old_grid
+    if rows != columns:
+        raise MemtokError(
+            f"expected a square grid of position embeddings, which is all that transformers resizes, found {rows} x "
+            f"{columns}; use the checkpoint's own image size"
+        )
+    grid = positions[:, prefix:].float().reshape(1, rows, columns, -1).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+    grid = F.interpolate(grid, size=new_grid, mode="bicubic", align_corners=False)
+    patches = grid.permute(0, 2, 3, 1).flatten(1, 2)  # (1, patches, D)
+    return torch.cat([positions[:, :prefix], patches.to(positions.dtype)], dim=1)
+
+
+def check_image_size(image_size: tuple[int, int], patch: tuple[int, int]) -> None:
+    """MemtokError unless whole patches fill the image; it names the nearest size that they fill."""
+    if any(side % step for side, step in zip(image_size, patch, strict=True)):
+        nearest = tuple(max(1, round(side / step)) * step for side, step in zip(image_size, patch, strict=True))
+        raise MemtokError(
+            f"expected an image size (height, width) that is a multiple of the patch {tuple(patch)}, found "
+            f"{image_size}; the nearest is {nearest}"
+        )

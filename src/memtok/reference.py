@@ -1,0 +1,204 @@
+"""The method written down literally: one attention call per layer under the mask of Table 1.
+
+Slow and plain on purpose. The task streams are tested against `reference_outputs`, and the regimes whose image tokens
+see the task (`head+class`, `memory-shared`, `memory-propagated`, `memory-additive`) cannot be split into streams and
+run on `variant_outputs`. Letters as in backbone.py.
+
+Source: Sandler et al., CVPR 2022 (arXiv 2203.15243), Table 1, and Figure 2 for the variants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memtok.backbone import Backbone, join_heads, project_keys_and_values, split_heads
+from memtok.errors import MemtokError
+from memtok.outputs import Outputs, TaskAttention
+from memtok.task import Task, topological
+
+
+def attention_mask(trunk_tokens: int, tasks: Sequence[Task]) -> Tensor:
+    """(N + T, N + T + M) bool, Table 1 of the paper: True where row i (who asks) sees column j (who is seen).
+
+    Rows: the trunk's tokens, then the class tokens of each task in order. Columns: the same, then the memory cells of
+    each task in order. Trunk tokens see trunk tokens only. A class token sees these, the class tokens and memory of its
+    own task, and those of every task that its own extends.
+    """
+    names = [task.name for task in tasks]
+    row_owner = [None] * trunk_tokens + [task.name for task in tasks for _ in range(task.queries)]
+    column_owner = row_owner + [task.name for task in tasks for _ in range(task.cells)]
+    sees = {task.name: {task.name, *(ancestor.name for ancestor in task.ancestors())} for task in tasks}
+    assert len(set(names)) == len(names)
+    mask = torch.zeros(len(row_owner), len(column_owner), dtype=torch.bool)
+    for i, row in enumerate(row_owner):
+        for j, column in enumerate(column_owner):
+            mask[i, j] = column is None or (row is not None and column in sees[row])
+    return mask
+
+
+def masked_attention(
+    attention: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Heads (B, H, n, d) and probabilities (B, H, n, columns); masked scores are minus infinity before the softmax."""
+    scores = (query * attention.scale) @ key.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    probabilities = scores.softmax(dim=-1).to(value.dtype)
+    return probabilities @ value, probabilities
+
+
+def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor, *, attention: bool = False) -> Outputs:
+    """Answers of composable tasks and of the base, (B, 3, height, width) images, by one masked attention per layer.
+
+    What the tasks extend is computed too and need not be listed; only the listed tasks are answered.
+    """
+    for task in tasks:
+        if not task.composable:
+            raise MemtokError(f"expected composable tasks, found {task.name!r} of regime {task.regime!r}")
+    everyone = topological(tasks)
+    extended = {id(ancestor) for task in everyone for ancestor in task.ancestors()}
+    own = {id(task): parameters_of(task, frozen=id(task) in extended) for task in everyone}
+
+    with torch.no_grad():
+        trunk = backbone.vit.norm_pre(backbone.embed(backbone.check_images(images)))  # (B, N, D)
+    batch, count, _ = trunk.shape
+    tokens = (
+        torch.cat([own[id(task)]["class_tokens"] for task in everyone])
+        if everyone
+        else trunk.new_zeros(0, backbone.dim)
+    )
+    entered = backbone.embed_class_tokens(tokens.to(trunk.dtype))
+    x = torch.cat([trunk, entered.expand(batch, -1, -1)], dim=1)  # (B, N + T, D)
+    mask = attention_mask(count, everyone).to(x.device)
+    looks = []
+    for layer, block in enumerate(backbone.vit.blocks):
+        normed = block.norm1(x)
+        qkv = adapt("qkv", everyone, own, layer, normed, block.attn.qkv(normed), count)
+        query, key, value = split_heads(block.attn, qkv)
+        memory = [place(task, own[id(task)]["memory"][layer].to(x.dtype), block.norm1) for task in everyone]
+        cells = torch.cat([*memory, x.new_zeros(0, backbone.dim)])  # (M, D)
+        memory_key, memory_value = project_keys_and_values(block.attn, cells.expand(batch, -1, -1))
+        key, value = torch.cat([key, memory_key], dim=2), torch.cat([value, memory_value], dim=2)
+        heads, probabilities = masked_attention(block.attn, query, key, value, mask)
+        looks.append(probabilities)
+        joined = join_heads(block.attn, heads, normed)
+        x = x + block.ls1(adapt("proj", everyone, own, layer, joined, block.attn.proj(joined), count))
+        normed = block.norm2(x)
+        x = x + block.ls2(adapt("mlp", everyone, own, layer, normed, block.mlp(normed), count))
+
+    final = backbone.final_norm(x)
+    rows = slices([count, *(task.queries for task in everyone)])[1:]
+    features = final[:, 0].detach()
+    logits = {}
+    for task, row in zip(everyone, rows, strict=True):
+        if any(task is asked for asked in tasks):
+            logits[task.name] = task(final[:, row] if task.queries else features)
+    base = backbone.classify(backbone.vit.norm(x[:, :count]))
+    looked = sort_attention(everyone, torch.stack(looks), count) if attention else {}
+    return Outputs(features, base, logits, {name: looked[name] for name in logits if name in looked})
+
+
+def parameters_of(task: Task, *, frozen: bool) -> dict[str, Tensor]:
+    """Class tokens, memory and adapters; cut off from the gradient where another task extends this one."""
+    tensors: dict[str, Tensor] = {"class_tokens": task.class_tokens, "memory": task.memory, **task.adapters}
+    return {key: value.detach() if frozen else value for key, value in tensors.items()}
+
+
+def place(task: Task, cells: Tensor, norm: Any) -> Tensor:
+    """Memory cells (m, D) as the key and value projections see them: through the layer's norm, or past it."""
+    placed: Tensor = norm(cells) if task.placement == "before-norm" else cells
+    return placed
+
+
+def adapt(
+    name: str,
+    tasks: Sequence[Task],
+    own: dict[int, dict[str, Tensor]],
+    layer: int,
+    tokens: Tensor,
+    total: Tensor,
+    count: int,
+) -> Tensor:
+    """`total` (B, N + T, outputs) with each task's adapter added to the rows of its own class tokens."""
+    rows = slices([count, *(task.queries for task in tasks)])[1:]
+    for task, row in zip(tasks, rows, strict=True):
+        if task.adapter_rank:
+            down, up = own[id(task)][f"{name}_down"][layer], own[id(task)][f"{name}_up"][layer]
+            update = tokens[:, row] @ down.to(tokens.dtype).T @ up.to(tokens.dtype).T
+            total = torch.cat([total[:, : row.start], total[:, row] + update, total[:, row.stop :]], dim=1)
+    return total
+
+
+def slices(lengths: Sequence[int]) -> list[slice]:
+    """Consecutive slices of these lengths."""
+    found, start = [], 0
+    for length in lengths:
+        found.append(slice(start, start + length))
+        start += length
+    return found
+
+
+def sort_attention(tasks: Sequence[Task], looks: Tensor, count: int) -> dict[str, TaskAttention]:
+    """Probabilities (L, B, H, N + T, N + T + M) sorted out by task."""
+    tokens = slices([count, *(task.queries for task in tasks)])[1:]
+    first = count + sum(task.queries for task in tasks)
+    cells = slices([first, *(task.cells for task in tasks)])[1:]
+    columns = {task.name: (tokens[index], cells[index]) for index, task in enumerate(tasks)}
+    found = {}
+    for task in tasks:
+        if not task.queries:
+            continue
+        mine = looks[..., columns[task.name][0], :]  # (L, B, H, queries, N + T + M)
+        extended = {
+            ancestor.name: torch.cat([mine[..., part] for part in columns[ancestor.name]], dim=-1)
+            for ancestor in task.ancestors()
+            if ancestor.queries
+        }
+        own_tokens, own_cells = columns[task.name]
+        found[task.name] = TaskAttention(mine[..., :count], mine[..., own_tokens], mine[..., own_cells], extended)
+    return found
+
+
+def variant_outputs(backbone: Backbone, task: Task, images: Tensor, *, attention: bool = False) -> Outputs:
+    """Answer of a task that image tokens see: its class token takes the place of the base one. No base output.
+
+    head+class: nothing else. memory-shared: every token sees the layer's memory, which asks nothing itself.
+    memory-propagated: memory cells enter below the first layer and walk up as ordinary tokens. memory-additive: the
+    same, and each further layer adds its own learned update to them.
+    """
+    with torch.no_grad():
+        embedded = backbone.embed(backbone.check_images(images))
+        rest = backbone.vit.norm_pre(embedded[:, 1:])
+    batch, count = embedded.shape[:2]
+    own = backbone.embed_class_tokens(task.class_tokens.to(rest.dtype)).expand(batch, -1, -1)
+    x = torch.cat([own, rest], dim=1)  # (B, N, D)
+    travelling = task.regime in ("memory-propagated", "memory-additive")
+    memory = task.memory.to(x.dtype)
+    if travelling:
+        x = torch.cat([x, memory[0].expand(batch, -1, -1)], dim=1)  # (B, N + m, D)
+    looks = []
+    for layer, block in enumerate(backbone.vit.blocks):
+        if task.regime == "memory-additive" and layer:
+            x = torch.cat([x[:, :count], x[:, count:] + memory[layer]], dim=1)
+        normed = block.norm1(x)
+        query, key, value = split_heads(block.attn, block.attn.qkv(normed))
+        if not travelling:
+            cells = place(task, memory[layer], block.norm1).expand(batch, -1, -1)
+            memory_key, memory_value = project_keys_and_values(block.attn, cells)
+            key, value = torch.cat([key, memory_key], dim=2), torch.cat([value, memory_value], dim=2)
+        heads, probabilities = masked_attention(block.attn, query, key, value, None)
+        if attention:
+            looks.append(probabilities[:, :, :1])
+        x = x + block.ls1(block.attn.proj(join_heads(block.attn, heads, normed)))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    logits = {task.name: task(backbone.final_norm(x[:, :1]))}
+    looked = {}
+    if attention:
+        seen = torch.stack(looks)  # (L, B, H, 1, N + m); its own class token stands where the base one stood
+        image = torch.cat([torch.zeros_like(seen[..., :1]), seen[..., 1:count]], dim=-1)
+        looked[task.name] = TaskAttention(image, seen[..., :1], seen[..., count:])
+    return Outputs(None, None, logits, looked)

@@ -1,0 +1,402 @@
+"""A task: all that memtok learns. Class tokens, memory cells in every layer, a head, and adapters if asked for.
+
+Source: Sandler et al., CVPR 2022 (arXiv 2203.15243), sections 3.1 to 3.3. Several class tokens (`queries`) and adapters
+on the task's own tokens are memtok's additions; both are off by default.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from memtok.backbone import Backbone
+from memtok.errors import MemtokError
+from memtok.preprocessing import Preprocessing
+
+MEMORY_STD = 0.02  # the paper's N(0, 0.02); 0.02 is the standard deviation
+HEAD_STD = 0.02
+DEFAULT_CELLS = 5
+PLACEMENTS = ("before-norm", "after-norm")
+
+# Regime -> does it own memory, may it share a pass with other tasks. `full` trains a backbone and is no task.
+REGIMES: dict[str, tuple[bool, bool]] = {
+    "memory": (True, True),
+    "head": (False, True),
+    "head+class": (False, False),
+    "memory-shared": (True, False),
+    "memory-propagated": (True, False),
+    "memory-additive": (True, False),
+}
+
+
+class Task(nn.Module):
+    """One task beside a frozen backbone. Make one with `Task.create`, or read one with `load_task`.
+
+    Attributes:
+        class_tokens: (queries, D), without position embedding; (0, D) in regime `head`, which reads the base one.
+        memory: (L, cells, D), the cells of each layer; (1, cells, D) in regime `memory-propagated`.
+        head: linear, from the concatenated class tokens (max(queries, 1) * D) to the classes.
+        adapters: low-rank updates of the layers' projections that act on this task's class tokens only:
+            `qkv.down` (L, rank, D), `qkv.up` (L, 3 H d, rank), the same for `proj`, and for `mlp` a branch beside it.
+        extends: the tasks whose class tokens and memory this one sees. They are frozen when this one is made.
+        record: how it was trained, as JSON-able values.
+
+    `parameters()` yields exactly what trains: neither the backbone nor extended tasks are among them.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        name: str,
+        classes: Sequence[str],
+        tensors: dict[str, Tensor],
+        regime: str = "memory",
+        placement: str = "before-norm",
+        extends: Sequence[Task] = (),
+        preprocessing: Preprocessing | None = None,
+        record: dict[str, Any] | None = None,
+    ) -> None:
+        """From given tensors, named as in a task file; MemtokError if a shape does not fit the backbone."""
+        super().__init__()
+        self._bound = (backbone,)  # a tuple, so that the backbone does not become a submodule
+        self.name = check_name(name)
+        self.classes = check_classes(classes)
+        self.regime = check_choice("regime", regime, tuple(REGIMES))
+        self.placement = check_choice("memory placement", placement, PLACEMENTS)
+        self.extends = check_extends(self.name, backbone, self.regime, extends)
+        self.preprocessing = preprocessing or backbone.preprocessing
+        self.record: dict[str, Any] = dict(record or {})
+        check_tensors(self.name, backbone, self.regime, len(self.classes), tensors)
+        self.class_tokens = nn.Parameter(tensors["class_tokens"].detach().clone())
+        self.memory = nn.Parameter(tensors["memory"].detach().clone())
+        weight = tensors["head.weight"]
+        # On the meta device a fresh layer draws nothing from the global generator.
+        self.head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+        self.head.weight = nn.Parameter(weight.detach().clone())
+        self.head.bias = nn.Parameter(tensors["head.bias"].detach().clone())
+        self.adapters = nn.ParameterDict()
+        for key in sorted(tensors):
+            if key.startswith("adapters."):
+                own = nn.Parameter(tensors[key].detach().clone())
+                self.adapters[key.removeprefix("adapters.").replace(".", "_")] = own
+        for ancestor in self.ancestors():
+            ancestor.requires_grad_(False)
+
+    @classmethod
+    def create(
+        cls,
+        backbone: Backbone,
+        *,
+        name: str,
+        classes: Sequence[str],
+        memory: int | None = None,
+        queries: int = 1,
+        adapter_rank: int = 0,
+        extends: Sequence[Task] = (),
+        regime: str = "memory",
+        placement: str = "before-norm",
+        seed: int | None = None,
+    ) -> Task:
+        """A new task, ready to train.
+
+        memory: cells per layer, 0 or more (5 unless told, in regimes that have memory). queries: class tokens, 1 or
+        more. adapter_rank: 0 for none. extends: tasks that this one may see; they are frozen from now on.
+        seed: of the initial values; without it they come from torch's global generator.
+
+        Memory is drawn from N(0, 0.02). The first class token is a copy of the base one, further ones are copies with
+        N(0, 0.02) added. Raises MemtokError for values that make no task.
+        """
+        check_choice("regime", regime, tuple(REGIMES))
+        has_memory, _ = REGIMES[regime]
+        cells = (DEFAULT_CELLS if has_memory else 0) if memory is None else memory
+        check_count("memory", cells, 0)
+        check_count("adapter_rank", adapter_rank, 0)
+        check_count("queries", queries, 1)
+        if cells and not has_memory:
+            raise MemtokError(f"expected no memory in regime {regime!r}, found {cells} cells; use regime 'memory'")
+        if (queries > 1 or adapter_rank) and regime != "memory":
+            raise MemtokError(
+                f"expected queries=1 and adapter_rank=0 in regime {regime!r}, found queries={queries} and "
+                f"adapter_rank={adapter_rank}; use regime 'memory'"
+            )
+        generator = torch.Generator().manual_seed(seed) if seed is not None else None
+        tokens = 0 if regime == "head" else queries
+        tensors = initial_tensors(backbone, regime, len(check_classes(classes)), cells, tokens, adapter_rank, generator)
+        return cls(
+            backbone,
+            name=name,
+            classes=classes,
+            tensors=tensors,
+            regime=regime,
+            placement=placement,
+            extends=extends,
+        )
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone that this task belongs to."""
+        return self._bound[0]
+
+    @property
+    def queries(self) -> int:
+        """Number of class tokens of its own; 0 in regime `head`."""
+        return self.class_tokens.shape[0]
+
+    @property
+    def cells(self) -> int:
+        """Memory cells per layer."""
+        return self.memory.shape[1]
+
+    @property
+    def adapter_rank(self) -> int:
+        """Rank of the adapters, 0 without."""
+        return self.adapters["qkv_down"].shape[1] if "qkv_down" in self.adapters else 0
+
+    @property
+    def composable(self) -> bool:
+        """Whether it can share a pass with other tasks: True where image tokens never see it."""
+        return REGIMES[self.regime][1]
+
+    def ancestors(self) -> tuple[Task, ...]:
+        """All that it extends, directly or through others, every one before those that extend it."""
+        return topological(self.extends, trail=(self,))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its parameters under the names of a task file, detached."""
+        named: dict[str, Tensor] = {"class_tokens": self.class_tokens, "memory": self.memory}
+        named |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
+        named |= {"adapters." + key.replace("_", "."): value for key, value in self.adapters.items()}
+        return {key: value.detach() for key, value in named.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """`sha256:` over what determines its answers: tensors, regime, backbone, preprocessing and what it extends.
+
+        Its name and the names of its classes are not part of it: a renamed task is the same task.
+        """
+        return content_fingerprint(
+            self.tensors(),
+            backbone=self.backbone.fingerprint,
+            extends=[task.fingerprint for task in self.extends],
+            placement=self.placement,
+            preprocessing=self.preprocessing.to_dict(),
+            regime=self.regime,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes a task file, atomically; see `memtok.bundle`."""
+        from memtok.bundle import save_task  # bundle builds on this module
+
+        save_task(self, path)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, classes) logits from its class tokens after the final norm, (B, max(queries, 1), D)."""
+        logits: Tensor = self.head(features.flatten(1).to(self.head.weight.dtype))
+        return logits
+
+    def extra_repr(self) -> str:
+        extends = f", extends {[task.name for task in self.extends]}" if self.extends else ""
+        return (
+            f"{self.name!r}, {self.regime}, {len(self.classes)} classes, {self.queries} queries, {self.cells} cells, "
+            f"adapter rank {self.adapter_rank}{extends}"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy of what it owns; the backbone and the tasks that it extends stay shared."""
+        for shared in (self.backbone, *self.extends):
+            memo[id(shared)] = shared
+        clone = self.__class__.__new__(self.__class__)
+        memo[id(self)] = clone
+        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return clone
+
+
+def content_fingerprint(
+    tensors: dict[str, Tensor],
+    *,
+    backbone: str,
+    extends: list[str],
+    placement: str,
+    preprocessing: dict[str, Any],
+    regime: str,
+) -> str:
+    """`sha256:` of a task's tensors, widened to float32, and of the facts that its answers depend on besides."""
+    facts = {
+        "backbone": backbone,
+        "extends": extends,
+        "placement": placement,
+        "preprocessing": preprocessing,
+        "regime": regime,
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"{key}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return "sha256:" + digest.hexdigest()
+
+
+def topological(tasks: Sequence[Task], trail: tuple[Task, ...] = ()) -> tuple[Task, ...]:
+    """`tasks` and all that they extend, every task after those that it extends; MemtokError names a cycle."""
+    ordered: dict[int, Task] = {}
+
+    def visit(task: Task, trail: tuple[Task, ...]) -> None:
+        if any(task is other for other in trail):
+            names = " -> ".join(repr(other.name) for other in (*trail, task))
+            raise MemtokError(f"expected tasks that extend each other without a cycle, found {names}; break it")
+        if id(task) not in ordered:
+            for ancestor in task.extends:
+                visit(ancestor, (*trail, task))
+            ordered[id(task)] = task
+
+    for task in tasks:
+        visit(task, trail)
+    return tuple(ordered.values())
+
+
+def adapter_shapes(backbone: Backbone, rank: int) -> dict[str, tuple[int, int, int]]:
+    """Adapter tensors by their names in a task file: down (L, rank, inputs), up (L, outputs, rank)."""
+    depth, dim, inner = backbone.depth, backbone.dim, int(backbone.vit.blocks[0].attn.attn_dim)
+    widths = {"qkv": (dim, 3 * inner), "proj": (inner, dim), "mlp": (dim, dim)}
+    shapes = {}
+    for layer, (inputs, outputs) in widths.items():
+        shapes[f"adapters.{layer}.down"] = (depth, rank, inputs)
+        shapes[f"adapters.{layer}.up"] = (depth, outputs, rank)
+    return shapes
+
+
+def tensor_shapes(
+    backbone: Backbone, regime: str, classes: int, cells: int, queries: int, rank: int
+) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a task and its shape."""
+    layers = 1 if regime == "memory-propagated" else backbone.depth
+    shapes: dict[str, tuple[int, ...]] = {
+        "class_tokens": (queries, backbone.dim),
+        "memory": (layers, cells, backbone.dim),
+        "head.weight": (classes, max(queries, 1) * backbone.dim),
+        "head.bias": (classes,),
+    }
+    return shapes | (dict(adapter_shapes(backbone, rank)) if rank else {})
+
+
+def initial_tensors(
+    backbone: Backbone,
+    regime: str,
+    classes: int,
+    cells: int,
+    queries: int,
+    rank: int,
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    """Initial values, float32 on the backbone's device; drawn on the CPU, so that a seed means the same everywhere."""
+    drawn = {}
+    for key, shape in tensor_shapes(backbone, regime, classes, cells, queries, rank).items():
+        if key.endswith(".up") or key == "head.bias":
+            drawn[key] = torch.zeros(shape)  # adapters start as no change
+            continue
+        std = shape[-1] ** -0.5 if key.endswith(".down") else HEAD_STD if key == "head.weight" else MEMORY_STD
+        drawn[key] = torch.randn(shape, generator=generator) * std
+    if regime == "memory-additive":
+        drawn["memory"][1:] = 0.0  # the updates start as no change
+    drawn["class_tokens"][:1] = 0.0  # the first class token is the base one exactly
+    drawn["class_tokens"] += backbone.class_token.detach().to("cpu", torch.float32)
+    return {key: value.to(backbone.device) for key, value in drawn.items()}
+
+
+def check_tensors(name: str, backbone: Backbone, regime: str, classes: int, tensors: dict[str, Tensor]) -> None:
+    """MemtokError unless `tensors` are all that such a task has, in their shapes, finite and floating-point."""
+    for key in ("class_tokens", "memory", "head.weight", "head.bias"):
+        if key not in tensors:
+            raise MemtokError(f"expected the tensor {key} in task {name!r}, found none; the file is not whole")
+    cells = tensors["memory"].shape[1] if tensors["memory"].ndim == 3 else -1
+    queries = tensors["class_tokens"].shape[0] if tensors["class_tokens"].ndim == 2 else -1
+    down = tensors.get("adapters.qkv.down")
+    rank = down.shape[1] if down is not None and down.ndim == 3 else 0
+    shapes = tensor_shapes(backbone, regime, classes, cells, queries, rank)
+    for key in sorted(shapes.keys() | tensors.keys()):
+        if key not in tensors:
+            raise MemtokError(f"expected the tensor {key} in task {name!r}, found none; the file is not whole")
+        if key not in shapes:
+            raise MemtokError(
+                f"expected no tensor {key} in task {name!r} of regime {regime!r}, found one; not this format"
+            )
+        if tuple(tensors[key].shape) != shapes[key]:
+            raise MemtokError(
+                f"expected {key} of task {name!r} in shape {shapes[key]}, found {tuple(tensors[key].shape)}; "
+                "it belongs to another backbone or format"
+            )
+        if not tensors[key].is_floating_point() or not bool(torch.isfinite(tensors[key]).all()):
+            raise MemtokError(f"expected finite numbers in {key} of task {name!r}, found others; train it again")
+    if (queries == 0) != (regime == "head") or (queries > 1 and regime != "memory"):
+        raise MemtokError(f"expected class tokens that fit regime {regime!r} in task {name!r}, found {queries}")
+    if cells and not REGIMES[regime][0]:
+        raise MemtokError(f"expected no memory in task {name!r} of regime {regime!r}, found {cells} cells")
+
+
+def check_name(name: str) -> str:
+    """A task's name: printable, not empty, and not `base`, which names the backbone's own answer."""
+    if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 200:
+        raise MemtokError(f"expected a printable task name of 1 to 200 characters, found {name!r}; choose another name")
+    if name == "base":
+        raise MemtokError(
+            "expected a task name other than 'base', which means the backbone's own answer; rename the task"
+        )
+    return name
+
+
+def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Class names in order, at least one, no two alike."""
+    if isinstance(classes, str) or not all(isinstance(item, str) for item in classes):
+        raise MemtokError(f"expected class names as a list of strings, found {classes!r}; write ['cat', 'dog']")
+    names = tuple(classes)
+    if not names:
+        raise MemtokError("expected at least one class name, found none; name the classes in order")
+    if len(set(names)) != len(names):
+        twice = next(item for item in names if names.count(item) > 1)
+        raise MemtokError(f"expected different class names, found {twice!r} twice; rename one")
+    return names
+
+
+def check_choice(what: str, value: str, choices: tuple[str, ...]) -> str:
+    """`value` if it is one of `choices`."""
+    if value not in choices:
+        hint = "; 'full' trains a whole model: use memtok.FullModel" if value == "full" else "; choose one of these"
+        raise MemtokError(f"expected {what} {', '.join(choices)}, found {value!r}{hint}")
+    return value
+
+
+def check_count(what: str, value: int, least: int) -> None:
+    """`value` as a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise MemtokError(f"expected {what} as a whole number of {least} or more, found {value!r}; change it")
+
+
+def check_extends(name: str, backbone: Backbone, regime: str, extends: Sequence[Task]) -> tuple[Task, ...]:
+    """The tasks to extend, in the given order: composable, of this backbone, of different names."""
+    if isinstance(extends, Task) or not all(isinstance(task, Task) for task in extends):
+        raise MemtokError("expected extends= as a list of tasks, found something else; load them with memtok.load_task")
+    if extends and regime != "memory":
+        raise MemtokError(f"expected regime 'memory' for a task that extends others, found {regime!r}")
+    names = {name}
+    for task in topological(extends):
+        if not task.composable:
+            raise MemtokError(
+                f"expected tasks of regime 'memory' to extend, found {task.name!r} of regime {task.regime!r}, which "
+                "changes what the image tokens are; train it again with regime 'memory'"
+            )
+        if task.backbone.fingerprint != backbone.fingerprint:
+            raise MemtokError(
+                f"expected a task of backbone {backbone.fingerprint[:19]} to extend, found {task.name!r} of "
+                f"{task.backbone.fingerprint[:19]} ({task.backbone.source}); use one backbone"
+            )
+        if task.name in names:
+            raise MemtokError(f"expected different names in extends, found {task.name!r} twice; rename one")
+        names.add(task.name)
+    return tuple(extends)

@@ -1,0 +1,156 @@
+"""Checkpoints in timm's own layout: by model name, as a folder or file with timm's tensor names, as an object.
+
+Source: timm's `create_model`, `load_pretrained` and `save_for_hf` (timm.models).
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import timm
+import torch
+from timm.models import PretrainedCfg
+from torch import Tensor, nn
+
+from memtok.architecture import check_supported
+from memtok.conversion import split_left_out
+from memtok.errors import MemtokError
+from memtok.preprocessing import Preprocessing
+from memtok.processors import has_timm_preprocessing, timm_preprocessing
+from memtok.tensor_files import load_tensors, one_line
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source holds: the model with its position embeddings as stored, and its preprocessing at the size wanted.
+
+    origin, classes, left_out: as in Checkpoint.
+    """
+
+    vit: nn.Module
+    preprocessing: Preprocessing
+    origin: str
+    classes: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def read_timm_name(name: str, size: tuple[int, int] | None) -> Found:
+    """A timm model with its published weights; MemtokError for an unknown name or weights that cannot be had."""
+    vit = _create(name, pretrained=True)
+    check_supported(vit)
+    return _found(vit, size or _own_size(vit), "checkpoint")
+
+
+def read_timm_object(model: nn.Module, size: tuple[int, int] | None) -> Found:
+    """A copy of a timm model in memory, as it stands, in float32 on the CPU."""
+    check_supported(model)
+    vit = copy.deepcopy(model).cpu().float()
+    told = has_timm_preprocessing(_pretrained_config(vit))
+    origin = "checkpoint" if told else "usual for timm's Vision Transformers (the object has no pretrained_cfg)"
+    return _found(vit, size or _own_size(vit), origin)
+
+
+def read_timm_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor], size: tuple[int, int] | None) -> Found:
+    """A folder in timm's layout: `config` is its config.json, as `save_for_hf` writes it or older versions did."""
+    name, arguments = str(config["architecture"]), config.get("model_args") or {}
+    if not isinstance(arguments, Mapping):
+        raise MemtokError(f"expected model_args as a table in config.json, found {arguments!r}; get the file again")
+    nested = config.get("pretrained_cfg")
+    given = dict(nested if isinstance(nested, Mapping) else config)
+    given.update({key: config[key] for key in ("num_classes", "label_names") if config.get(key) is not None})
+    known = {field.name for field in fields(PretrainedCfg)} - {"architecture"}
+    pretrained = {key: value for key, value in given.items() if key in known and value is not None}
+    if has_timm_preprocessing(pretrained):
+        return _fill(_create(name, pretrained_cfg=pretrained, **arguments), tensors, size, "checkpoint")
+    origin = f"usual for {name} (config.json does not say)"
+    return _fill(_create(name, pretrained_cfg_overlay=pretrained, **arguments), tensors, size, origin)
+
+
+def read_timm_tensors(name: str, tensors: Mapping[str, Tensor], size: tuple[int, int] | None) -> Found:
+    """Tensors with timm's names of an architecture that timm knows by `name`."""
+    head = tensors.get("head.weight")
+    classes = 0 if head is None or not head.ndim else head.shape[0]
+    return _fill(_create(name, num_classes=classes), tensors, size, f"usual for {name} (the file does not say)")
+
+
+def _create(name: str, **arguments: Any) -> nn.Module:
+    """timm's `create_model`, in float32 on the CPU; it leaves the global random generator as it was."""
+    if not timm.is_model(name):
+        similar = difflib.get_close_matches(
+            name.partition(".")[0], timm.list_models("*vit*") + timm.list_models("*deit*")
+        )
+        raise MemtokError(
+            f"expected a folder, a .safetensors file, org/name on the Hub or a timm model name, found {name!r}; "
+            + (f"did you mean {', '.join(similar)}?" if similar else "check the spelling")
+        )
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            vit: nn.Module = timm.create_model(name, **arguments).float()
+    except Exception as error:  # timm raises errors of its own, of its downloads, and assertions of its models
+        raise MemtokError(
+            f"expected to make timm's {name}, found: {one_line(error)}; check the name, its settings and the connection"
+        ) from error
+    return vit
+
+
+def _fill(vit: nn.Module, tensors: Mapping[str, Tensor], size: tuple[int, int] | None, origin: str) -> Found:
+    """Loads tensors with timm's names, their position embeddings on the grid that they are stored for."""
+    check_supported(vit)
+    wanted = size or _own_size(vit)
+    kept, left_out = split_left_out(tensors, "timm")
+    _fit_grid(vit, kept)
+    load_tensors(vit, kept)
+    return _found(vit, wanted, origin, left_out)
+
+
+def _fit_grid(vit: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Gives the model the grid of the file's position embeddings: square, as timm assumes, where it is another one.
+
+    They are resized to the size wanted only later, so that this happens once and the fingerprint is of what is stored.
+    """
+    stored = tensors.get("pos_embed")
+    if vit.pos_embed is None or stored is None or stored.ndim != 3 or stored.shape == vit.pos_embed.shape:
+        return
+    side = math.isqrt(max(0, stored.shape[1] - (0 if vit.no_embed_class else vit.num_prefix_tokens)))
+    if side:
+        height, width = vit.patch_embed.patch_size
+        vit.set_input_size(img_size=(side * height, side * width))
+
+
+def _own_size(vit: Any) -> tuple[int, int]:
+    """(height, width) in pixels that the model is for: its own, or what it recommends where it takes any."""
+    recommended = _pretrained_config(vit).get("input_size") if vit.dynamic_img_size else None
+    height, width = recommended[-2:] if recommended else vit.patch_embed.img_size
+    return height, width
+
+
+def _found(vit: nn.Module, size: tuple[int, int], origin: str, left_out: tuple[str, ...] = ()) -> Found:
+    config = _pretrained_config(vit)
+    preprocessing = timm_preprocessing(config if has_timm_preprocessing(config) else {}, size)
+    return Found(vit, preprocessing, origin, _class_names(config, vit), left_out)
+
+
+def _pretrained_config(vit: nn.Module) -> dict[str, Any]:
+    """timm's record of the weights; empty for a model that was not made by `create_model`."""
+    config: Any = getattr(vit, "pretrained_cfg", None)
+    if isinstance(config, PretrainedCfg):
+        config = config.to_dict()
+    return dict(config) if isinstance(config, Mapping) else {}
+
+
+def _class_names(config: Mapping[str, Any], vit: Any) -> tuple[str, ...]:
+    """Names of the classes in order; none where the config does not name every output of the head."""
+    names, outputs = config.get("label_names"), getattr(vit.head, "out_features", 0)
+    if isinstance(names, Mapping):
+        try:
+            names = [names[key] for key in sorted(names, key=int)]
+        except (TypeError, ValueError):
+            return ()
+    if not isinstance(names, list | tuple) or len(names) != outputs:
+        return ()
+    return tuple(str(name) for name in names)

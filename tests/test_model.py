@@ -1,0 +1,322 @@
+"""MemoryViT: the contract of composition, and what it guarantees."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+import memtok
+from memtok.errors import MemtokError
+from tests.tiny import bytes_of, tiny_backbone, tiny_images, tiny_task, tiny_vit
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def backbone() -> memtok.Backbone:
+    return tiny_backbone()
+
+
+def test_outputs_of_an_empty_model(backbone: memtok.Backbone) -> None:
+    out = memtok.MemoryViT(backbone)(tiny_images())
+    assert out.base is not None
+    assert out.features is not None
+    assert out.base.shape == (3, 5)
+    assert out.features.shape == (3, 32)
+    assert out.names == ()
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_base_output_is_bitwise_that_of_timm(count: int) -> None:
+    vit = tiny_vit()
+    backbone = memtok.load_backbone(vit)
+    model = memtok.MemoryViT(backbone, [tiny_task(backbone, f"task {index}", seed=index) for index in range(count)])
+    images = tiny_images(5)
+    with torch.no_grad():
+        out = model(images)
+        assert torch.equal(out.base, vit(images))
+        assert torch.equal(out.features, vit.forward_features(images)[:, 0])
+
+
+@pytest.mark.parametrize("regime", ["head", "memory", "head+class", "memory-shared", "memory-propagated"])
+def test_base_output_is_bitwise_the_same_in_every_regime(backbone: memtok.Backbone, regime: str) -> None:
+    images = tiny_images()
+    alone = memtok.MemoryViT(backbone)(images)
+    out = memtok.MemoryViT(backbone, [tiny_task(backbone, regime=regime)])(images)
+    assert torch.equal(out.base, alone.base)
+    assert torch.equal(out.features, alone.features)
+
+
+def test_base_false_gives_the_same_task_answers(backbone: memtok.Backbone) -> None:
+    tasks = [tiny_task(backbone, "pets"), tiny_task(backbone, "top", regime="head")]
+    images = tiny_images()
+    for chosen in (tasks, tasks[:1], tasks[1:]):
+        model = memtok.MemoryViT(backbone, chosen)
+        full, short = model(images), model(images, base=False)
+        assert short.base is None
+        assert short.features is None
+        for task in chosen:
+            torch.testing.assert_close(short[task.name], full[task.name], **CLOSE)
+
+
+def test_order_of_tasks_is_irrelevant_bitwise(backbone: memtok.Backbone) -> None:
+    first = tiny_task(backbone, "a", memory=2)
+    tasks = [first, tiny_task(backbone, "b", seed=1), tiny_task(backbone, "c", seed=2, memory=2, extends=[first])]
+    images = tiny_images()
+    forward = memtok.MemoryViT(backbone, tasks)(images)
+    backward = memtok.MemoryViT(backbone, tasks[::-1])(images)
+    for task in tasks:
+        assert torch.equal(forward[task.name], backward[task.name])
+
+
+def test_a_composed_task_answers_as_alone(backbone: memtok.Backbone) -> None:
+    tasks = [
+        tiny_task(backbone, f"task {index}", seed=index, memory=index % 3, queries=1 + index % 2) for index in range(6)
+    ]
+    images = tiny_images()
+    together = memtok.MemoryViT(backbone, tasks)(images)
+    for task in tasks:
+        torch.testing.assert_close(together[task.name], memtok.MemoryViT(backbone, [task])(images)[task.name], **CLOSE)
+
+
+def test_add_concat_remove_select_return_new_models(backbone: memtok.Backbone) -> None:
+    a, b, c = (tiny_task(backbone, name, seed=seed) for seed, name in enumerate("abc"))
+    images = tiny_images()
+    left = memtok.MemoryViT(backbone, [a])
+    model = left.add(b).concat(memtok.MemoryViT(backbone, [c]))
+    assert left.names == ("a",)
+    assert model.names == ("a", "b", "c")
+    assert model.tasks == (a, b, c)  # held, not copied
+    assert model.remove("b").names == ("a", "c")
+    assert model.select(["c", "a"]).names == ("c", "a")
+    torch.testing.assert_close(model.select(["b"])(images)["b"], model(images)["b"], **CLOSE)
+    with pytest.raises(MemtokError, match="expected one of the tasks 'b', found 'a'"):
+        model.select(["b"])(images)["a"]
+
+
+def test_extension(backbone: memtok.Backbone) -> None:
+    a = tiny_task(backbone, "a")
+    b = tiny_task(backbone, "b", seed=1, extends=[a])
+    images = tiny_images()
+    model = memtok.MemoryViT(backbone, [a, b])
+    alone = memtok.MemoryViT(backbone, [a])(images)
+    torch.testing.assert_close(model(images)["a"], alone["a"], **CLOSE)
+    apart = tiny_task(backbone, "b", seed=1)
+    unlike = memtok.MemoryViT(backbone, [apart])(images)["b"]
+    assert not torch.allclose(model(images)["b"], unlike, atol=1e-3)
+
+    selected = model.select(["b"])
+    assert selected.names == ("b",)
+    assert set(selected.tasks) == {a, b}
+    torch.testing.assert_close(selected(images)["b"], model(images)["b"], **CLOSE)
+    assert selected.add(a).names == ("b", "a")
+
+    with pytest.raises(MemtokError, match="which 'b' extends; remove 'b' first"):
+        model.remove("a")
+    with pytest.raises(MemtokError, match="expected all that 'b' extends in the model, found no 'a'"):
+        memtok.MemoryViT(backbone, [b])
+
+
+def test_concat_takes_a_shared_ancestor_once(backbone: memtok.Backbone) -> None:
+    a = tiny_task(backbone, "a")
+    again = copy.deepcopy(a)
+    b, c = tiny_task(backbone, "b", extends=[a]), tiny_task(backbone, "c", seed=1, extends=[again])
+    model = memtok.MemoryViT(backbone, [a, b]).concat(memtok.MemoryViT(backbone, [again, c]).select(["c"]))
+    assert model.names == ("a", "b", "c")
+    assert len(model.tasks) == 3
+    images = tiny_images()
+    alone = memtok.MemoryViT(backbone, [again, c])(images)
+    torch.testing.assert_close(model(images)["c"], alone["c"], **CLOSE)
+
+
+def test_an_ancestor_of_the_same_name_and_other_content_is_refused(backbone: memtok.Backbone) -> None:
+    a, other = tiny_task(backbone, "a"), tiny_task(backbone, "a", seed=5)
+    b = tiny_task(backbone, "b", extends=[a])
+    with pytest.raises(MemtokError, match="found another task of that name"):
+        memtok.MemoryViT(backbone, [other, b])
+
+
+def test_a_cycle_is_named(backbone: memtok.Backbone) -> None:
+    a = tiny_task(backbone, "a")
+    b = tiny_task(backbone, "b", extends=[a])
+    a.extends = (b,)
+    with pytest.raises(MemtokError, match="without a cycle, found 'a' -> 'b' -> 'a'"):
+        memtok.MemoryViT(backbone, [a, b])
+
+
+def test_two_tasks_of_one_name(backbone: memtok.Backbone) -> None:
+    a, b = tiny_task(backbone, "a"), tiny_task(backbone, "a", seed=1)
+    model = memtok.MemoryViT(backbone, [a])
+    for compose in (
+        lambda: memtok.MemoryViT(backbone, [a, b]),
+        lambda: memtok.MemoryViT(backbone, [a, a]),
+        lambda: model.add(b),
+        lambda: model.add(a),
+        lambda: model.concat(memtok.MemoryViT(backbone, [b])),
+    ):
+        with pytest.raises(MemtokError, match="different names, found 'a' twice"):
+            compose()
+
+
+@pytest.mark.parametrize("regime", ["head+class", "memory-shared", "memory-propagated", "memory-additive"])
+def test_tasks_that_image_tokens_see_stand_alone(backbone: memtok.Backbone, regime: str) -> None:
+    task, other = tiny_task(backbone, "seen", regime=regime), tiny_task(backbone, "b")
+    model = memtok.MemoryViT(backbone, [task])
+    assert not task.composable
+    assert model(tiny_images())["seen"].shape == (3, 3)
+    for compose in (
+        lambda: model.add(other),
+        lambda: memtok.MemoryViT(backbone).add(task),
+        lambda: model.concat(memtok.MemoryViT(backbone, [other])),
+        lambda: memtok.MemoryViT(backbone, [other]).concat(model),
+        lambda: memtok.MemoryViT(backbone, [task, other]),
+    ):
+        with pytest.raises(MemtokError, match=f"found 'seen' of regime '{regime.replace('+', '.')}'"):
+            compose()
+
+
+def test_other_preprocessing_is_an_error_that_names_the_difference(backbone: memtok.Backbone) -> None:
+    a, b = tiny_task(backbone, "a"), tiny_task(backbone, "b", seed=1)
+    b.preprocessing = dataclasses.replace(b.preprocessing, mean=(0.0, 0.0, 0.0))
+    with pytest.raises(MemtokError, match=r"between 'a' and 'b': .*mean"):
+        memtok.MemoryViT(backbone, [a, b])
+    model = memtok.MemoryViT(backbone, [a])
+    with pytest.raises(MemtokError, match="mean"):
+        model.add(b)
+    assert model.add(b, preprocessing=b.preprocessing).preprocessing == b.preprocessing
+    b.preprocessing = b.preprocessing.with_image_size(64)
+    with pytest.raises(MemtokError, match="64x64"):
+        memtok.MemoryViT(backbone, [b])
+
+
+def test_another_backbone_is_an_error(backbone: memtok.Backbone) -> None:
+    stranger = tiny_backbone(seed=1)
+    task = tiny_task(stranger)
+    with pytest.raises(MemtokError, match="expected tasks of backbone"):
+        memtok.MemoryViT(backbone, [task])
+    with pytest.raises(MemtokError, match="expected models of one backbone"):
+        memtok.MemoryViT(backbone).concat(memtok.MemoryViT(stranger, [task]))
+
+
+def test_only_a_tasks_own_parameters_get_gradients(backbone: memtok.Backbone) -> None:
+    a = tiny_task(backbone, "a")
+    b = tiny_task(backbone, "b", seed=1, extends=[a], adapter_rank=2)
+    c = tiny_task(backbone, "c", seed=2)
+    model = memtok.MemoryViT(backbone, [a, b, c])
+    for parameter in a.parameters():
+        parameter.requires_grad_(True)  # even when somebody asks for them
+    out = model(tiny_images())
+    (out["b"].square().sum() + out["a"].sum().detach()).backward()
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+    for parameter in (*c.parameters(), *a.parameters()):
+        assert parameter.grad is None or not parameter.grad.any()
+    for name, parameter in b.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool((parameter.grad != 0).any()), name
+
+
+def test_an_extended_task_is_frozen(backbone: memtok.Backbone) -> None:
+    a = tiny_task(backbone, "a")
+    assert all(parameter.requires_grad for parameter in a.parameters())
+    tiny_task(backbone, "b", extends=[a])
+    assert not any(parameter.requires_grad for parameter in a.parameters())
+
+
+def test_the_backbone_stays_in_evaluation_mode_and_keeps_its_bytes() -> None:
+    backbone = memtok.load_backbone(
+        tiny_vit(proj_drop_rate=0.5, attn_drop_rate=0.5, pos_drop_rate=0.5, drop_path_rate=0.5)
+    )
+    task = tiny_task(backbone)
+    model = memtok.MemoryViT(backbone, [task])
+    before, images = bytes_of(backbone), tiny_images()
+    answers = model.eval()(images)
+    model.train()
+    assert not any(module.training for module in backbone.modules())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    model(images)["pets"].square().sum().backward()
+    optimizer.step()
+    assert bytes_of(backbone) == before
+    after = model(images)
+    assert torch.equal(after.base, answers.base)
+    assert not torch.equal(after["pets"], answers["pets"])
+    with pytest.raises(MemtokError, match="expected a frozen backbone"):
+        backbone.requires_grad_(True)
+
+
+def test_attention_adds_up_and_equals_the_reference(backbone: memtok.Backbone) -> None:
+    a = tiny_task(backbone, "a", memory=2, queries=2)
+    b = tiny_task(backbone, "b", seed=1, memory=3, extends=[a])
+    c = tiny_task(backbone, "c", seed=2, memory=0)
+    images = tiny_images()
+    looks = memtok.MemoryViT(backbone, [c, b, a])(images, attention=True).attention
+    expected = memtok.reference_outputs(backbone, [a, b, c], images, attention=True).attention
+    assert looks["a"].image.shape == (2, 3, 2, 2, 17)
+    assert looks["b"].memory.shape == (2, 3, 2, 1, 3)
+    assert looks["b"].extended["a"].shape == (2, 3, 2, 1, 4)
+    assert looks["c"].memory.shape == (2, 3, 2, 1, 0)
+    for name, look in looks.items():
+        parts = [look.image, look.class_tokens, look.memory, *look.extended.values()]
+        total = sum(part.sum(-1) for part in parts)
+        torch.testing.assert_close(total, torch.ones_like(total))
+        reference = expected[name]
+        others = [reference.image, reference.class_tokens, reference.memory, *reference.extended.values()]
+        for part, other in zip(parts, others, strict=True):
+            torch.testing.assert_close(part, other, **CLOSE)
+
+
+@pytest.mark.parametrize("regime", ["head+class", "memory-shared", "memory-propagated", "memory-additive"])
+def test_attention_of_the_variants_adds_up(backbone: memtok.Backbone, regime: str) -> None:
+    task = tiny_task(backbone, regime=regime)
+    look = memtok.MemoryViT(backbone, [task])(tiny_images(), attention=True).attention["pets"]
+    total = look.image.sum(-1) + look.class_tokens.sum(-1) + look.memory.sum(-1)
+    torch.testing.assert_close(total, torch.ones_like(total))
+    assert look.memory.shape[-1] == task.cells
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 3, 16, 16), r"expected images of shape \(batch, 3, 32, 32\), found \(2, 3, 16, 16\)"),
+        (torch.zeros(3, 32, 32), "expected images of shape"),
+        (torch.zeros(2, 1, 32, 32), "expected images of shape"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "expected normalised floating-point images, found torch.uint8"),
+        (torch.zeros(2, 3, 32, 32, device="meta"), "expected images on cpu, found them on meta"),
+        ([1, 2], "expected images as a tensor"),
+    ],
+)
+def test_bad_images_are_one_line(backbone: memtok.Backbone, images: object, message: str) -> None:
+    with pytest.raises(MemtokError, match=message) as caught:
+        memtok.MemoryViT(backbone, [tiny_task(backbone)])(images)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_of_none_is_answered(backbone: memtok.Backbone) -> None:
+    out = memtok.MemoryViT(backbone, [tiny_task(backbone)])(tiny_images()[:0])
+    assert out["pets"].shape == (0, 3)
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    vit = tiny_vit()
+    exact, rough = memtok.load_backbone(vit), memtok.load_backbone(vit, dtype=torch.bfloat16)
+    assert exact.fingerprint == rough.fingerprint
+    images = tiny_images()
+    one = tiny_task(exact, adapter_rank=2)
+    other = tiny_task(rough, adapter_rank=2)
+    with torch.no_grad():
+        expected = memtok.MemoryViT(exact, [one])(images)["pets"]
+        found = memtok.MemoryViT(rough, [other])(images)["pets"]
+    assert found.dtype == torch.float32
+    assert float((found - expected).norm() / expected.norm()) < 0.05
+
+
+def test_swapping_in_another_task_uses_its_values(backbone: memtok.Backbone) -> None:
+    task = tiny_task(backbone)
+    model = memtok.MemoryViT(backbone, [task])
+    images = tiny_images()
+    before = model(images)["pets"]
+    with torch.no_grad():
+        task.memory.add_(torch.linspace(-3, 3, 32))
+    assert not torch.allclose(model(images)["pets"], before)

@@ -1,0 +1,166 @@
+"""Small Vision Transformers with random numbers, for the tests of checkpoints: timm's and transformers'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.layers import GatedMlp, GluMlp, LayerNorm, RmsNorm, SwiGLU, SwiGLUPacked
+from timm.models import save_for_hf
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+IMAGE_SIZE, PATCH = 48, 8  # a grid of 6 x 6 patches
+
+
+def randomise(model: nn.Module, seed: int = 0) -> Any:
+    """Gives every parameter numbers that half precision holds: nothing stays at a 0 or 1 that would hide a mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_((torch.randn(parameter.shape, generator=generator) * 0.2).half())
+            if parameter.ndim == 1 and "norm" in name and name.endswith("weight"):
+                parameter.add_(1).copy_(parameter.half())
+    return model.eval()
+
+
+def images(height: int = IMAGE_SIZE, width: int | None = None, seed: int = 0) -> Tensor:
+    """(2, 3, height, width), already normalised."""
+    return torch.randn(2, 3, height, width or height, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_timm(distilled: bool = False, seed: int = 0, **arguments: Any) -> Any:
+    """timm's Vision Transformer, 2 layers of 4 heads, width 32."""
+    settings = dict(img_size=IMAGE_SIZE, patch_size=PATCH, embed_dim=32, depth=2, num_heads=4, num_classes=5)
+    return randomise(
+        (VisionTransformerDistilled if distilled else VisionTransformer)(**{**settings, **arguments}), seed
+    )
+
+
+# Every way to build a Vision Transformer that task streams understand.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no-head": dict(num_classes=0),
+    "distilled": dict(distilled=True),
+    "registers": dict(reg_tokens=3),
+    "registers-without-positions": dict(reg_tokens=3, no_embed_class=True),
+    "no-positions": dict(pos_embed="none"),
+    "qk-norm": dict(qk_norm=True),
+    "no-biases": dict(qkv_bias=False, proj_bias=False),
+    "layer-scale": dict(init_values=0.1),
+    "scale-norms": dict(scale_attn_norm=True, scale_mlp_norm=True),
+    "pre-norm": dict(pre_norm=True, norm_layer=partial(LayerNorm, eps=1e-5), act_layer="quick_gelu"),
+    "patch-norm": dict(embed_norm_layer=LayerNorm),
+    "average-pool": dict(global_pool="avg"),
+    "average-pool-norm-first": dict(global_pool="avg", fc_norm=False),
+    "average-with-prefix": dict(global_pool="avg", pool_include_prefix=True, reg_tokens=1),
+    "attention-pool": dict(global_pool="map"),
+    "no-final-norm": dict(final_norm=False),
+    "swiglu-packed": dict(mlp_layer=SwiGLUPacked, act_layer=nn.SiLU, mlp_ratio=3),
+    "swiglu": dict(mlp_layer=SwiGLU, act_layer=nn.SiLU, mlp_ratio=2.66667),
+    "glu": dict(mlp_layer=GluMlp),
+    "gated": dict(mlp_layer=GatedMlp),
+    "rms-norm": dict(norm_layer=RmsNorm),
+    "tanh-gelu": dict(act_layer=partial(nn.GELU, approximate="tanh")),
+    "dynamic-size": dict(dynamic_img_size=True),
+    "wide": dict(img_size=(24, 48), patch_size=(8, 4)),
+}
+
+
+# A registered name, made small: what timm's files record of it rebuilds it.
+SMALL = dict(embed_dim=32, depth=2, num_heads=4, img_size=IMAGE_SIZE, patch_size=PATCH, num_classes=5)
+
+
+def registered(name: str = "vit_tiny_patch16_224", **arguments: Any) -> Any:
+    return randomise(timm.create_model(name, **{**SMALL, **arguments}))
+
+
+def save_folder(model: Any, folder: Path, **config: Any) -> Path:
+    """As timm saves for the Hub."""
+    save_for_hf(model, folder, safe_serialization=True, **config)
+    return folder
+
+
+def transformers_settings(**more: Any) -> dict[str, Any]:
+    settings = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=IMAGE_SIZE, patch_size=PATCH)
+    return {**settings, **more}
+
+
+def clip_config(**vision: Any) -> Any:
+    """A whole CLIP, its text tower as small as the other."""
+    transformers = pytest.importorskip("transformers")
+
+    text = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    return transformers.CLIPConfig(
+        text_config=dict(
+            **text, vocab_size=20, max_position_embeddings=9, projection_dim=6, bos_token_id=1, eos_token_id=2
+        ),
+        vision_config=transformers_settings(intermediate_size=48, projection_dim=6, **vision),
+        projection_dim=6,
+    )
+
+
+# Name of a case -> the transformers class, its configuration class, and settings.
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "vit": ("ViTModel", "ViTConfig", dict(intermediate_size=48)),
+    "vit-classifier": ("ViTForImageClassification", "ViTConfig", dict(intermediate_size=48, num_labels=5)),
+    "vit-no-qkv-bias": ("ViTModel", "ViTConfig", dict(intermediate_size=48, qkv_bias=False, layer_norm_eps=1e-3)),
+    "vit-masked": ("ViTForMaskedImageModeling", "ViTConfig", dict(intermediate_size=48, encoder_stride=8)),
+    "deit": ("DeiTModel", "DeiTConfig", dict(intermediate_size=48)),
+    "deit-classifier": ("DeiTForImageClassification", "DeiTConfig", dict(intermediate_size=48, num_labels=5)),
+    "deit-teacher": ("DeiTForImageClassificationWithTeacher", "DeiTConfig", dict(intermediate_size=48, num_labels=5)),
+    "dinov2": ("Dinov2Model", "Dinov2Config", dict(mlp_ratio=2)),
+    "dinov2-classifier": ("Dinov2ForImageClassification", "Dinov2Config", dict(mlp_ratio=2, num_labels=5)),
+    "dinov2-swiglu": ("Dinov2Model", "Dinov2Config", dict(mlp_ratio=3, use_swiglu_ffn=True)),
+    "registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", dict(mlp_ratio=2, num_register_tokens=3)),
+    "registers-classifier": (
+        "Dinov2WithRegistersForImageClassification",
+        "Dinov2WithRegistersConfig",
+        dict(mlp_ratio=2, num_register_tokens=3, num_labels=5),
+    ),
+    "registers-swiglu": (
+        "Dinov2WithRegistersModel",
+        "Dinov2WithRegistersConfig",
+        dict(mlp_ratio=2, num_register_tokens=1, use_swiglu_ffn=True),
+    ),
+    "clip-vision": ("CLIPVisionModel", "CLIPVisionConfig", dict(intermediate_size=48, projection_dim=6)),
+    "clip-projection": (
+        "CLIPVisionModelWithProjection",
+        "CLIPVisionConfig",
+        dict(intermediate_size=48, projection_dim=6),
+    ),
+    "clip": ("CLIPModel", "", {}),
+    "clip-classifier": ("CLIPForImageClassification", "", {}),
+}
+
+
+def tiny_transformers(case: str, seed: int = 0, **more: Any) -> Any:
+    """A transformers model of one of CASES, with `more` settings."""
+    transformers = pytest.importorskip("transformers")
+
+    model, config, settings = CASES[case]
+    configuration = (
+        getattr(transformers, config)(**transformers_settings(**{**settings, **more}))
+        if config
+        else clip_config(**more)
+    )
+    return randomise(getattr(transformers, model)(configuration), seed)
+
+
+def save_transformers(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    return folder
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
+    """Changes the tensors of a safetensors file."""
+    file = path / "model.safetensors" if path.is_dir() else path
+    save_file({name: tensor.clone() for name, tensor in change(dict(load_file(file))).items()}, file)
+    return path
