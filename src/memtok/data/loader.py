@@ -1,0 +1,189 @@
+"""Batches of an image set, in an order and with an augmentation that follow from the seed alone.
+
+The images of epoch e come in the permutation drawn from (seed, e), and what happens to one of them by chance is drawn
+from (seed, e, index). So batch k is the same with any number of worker processes and after any interruption, and no
+generator of the caller is moved.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from memtok.data.sources import ImageSet
+from memtok.data.splits import Indices, check_seed, shuffled
+from memtok.data.transforms import Transform
+from memtok.errors import MemtokError
+
+# What a draw is for; keeps the numbers of one purpose apart from those of another.
+ORDER, AUGMENTATION = 2, 3
+
+Key = tuple[int, int]
+"""(epoch, index in the image set)."""
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Images (B, 3, H, W), labels (B,) int64, indices in the image set (B,) int64."""
+
+
+def batches(
+    image_set: ImageSet,
+    transform: Transform,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    shuffle: bool = False,
+    start_step: int = 0,
+    steps: int | None = None,
+    workers: int = 0,
+    drop_last: bool = False,
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Yields batches number `start_step` to `steps` - 1 as (images (B, 3, H, W), labels (B,), indices (B,)).
+
+    `steps` counts from the beginning, not from `start_step`: a run of 100 steps that is resumed at 60 asks for
+    start_step=60, steps=100. None means one epoch. After the last batch of an epoch the next epoch begins; no batch
+    holds images of two. The last batch of an epoch may be smaller, with `drop_last` it is left out (unless it is the
+    only one). `indices` are positions in `image_set`. The skipped batches are not read.
+
+    With `shard` (r, n), process r of n gets rows r, r + n, ... of each batch and reads no others; where there are none
+    for it, the first row. `batch_size` is that of all processes together.
+
+    Raises MemtokError for bad arguments, and when an image cannot be read, with its path.
+    """
+    plan = BatchPlan(len(image_set), batch_size, check_seed(seed), shuffle, start_step, steps, drop_last, shard)
+    plan.check()
+    if workers < 0:
+        raise MemtokError(f"expected a number of workers from 0 on, found {workers}; 0 reads in this process")
+    return _load(Samples(image_set, transform, plan.seed), plan, workers)
+
+
+def steps_per_epoch(images: int, batch_size: int, drop_last: bool = False) -> int:
+    """How many batches one epoch of `images` gives."""
+    whole, rest = divmod(images, batch_size)
+    return whole + (1 if rest and (not drop_last or whole == 0) else 0)
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Puts the global generators of Python, numpy and torch (CPU) back as they were when the block ends."""
+    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+        torch.set_rng_state(of_torch)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which images make up which batch; iterating gives lists of (epoch, index)."""
+
+    images: int
+    batch_size: int
+    seed: int
+    shuffle: bool
+    start_step: int
+    steps: int | None
+    drop_last: bool
+    shard: tuple[int, int]
+
+    def check(self) -> None:
+        """Raises MemtokError if there is nothing to make batches of."""
+        if self.images < 1:
+            raise MemtokError("expected images to make batches of, found an empty image set; check the data source")
+        if self.batch_size < 1:
+            raise MemtokError(f"expected a batch size from 1 on, found {self.batch_size}; choose a larger one")
+        if self.start_step < 0 or (self.steps is not None and self.steps < 0):
+            raise MemtokError(
+                f"expected steps from 0 on, found start_step={self.start_step}, steps={self.steps}; correct them"
+            )
+        if not 0 <= self.shard[0] < self.shard[1]:
+            raise MemtokError(
+                f"expected a shard (number, count) with a number from 0 to count - 1, found {self.shard}; correct it"
+            )
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        per_epoch = steps_per_epoch(self.images, self.batch_size, self.drop_last)
+        end = per_epoch if self.steps is None else self.steps
+        order, order_of = np.empty(0, dtype=np.int64), -1
+        for step in range(self.start_step, end):
+            epoch, number = divmod(step, per_epoch)
+            if epoch != order_of:
+                order, order_of = self._order(epoch), epoch
+            start = number * self.batch_size
+            rows = order[start : start + self.batch_size]
+            share = rows[self.shard[0] :: self.shard[1]]
+            yield [(epoch, int(index)) for index in (share if len(share) else rows[:1])]
+
+    def _order(self, epoch: int) -> Indices:
+        return shuffled(self.images, self.seed, epoch, ORDER) if self.shuffle else np.arange(self.images)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Takes the place of a batch that cannot be made. torch would garble an exception that crosses processes."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Samples(Dataset[tuple[Tensor, int, int]]):
+    """The transformed images by (epoch, index), as torch's DataLoader asks for them."""
+
+    image_set: ImageSet
+    transform: Transform
+    seed: int
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int, int]] | Failure:
+        with kept_random_state():
+            try:
+                return [self._sample(epoch, index) for epoch, index in keys]
+            except MemtokError as error:
+                return Failure(str(error))
+
+    def _sample(self, epoch: int, index: int) -> tuple[Tensor, int, int]:
+        seeds = np.random.SeedSequence((self.seed, epoch, index, AUGMENTATION)).generate_state(3)
+        random.seed(int(seeds[0]))
+        np.random.seed(seeds[1])
+        torch.default_generator.manual_seed(int(seeds[2]))  # torch.manual_seed would reseed the GPU as well
+        image, label = self.image_set[index]
+        return self.transform(image), label, index
+
+
+def collate(samples: list[tuple[Tensor, int, int]] | Failure) -> Batch | Failure:
+    """Stacks the samples of a batch."""
+    if isinstance(samples, Failure):
+        return samples
+    images, labels, indices = zip(*samples, strict=True)
+    return torch.stack(images), torch.tensor(labels), torch.tensor(indices)
+
+
+def _load(samples: Samples, plan: BatchPlan, workers: int) -> Iterator[Batch]:
+    with warnings.catch_warnings():
+        # Results do not depend on the number of workers, so more than there are cores is the caller's business.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        # Python 3.12 warns of every fork in a process with threads; torch's own threads are such. The workers that
+        # are forked here touch none of them.
+        warnings.filterwarnings("ignore", message="This process .* is multi-threaded", category=DeprecationWarning)
+        loader = DataLoader(
+            samples,
+            batch_sampler=plan,
+            num_workers=workers,  # each of them runs torch on one thread
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or the loader would draw a seed from the global one
+        )
+        loaded = iter(loader)  # starts the workers
+    for batch in loaded:
+        if isinstance(batch, Failure):
+            raise MemtokError(batch.message)
+        yield batch

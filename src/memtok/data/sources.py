@@ -1,0 +1,208 @@
+"""What training and evaluation receive: labelled images in three parts.
+
+An `ImageSet` is a list of (picture, label); its pictures lie in a store (files, an array, somebody's data set) and are
+read when they are asked for. A `DataSource` is three of them with the names of the classes. Both are values: `only` and
+`take` give new ones, and all of it can be pickled to worker processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from memtok.data.images import read_image
+from memtok.data.splits import Indices, check_seed, digest, stratified_order
+from memtok.errors import MemtokError
+
+
+class ImageStore(Protocol):
+    """Where pictures lie, by position."""
+
+    def read(self, position: int) -> Image.Image:
+        """The picture in RGB; raises MemtokError if it cannot be read."""
+
+    def identity(self, position: int) -> str:
+        """The name under which the picture goes into a split: a relative path, or part and number."""
+
+
+@dataclass(frozen=True)
+class FileStore:
+    """Image files under `root`; `names` are relative paths with forward slashes."""
+
+    root: Path
+    names: Sequence[str]
+
+    def read(self, position: int) -> Image.Image:
+        return read_image(self.root / self.names[position])
+
+    def identity(self, position: int) -> str:
+        return self.names[position]
+
+
+@dataclass(frozen=True)
+class ArrayStore:
+    """Pictures in memory: uint8 (images, height, width) grey or (images, height, width, 3) RGB."""
+
+    pixels: NDArray[np.uint8]
+    prefix: str
+
+    def read(self, position: int) -> Image.Image:
+        return Image.fromarray(self.pixels[position]).convert("RGB")
+
+    def identity(self, position: int) -> str:
+        return f"{self.prefix}/{position}"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled pictures of one part of a data source.
+
+    `positions` (images,) says where in `store` each one lies, `labels` (images,) int64 its class, from 0. `set[i]` is
+    (PIL image in RGB, label).
+    """
+
+    store: ImageStore
+    positions: Indices
+    labels: Indices
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.store.read(int(self.positions[index])), int(self.labels[index])
+
+    def identity(self, index: int) -> str:
+        """The relative path of picture `index`, or its part and number, such as `test/17`."""
+        return self.store.identity(int(self.positions[index]))
+
+    @property
+    def identities(self) -> list[str]:
+        """The identities of all pictures in order."""
+        return [self.store.identity(int(position)) for position in self.positions]
+
+    def select(self, indices: Sequence[int] | Indices) -> ImageSet:
+        """The pictures at `indices`, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return ImageSet(self.store, self.positions[chosen], self.labels[chosen])
+
+    def take(self, count: int, seed: int = 0) -> ImageSet:
+        """`count` pictures, classes in proportion and each at least once where `count` allows; all if there are fewer.
+
+        They stay in their order. With one seed, a smaller subset lies within every larger one. Raises MemtokError for
+        a count below 1.
+        """
+        if count < 1:
+            raise MemtokError(f"expected a number of images from 1 on, found {count}; ask for more")
+        if count >= len(self):
+            return self
+        return self.select(np.sort(stratified_order(self.labels, check_seed(seed))[:count]))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DataSource:
+    """A data set in three parts.
+
+    `spec`: what was asked for, such as `digits` or `folder:photos`; `name`: a short name. `classes`: their names in the
+    order of the labels. `test` is the official test part where there is one, else the validation part. `split_kind`,
+    `seed`, `fraction`: how the parts came about. `flip`: may a picture be mirrored? `skipped`: paths that could not be
+    read and were left out.
+    """
+
+    spec: str
+    name: str
+    classes: tuple[str, ...]
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    split_kind: str
+    seed: int | None = None
+    fraction: float | None = None
+    flip: bool = True
+    skipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_classes(self.classes, self.spec)
+        for part in ("train", "validation", "test"):
+            labels = getattr(self, part).labels
+            if len(labels) == 0:
+                raise MemtokError(f"expected images in the {part} part of {self.spec}, found none; add some to it")
+            if labels.min() < 0 or labels.max() >= len(self.classes):
+                raise MemtokError(
+                    f"expected labels from 0 to {len(self.classes) - 1} in the {part} part of {self.spec}, found "
+                    f"{labels.min()} to {labels.max()}; name every class"
+                )
+
+    @cached_property
+    def split_digest(self) -> str:
+        """`sha256:` over the identities of the three parts."""
+        return digest(
+            {
+                "train": self.train.identities,
+                "validation": self.validation.identities,
+                "test": self.test.identities,
+            }
+        )
+
+    @property
+    def split(self) -> dict[str, Any]:
+        """How the parts came about, for records: kind, seed, fraction, digest and the number of images (JSON-able)."""
+        return {
+            "kind": self.split_kind,
+            "seed": self.seed,
+            "fraction": self.fraction,
+            "digest": self.split_digest,
+            "counts": {
+                "train": len(self.train),
+                "validation": len(self.validation),
+                "test": len(self.test),
+            },
+        }
+
+    def only(self, classes: Sequence[str]) -> DataSource:
+        """The images of these classes, numbered in the order given.
+
+        Raises MemtokError for a class that the source does not have, one named twice, fewer than two, or if a part
+        holds no image of them.
+        """
+        unknown = [name for name in classes if name not in self.classes]
+        if unknown:
+            raise MemtokError(f"expected classes of {self.spec}, found {unknown[0]!r}; it has {listing(self.classes)}")
+        check_classes(classes, self.spec)
+        renumbered = np.full(len(self.classes), -1, dtype=np.int64)
+        renumbered[[self.classes.index(name) for name in classes]] = np.arange(len(classes))
+
+        def restrict(part: ImageSet) -> ImageSet:
+            labels = renumbered[part.labels]
+            kept = labels >= 0
+            return ImageSet(part.store, part.positions[kept], labels[kept])
+
+        return replace(
+            self,
+            classes=tuple(classes),
+            train=restrict(self.train),
+            validation=restrict(self.validation),
+            test=restrict(self.test),
+        )
+
+
+def check_classes(classes: Sequence[str], spec: str) -> None:
+    """Raises MemtokError unless there are at least two classes, each once."""
+    if len(classes) < 2:
+        found = f"only {classes[0]!r}" if classes else "none"
+        raise MemtokError(f"expected at least two classes in {spec}, found {found}; name or add another")
+    twice = {name for name in classes if list(classes).count(name) > 1} if len(set(classes)) < len(classes) else set()
+    if twice:
+        raise MemtokError(f"expected every class of {spec} once, found {min(twice)!r} twice; name it once")
+
+
+def listing(names: Sequence[str], most: int = 12) -> str:
+    """Names for a message, the first few of them where they are many."""
+    text = ", ".join(names[:most])
+    return text if len(names) <= most else f"{text} and {len(names) - most} more"

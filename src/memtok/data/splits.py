@@ -1,0 +1,233 @@
+"""Which images train and which validate: drawn per class from a seed, written down for folders, digested.
+
+Nothing here uses a global random generator, and nothing depends on the order in which a file system lists files or on
+the version of numpy: orders come from SHA-256 over seed and name, or from the raw output of PCG64. The draw is the
+same in training and in evaluation because both take it from here, with a seed that is not the seed of the training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memtok.data.images import shown
+from memtok.errors import MemtokError
+from memtok.files import atomic_write
+
+SPLIT_FILE = "memtok-split.json"
+FORMAT = "memtok-split"
+VERSION = 1
+
+TRAIN = "train"
+VALIDATION = "validation"
+
+logger = logging.getLogger("memtok")
+
+Indices = NDArray[np.int64]
+
+
+def shuffled(count: int, *key: int) -> Indices:
+    """A permutation of 0 .. count-1 drawn from `key` (numbers >= 0) alone, the same in every version of numpy."""
+    # numpy promises the raw output of a bit generator for ever, that of Generator.permutation it does not (NEP 19).
+    raw = np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
+    return np.argsort(raw, kind="stable").astype(np.int64)
+
+
+def check_seed(seed: int) -> int:
+    """Returns `seed`, or raises MemtokError if it is not a whole number from 0 on."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise MemtokError(f"expected a seed that is a whole number from 0 on, found {seed!r}; choose another one")
+    return int(seed)
+
+
+def check_fraction(fraction: float) -> float:
+    """Returns `fraction`, or raises MemtokError if it is not between 0 and 1, both excluded."""
+    if not 0 < fraction < 1:
+        raise MemtokError(
+            f"expected a validation fraction between 0 and 1, found {fraction!r}; 0.2 sets one image in five aside"
+        )
+    return float(fraction)
+
+
+def validation_count(images: int, fraction: float) -> int:
+    """How many of a class's `images` validate: the fraction, but at least one in each part where there are two."""
+    if images < 2:
+        return 0
+    return min(max(round(images * fraction), 1), images - 1)
+
+
+def draw_validation(
+    names: Sequence[str],
+    labels: Sequence[int] | Indices,
+    *,
+    fraction: float,
+    seed: int,
+    assigned: Mapping[str, str] | None = None,
+) -> set[str]:
+    """The names of the validation part, drawn class by class.
+
+    `assigned` {name: "train" | "validation"} holds; the other names fill the classes up to their share. Which ones are
+    taken follows from the seed and the names alone. A class of one image trains.
+    """
+    assigned = assigned or {}
+    members: defaultdict[int, list[str]] = defaultdict(list)
+    for name, label in zip(names, labels, strict=True):
+        members[int(label)].append(name)
+    chosen: set[str] = set()
+    for images in members.values():
+        held = [name for name in images if assigned.get(name) == VALIDATION]
+        free = [name for name in images if name not in assigned]
+        trained = len(images) - len(held) - len(free)
+        wanted = validation_count(len(images), fraction) - len(held)
+        wanted = max(0, min(wanted, len(free) - (trained == 0)))
+        chosen.update(held)
+        chosen.update(sorted(free, key=lambda name: (_rank(seed, name), name))[:wanted])
+    return chosen
+
+
+def stratified_order(labels: Indices, seed: int) -> Indices:
+    """Positions in an order of which every beginning is stratified: classes in proportion, each at least once.
+
+    Member j of a class with c members stands at (j + 1/2) / c, which is how seats are given out by Webster's method;
+    first members come first. The members of a class are in random order, drawn from `seed`.
+    """
+    count = len(labels)
+    order = shuffled(count, seed, 1)
+    by_class = order[np.argsort(labels[order], kind="stable")]  # class by class, shuffled inside
+    _, starts, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
+    number = np.arange(count) - np.repeat(starts, sizes)  # j
+    place = (number + 0.5) / np.repeat(sizes, sizes)
+    tie = np.empty(count, dtype=np.int64)
+    tie[order] = np.arange(count)
+    return by_class[np.lexsort((tie[by_class], place, number > 0))]
+
+
+def digest(parts: Mapping[str, Iterable[str]]) -> str:
+    """`sha256:` over the sorted lines "part, tab, identity": the same for the same images in the same parts."""
+    lines = sorted(f"{part}\t{identity}\n" for part, identities in parts.items() for identity in identities)
+    total = hashlib.sha256()
+    for line in lines:
+        total.update(_bytes(line))
+    return f"sha256:{total.hexdigest()}"
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """The split of a folder of images as it is written down: {name: "train" | "validation"}, with its seed."""
+
+    seed: int
+    fraction: float
+    parts: Mapping[str, str]
+
+
+def written_split(
+    root: Path,
+    fallback: Path,
+    names: Mapping[str, int],
+    *,
+    listed: Iterable[str],
+    seed: int | None,
+    fraction: float | None,
+    default_fraction: float,
+) -> FolderSplit:
+    """The split of the images `names` {name: label} under `root`: what is written holds, what is new is drawn.
+
+    It lives in `root`/memtok-split.json, or in the folder `fallback` where `root` cannot be written. Names that are
+    no longer among `listed` are dropped; a name that is listed but not in `names` (unreadable today) keeps its part.
+    `seed` and `fraction` of None mean "as written", else 0 and `default_fraction`; others than the written ones are
+    an error, since training and evaluation would then see different splits.
+    """
+    home = root / SPLIT_FILE
+    away = fallback / f"{hashlib.sha256(_bytes(str(root.resolve()))).hexdigest()[:24]}.json"
+    found = [(path, _read(path)) for path in (home, away) if path.is_file()]
+    if found:
+        path, first = found[0]
+        _check_asked(path, first, seed, fraction)
+        seed, fraction = first.seed, first.fraction
+    else:
+        seed = check_seed(0 if seed is None else seed)
+        fraction = check_fraction(default_fraction if fraction is None else fraction)
+    before: dict[str, str] = {}
+    for _, split in reversed(found):  # the one beside the images has the last word
+        if (split.seed, split.fraction) == (seed, fraction):
+            before.update(split.parts)
+    present = set(listed)
+    kept = {name: part for name, part in before.items() if name in present}
+    validation = draw_validation(list(names), list(names.values()), fraction=fraction, seed=seed, assigned=kept)
+    drawn = {name: VALIDATION if name in validation else TRAIN for name in names}
+    parts = dict(sorted({**kept, **drawn}.items()))
+    if parts != before:
+        _write(home, away, FolderSplit(seed, fraction, parts))
+    return FolderSplit(seed, fraction, drawn)
+
+
+def _rank(seed: int, name: str) -> bytes:
+    return hashlib.sha256(_bytes(f"{seed}\t{name}")).digest()
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _check_asked(path: Path, split: FolderSplit, seed: int | None, fraction: float | None) -> None:
+    """Raises MemtokError if another split is asked for than the one that is written."""
+    for what, asked, written in (("seed", seed, split.seed), ("validation fraction", fraction, split.fraction)):
+        if asked is not None and asked != written:
+            raise MemtokError(
+                f"expected {what} {written}, with which the split in {shown(path)} was drawn, found {asked}; leave it "
+                "out to use that split, or delete the file to draw a new one"
+            )
+
+
+def _read(path: Path) -> FolderSplit:
+    try:
+        return _parse(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MemtokError(
+            f"expected a split written by memtok in {shown(path)}, found something else "
+            f"({' '.join(str(error).split()) or type(error).__name__}); delete it to draw a new split"
+        ) from error
+
+
+def _parse(content: dict[str, Any]) -> FolderSplit:
+    if content["format"] != FORMAT or content["version"] != VERSION:
+        raise ValueError(f"format {content['format']!r}, version {content['version']!r}")
+    parts: dict[str, str] = {}
+    for part in (TRAIN, VALIDATION):
+        for name in content[part]:
+            if not isinstance(name, str) or name in parts:
+                raise ValueError(f"{name!r} stands in it twice" if isinstance(name, str) else f"a name {name!r}")
+            parts[name] = part
+    return FolderSplit(check_seed(content["seed"]), check_fraction(content["fraction"]), parts)
+
+
+def _write(home: Path, away: Path, split: FolderSplit) -> None:
+    """Writes the split beside the images, else into the user's cache; where neither can be written, says so."""
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "seed": split.seed,
+        "fraction": split.fraction,
+        TRAIN: [name for name, part in split.parts.items() if part == TRAIN],
+        VALIDATION: [name for name, part in split.parts.items() if part == VALIDATION],
+    }
+    # ASCII, so that a file name with bytes that are not UTF-8 survives too.
+    text = json.dumps(content, indent=1) + "\n"
+    reason = ""
+    for path in (home, away):
+        try:
+            with atomic_write(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            return
+        except (MemtokError, OSError) as error:
+            reason = str(error)
+    logger.warning("the split is not written down, so it may change when images are added: %s", reason)

@@ -1,0 +1,171 @@
+"""A torch Dataset that somebody brings along, as a data source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Subset
+
+from memtok.data.datasets import split_off
+from memtok.data.images import as_rgb
+from memtok.data.loader import kept_random_state
+from memtok.data.sources import DataSource, ImageSet
+from memtok.data.splits import Indices, check_fraction, check_seed
+from memtok.errors import MemtokError
+
+VALIDATION_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class DatasetStore:
+    """The pictures of a torch Dataset; `labels` are what its items are expected to say."""
+
+    dataset: Any
+    labels: Indices
+    prefix: str
+
+    def read(self, position: int) -> Image.Image:
+        picture, label = _pair(self.dataset, position)
+        if label != self.labels[position]:
+            raise MemtokError(
+                f"expected label {self.labels[position]} of item {position}, as the data set said before, found "
+                f"{label}; give a data set whose labels stay"
+            )
+        return as_picture(picture, position)
+
+    def identity(self, position: int) -> str:
+        return f"{self.prefix}/{position}"
+
+
+def from_dataset(
+    dataset: Any,
+    classes: Sequence[str] | None = None,
+    *,
+    name: str = "dataset",
+    validation: Any = None,
+    test: Any = None,
+    seed: int = 0,
+    validation_fraction: float = VALIDATION_FRACTION,
+    flip: bool = True,
+) -> DataSource:
+    """Wraps a torch Dataset (with a length) of (picture, label) as a DataSource.
+
+    A picture is a PIL image, a float tensor (channels, height, width) in [0, 1], a uint8 tensor of that shape, or a
+    uint8 array (height, width[, channels]). It is kept in 8 bits and memtok normalises it itself, so give it without
+    normalisation. A label is a whole number from 0. `classes` are their names, by default `dataset.classes`. Without
+    `validation` (another such data set) a stratified part of `dataset` is drawn from `seed`; without `test` the
+    validation part stands in for it.
+    """
+    names = tuple(str(one) for one in (_classes(dataset) if classes is None else classes))
+    whole = _image_set(dataset, "train")
+    if validation is None:
+        train, held_out = split_off(whole, check_seed(seed), check_fraction(validation_fraction))
+    else:
+        train, held_out = whole, _image_set(validation, "validation")
+    return DataSource(
+        spec=name,
+        name=name,
+        classes=names,
+        train=train,
+        validation=held_out,
+        test=held_out if test is None else _image_set(test, "test"),
+        split_kind="drawn" if validation is None else "given",
+        seed=seed if validation is None else None,
+        fraction=validation_fraction if validation is None else None,
+        flip=flip,
+    )
+
+
+def as_picture(value: Any, position: int = 0) -> Image.Image:
+    """A PIL image, tensor or array as `from_dataset` takes them, as a PIL image in RGB.
+
+    Raises MemtokError for other things, and for float pixels outside [0, 1]: those were normalised already.
+    """
+    if isinstance(value, Image.Image):
+        return as_rgb(value)
+    pixels = value
+    if isinstance(value, torch.Tensor):
+        pixels = value.detach().cpu().numpy()
+        if pixels.ndim == 3:
+            pixels = pixels.transpose(1, 2, 0)  # (height, width, channels)
+    if not isinstance(pixels, np.ndarray) or pixels.ndim not in (2, 3) or 0 in pixels.shape:
+        found = f"{type(value).__name__} {tuple(getattr(value, 'shape', ()))}"
+        raise MemtokError(
+            f"expected a PIL image, a tensor (channels, height, width) or an array (height, width, channels), found "
+            f"{found} at item {position}; convert it"
+        )
+    if pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4):
+        raise MemtokError(
+            f"expected 1, 3 or 4 channels, found {pixels.shape[2]} in {type(value).__name__} {tuple(value.shape)} at "
+            f"item {position}; give tensors as (channels, height, width), arrays as (height, width, channels)"
+        )
+    if np.issubdtype(pixels.dtype, np.floating):
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= -1e-6 and high <= 1 + 1e-6):
+            raise MemtokError(
+                f"expected float pixels in [0, 1], found {low:.3g} to {high:.3g} at item {position}; leave out the "
+                "normalisation, memtok does it as the backbone needs it"
+            )
+        pixels = np.rint(pixels * 255)
+    elif pixels.dtype != np.uint8:
+        raise MemtokError(
+            f"expected pixels as float in [0, 1] or as uint8, found {pixels.dtype} at item {position}; convert them"
+        )
+    pixels = pixels.astype(np.uint8)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    return as_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
+
+
+def _image_set(dataset: Any, part: str) -> ImageSet:
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise MemtokError(
+            f"expected a data set with a length and items by number, found {type(dataset).__name__}; give a map-style "
+            "torch Dataset"
+        )
+    labels = _labels(dataset)
+    return ImageSet(DatasetStore(dataset, labels, part), np.arange(len(labels)), labels)
+
+
+def _classes(dataset: Any) -> Sequence[str]:
+    if isinstance(dataset, Subset):
+        return _classes(dataset.dataset)
+    names = getattr(dataset, "classes", None)
+    if names is None:
+        raise MemtokError(
+            f"expected the names of the classes, found none in {type(dataset).__name__}; give classes=[...]"
+        )
+    return list(names)
+
+
+def _labels(dataset: Any) -> Indices:
+    """The labels (items,) int64: from `targets` where they are sure to be what the items say, else item by item."""
+    if isinstance(dataset, Subset):
+        return _labels(dataset.dataset)[np.asarray(dataset.indices, dtype=np.int64)]
+    targets = getattr(dataset, "targets", None)
+    if targets is not None and getattr(dataset, "target_transform", None) is None:
+        labels = np.asarray(targets)
+        if labels.shape == (len(dataset),) and np.issubdtype(labels.dtype, np.integer):
+            return labels.astype(np.int64)
+    with kept_random_state():  # items may be augmented; looking at them must not move the user's generators
+        return np.array([_pair(dataset, position)[1] for position in range(len(dataset))], dtype=np.int64)
+
+
+def _pair(dataset: Any, position: int) -> tuple[Any, int]:
+    item = dataset[position]
+    try:
+        picture, label = item
+        number = int(label)
+        if number != label:
+            raise ValueError("not a whole number")
+    except (TypeError, ValueError) as error:
+        raise MemtokError(
+            f"expected (picture, label) with a whole number as the label, found {type(item).__name__} at item "
+            f"{position} ({error}); give a data set of such pairs"
+        ) from error
+    return picture, number

@@ -1,0 +1,313 @@
+"""folder:PATH in all its layouts, and the one-line errors for what is none."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from memtok.data import DataSource, open_data
+from memtok.data.folders import natural_key
+from memtok.data.splits import SPLIT_FILE
+from memtok.errors import MemtokError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing is written into the user's own cache."""
+    monkeypatch.setenv("MEMTOK_DATA", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "photos").mkdir()
+    return tmp_path / "photos"
+
+
+def fill(folder: Path, count: int = 5, ending: str = "png") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / f"{number}.{ending}")
+
+
+def opened(root: Path, **options: object) -> DataSource:
+    return open_data(f"folder:{root}", **options)  # type: ignore[arg-type]
+
+
+def refused(root: Path | str, message: str, **options: object) -> str:
+    with pytest.raises(MemtokError, match=message) as caught:
+        open_data(f"folder:{root}", **options)  # type: ignore[arg-type]
+    text = str(caught.value)
+    assert "\n" not in text
+    assert re.fullmatch("expected .+, found .+; .+", text) or "which is none" in text, text
+    return text
+
+
+def test_class_folders_are_split_and_the_split_is_written(root: Path) -> None:
+    for name in ("class10", "class2", "Class1"):
+        fill(root / name, 10)
+    data = opened(root)
+    assert data.classes == ("Class1", "class2", "class10")
+    assert (data.name, data.spec, data.flip, data.skipped) == ("photos", f"folder:{root}", True, ())
+    assert (len(data.train), len(data.validation)) == (24, 6)
+    assert data.test is data.validation
+    assert (data.split["kind"], data.split["seed"], data.split["fraction"]) == ("drawn", 0, 0.2)
+    names = set(data.train.identities) | set(data.validation.identities)
+    assert names == {f"{name}/{number}.png" for name in data.classes for number in range(10)}
+    assert all(
+        data.classes[label] == name.split("/")[0]
+        for name, label in zip(data.train.identities, data.train.labels, strict=True)
+    )
+    picture, label = data.train[0]
+    assert picture.getpixel((0, 0)) == (int(Path(data.train.identity(0)).stem), 0, 0)
+    assert label == 0
+    assert opened(root).split == data.split
+    content = json.loads((root / SPLIT_FILE).read_text())
+    assert content["validation"] == sorted(data.validation.identities)
+
+
+def test_training_and_evaluation_see_one_split(root: Path) -> None:
+    # Fault 3 of the reproduction: two seeds, two splits, validation images that had been trained on.
+    for name in ("a", "b"):
+        fill(root / name, 10)
+    training = opened(root, seed=4)
+    evaluation = opened(root)
+    assert evaluation.split_digest == training.split_digest
+    refused(root, "expected seed 4, with which the split", seed=1)
+    (root / SPLIT_FILE).unlink()
+    assert opened(root, seed=1).split_digest != training.split_digest
+
+
+def test_a_moved_folder_keeps_its_split(root: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        fill(root / name, 10)
+    first = opened(root, seed=4)
+    root.rename(tmp_path / "elsewhere")
+    assert opened(tmp_path / "elsewhere").split_digest == first.split_digest
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
+def test_given_parts(root: Path, name: str) -> None:
+    for part, count in (("train", 4), (name, 2), ("test", 3)):
+        for label in ("a", "b"):
+            fill(root / part / label, count)
+    data = opened(root)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [8, 4, 6]
+    assert data.train.identity(0) == "train/a/0.png"
+    assert data.test.identity(5) == "test/b/2.png"
+    assert (data.split["kind"], data.split["seed"]) == ("folders", None)
+    assert not (root / SPLIT_FILE).exists()
+
+
+def test_train_and_test_without_val(root: Path) -> None:
+    for part in ("train", "test"):
+        for label in ("a", "b"):
+            fill(root / part / label, 5)
+    data = opened(root)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [8, 2, 10]
+    assert all(name.startswith("train/") for name in data.validation.identities)
+    assert all(name.startswith("test/") for name in data.test.identities)
+
+
+def test_train_and_val_without_test(root: Path) -> None:
+    for part in ("train", "val"):
+        for label in ("a", "b"):
+            fill(root / part / label, 2)
+    data = opened(root)
+    assert data.test is data.validation
+
+
+def test_test_images_without_labels_are_left_out_aloud(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for label in ("a", "b"):
+        fill(root / "train" / label)
+    fill(root / "test")
+    with caplog.at_level(logging.WARNING, "memtok"):
+        data = opened(root)
+    assert data.test is data.validation
+    assert "test has no class folders" in caplog.text
+
+
+def test_classes_may_be_called_like_parts(root: Path) -> None:
+    for name in ("train", "bus", "test"):
+        fill(root / name)
+    assert opened(root).classes == ("bus", "test", "train")
+
+
+def test_what_lies_beside_the_images_is_ignored(root: Path) -> None:
+    for name in ("a", "b"):
+        fill(root / name)
+        (root / name / "notes.txt").write_text("no image")
+        (root / name / "._0.png").write_text("what macOS leaves behind")
+    fill(root / ".hidden")
+    fill(root / "__MACOSX")
+    (root / "readme.md").write_text("")
+    data = opened(root)
+    assert data.classes == ("a", "b")
+    assert len(data.train) + len(data.validation) == 10
+
+
+def test_images_lie_deeper_and_links_do_not_circle(root: Path) -> None:
+    fill(root / "a" / "2024" / "may", 2)
+    fill(root / "b", 2, "JPEG")
+    fill(root / "b", 1, "gif")
+    (root / "a" / "again").symlink_to(root / "a", target_is_directory=True)
+    data = opened(root)
+    names = sorted(data.train.identities + data.validation.identities)
+    assert names == ["a/2024/may/0.png", "a/2024/may/1.png", "b/0.JPEG", "b/0.gif", "b/1.JPEG"]
+
+
+def test_a_class_of_one_image_trains(root: Path) -> None:
+    fill(root / "a", 1)
+    fill(root / "b", 2)
+    data = opened(root)
+    assert sorted(data.train.labels.tolist()) == [0, 1]
+    assert data.validation.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["10", "9", "1"], ["1", "9", "10"]),
+        (["b", "A", "a"], ["A", "a", "b"]),
+        (["x10y2", "x10y10", "x9"], ["x9", "x10y2", "x10y10"]),
+        (["01", "1", "a", "_"], ["01", "1", "_", "a"]),
+    ],
+)
+def test_natural_order(names: list[str], expected: list[str]) -> None:
+    assert sorted(names, key=natural_key) == expected
+    assert sorted(set(names), key=natural_key) == expected
+
+
+def test_no_folder_of_classes(root: Path, tmp_path: Path) -> None:
+    refused("", "expected a data set .*, found 'folder:'; write for example folder:photos")
+    refused(tmp_path / "nowhere", "expected a folder of images, found nothing at .*nowhere")
+    (tmp_path / "file.zip").write_text("")
+    refused(tmp_path / "file.zip", "expected a folder .*, found the file .*file.zip")
+    refused(root, "expected one folder of images per class in .*, found no folders")
+    fill(root, 2)
+    refused(root, "expected one folder of images per class in .*, found images but no folders")
+    fill(root / "cats")
+    refused(root, "expected at least two class folders in .*, found only 'cats'")
+    (root / "dogs").mkdir()
+    (root / "dogs" / "notes.txt").write_text("")
+    refused(root, "expected images in every class folder, found none in .*dogs")
+    assert not (root / SPLIT_FILE).exists()
+
+
+def test_parts_that_do_not_fit(root: Path) -> None:
+    for label in ("a", "b"):
+        fill(root / "val" / label)
+    refused(root, "expected train/ beside val/ in .*, found none")
+    (root / "train").mkdir()
+    refused(root, "expected one folder of images per class in .*train, found no folders")
+    for label in ("a", "c", "d"):
+        fill(root / "train" / label)
+    refused(root, r"expected the classes of .*train in .*val, found no 'c' \(2 missing, 1 unknown\)")
+    for label in ("c", "d"):
+        fill(root / "val" / label)
+    refused(root, r"expected the classes of .*train in .*val, found 'b' too \(0 missing, 1 unknown\)")
+    fill(root / "train" / "b")
+    (root / "test").mkdir()
+    refused(root, "expected images in .*test, found none")
+    (root / "test").rmdir()
+    (root / "valid").mkdir()
+    refused(root, "expected one folder for validation in .*, found val/ and valid/")
+
+
+@pytest.mark.parametrize("inside", [[], ["a", "b"]])
+def test_an_empty_validation_set(root: Path, inside: list[str]) -> None:
+    for label in ("a", "b"):
+        fill(root / "train" / label)
+    (root / "val").mkdir()
+    for label in inside:
+        (root / "val" / label).mkdir()
+    refused(root, "expected images in .*val, found none")
+
+
+def test_nothing_to_validate_on(root: Path) -> None:
+    for label in ("a", "b"):
+        fill(root / label, 1)
+    refused(root, "expected images to validate on in .*, found none")
+
+
+def test_a_class_whose_training_images_are_gone(root: Path) -> None:
+    for label in ("a", "b"):
+        fill(root / label, 6)
+    data = opened(root)
+    for name in data.train.identities:
+        if name.startswith("a/"):
+            (root / name).unlink()
+    refused(root, "expected training images of every class in .*, found none of 'a'")
+
+
+def broken(root: Path) -> list[Path]:
+    for label in ("a", "b"):
+        fill(root / label, 6)
+    bad = [root / "a" / "2.png", root / "b" / "9.jpg"]
+    for path in bad:
+        path.write_bytes(b"no image")
+    return bad
+
+
+def test_fail_names_the_first_bad_image_and_the_count(root: Path) -> None:
+    bad = broken(root)
+    calls: list[tuple[int, int]] = []
+    text = refused(
+        root,
+        "expected readable images, found 2 that are not, the first one",
+        progress=lambda done, count: calls.append((done, count)),
+    )
+    assert str(bad[0]) in text
+    assert (calls[0], calls[-1]) == ((0, 13), (13, 13))
+    bad[0].unlink()
+    assert str(bad[1]) in refused(root, "expected a readable image, found", on_bad_image="fail")
+    assert not (root / SPLIT_FILE).exists()
+
+
+def test_skip_leaves_them_out_and_says_so(root: Path) -> None:
+    bad = broken(root)
+    data = opened(root, on_bad_image="skip")
+    assert data.skipped == tuple(str(path) for path in bad)
+    assert len(data.train) + len(data.validation) == 11
+    for part in (data.train, data.validation):
+        assert not {"a/2.png", "b/9.jpg"} & set(part.identities)
+    assert opened(root, on_bad_image="skip").split == data.split
+    # Once mended they join, and nothing else moves.
+    for path in bad:
+        path.unlink()
+    fill(root / "a", 6)
+    after = opened(root)
+    assert after.skipped == ()
+    assert set(data.train.identities) <= set(after.train.identities)
+    assert set(data.validation.identities) <= set(after.validation.identities)
+
+
+def test_a_class_of_bad_images_only(root: Path) -> None:
+    fill(root / "a")
+    (root / "b").mkdir()
+    (root / "b" / "0.png").write_bytes(b"no")
+    refused(root, "expected a readable image in every class of .*, found none for 'b'", on_bad_image="skip")
+
+
+def test_an_image_that_breaks_later_is_reported_by_path(root: Path) -> None:
+    for label in ("a", "b"):
+        fill(root / label)
+    data = opened(root)
+    (root / data.train.identity(0)).write_bytes(b"no")
+    with pytest.raises(MemtokError, match=f"expected a readable image, found {root / data.train.identity(0)}"):
+        data.train[0]
+
+
+def test_the_look_is_remembered_in_the_cache(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memtok.data.images.FRESH_SECONDS", -3600.0)
+    for label in ("a", "b"):
+        fill(root / label)
+    opened(root)
+    assert len(list((cache / "checked").iterdir())) == 1
+    monkeypatch.setattr("memtok.data.images._decode", None)
+    assert len(opened(root).train) == 8

@@ -1,0 +1,182 @@
+"""The transforms equal those of the libraries that the checkpoints come from, and normalise in every form."""
+
+from __future__ import annotations
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+
+from memtok.data.transforms import AUGMENTATIONS, evaluation_transform, training_transform
+from memtok.errors import MemtokError
+from memtok.preprocessing import Preprocessing
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# (width, height): square, wide, tall, odd, smaller than the input, very small
+SIZES = [(40, 40), (61, 40), (37, 90), (41, 43), (20, 13), (1, 2)]
+
+
+def settings(**changes: object) -> Preprocessing:
+    values: dict[str, object] = {
+        "image_size": (32, 32),
+        "resize": 37,
+        "crop": True,
+        "interpolation": "bicubic",
+        "mean": MEAN,
+        "std": STD,
+        "position_resize": "timm",
+        **changes,
+    }
+    return Preprocessing(**values)  # type: ignore[arg-type]
+
+
+def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    width, height = size
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("shorter", [37, 39])
+def test_evaluation_equals_timm(size: tuple[int, int], interpolation: str, shorter: int) -> None:
+    expected = create_transform(
+        input_size=(3, 32, 32),
+        is_training=False,
+        interpolation=interpolation,
+        mean=MEAN,
+        std=STD,
+        crop_pct=32 / shorter,
+    )(picture(size))
+    found = evaluation_transform(settings(resize=shorter, interpolation=interpolation))(picture(size))
+    assert found.shape == (3, 32, 32)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_evaluation_by_squashing_equals_timm(size: tuple[int, int]) -> None:
+    expected = create_transform(
+        input_size=(3, 32, 24), is_training=False, interpolation="bilinear", crop_pct=1.0, crop_mode="squash"
+    )(picture(size))
+    changed = settings(image_size=(32, 24), resize=(32, 24), crop=False, interpolation="bilinear")
+    torch.testing.assert_close(evaluation_transform(changed)(picture(size)), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("resample", [2, 3])
+@pytest.mark.parametrize("shorter", [37, 39])
+def test_evaluation_equals_transformers(size: tuple[int, int], resample: int, shorter: int) -> None:
+    bit = pytest.importorskip("transformers.models.bit.image_processing_pil_bit")
+    vit = pytest.importorskip("transformers.models.vit.image_processing_pil_vit")
+    interpolation = {2: "bilinear", 3: "bicubic"}[resample]
+    common = {"resample": resample, "image_mean": MEAN, "image_std": STD}
+
+    cropped = bit.BitImageProcessorPil(
+        size={"shortest_edge": shorter}, crop_size={"height": 32, "width": 32}, do_center_crop=True, **common
+    )(picture(size), return_tensors="pt")["pixel_values"][0]
+    changed = settings(resize=shorter, interpolation=interpolation, position_resize="transformers")
+    torch.testing.assert_close(evaluation_transform(changed)(picture(size)), cropped, rtol=0, atol=1e-6)
+
+    squashed = vit.ViTImageProcessorPil(size={"height": 32, "width": 24}, **common)(
+        picture(size), return_tensors="pt", input_data_format="channels_last"
+    )["pixel_values"][0]
+    changed = settings(image_size=(32, 24), resize=(32, 24), crop=False, interpolation=interpolation)
+    torch.testing.assert_close(evaluation_transform(changed)(picture(size)), squashed, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("flip", [True, False])
+def test_inception_equals_timm(size: tuple[int, int], flip: bool) -> None:
+    expected = create_transform(
+        input_size=(3, 32, 32),
+        is_training=True,
+        color_jitter=0.0,
+        hflip=0.5 if flip else 0.0,
+        interpolation="bicubic",
+        mean=MEAN,
+        std=STD,
+    )
+    found = training_transform(settings(), "inception", flip)
+    for seed in range(8):
+        random.seed(seed)
+        torch.manual_seed(seed)
+        wanted = expected(picture(size))
+        random.seed(seed)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(found(picture(size)), wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize(("colour", "value"), [((255, 255, 255), 1.0), ((0, 0, 0), 0.0), ((51, 51, 51), 0.2)])
+def test_pixels_are_normalised(augment: str, colour: tuple[int, int, int], value: float) -> None:
+    # Fault 2 of the reproduction: its pixels stayed in [0, 1].
+    expected = torch.tensor([(value - mean) / std for mean, std in zip(MEAN, STD, strict=True)])
+    for transform in (training_transform(settings(), augment), evaluation_transform(settings())):
+        found = transform(Image.new("RGB", (50, 40), colour))
+        assert found.shape == (3, 32, 32)
+        torch.testing.assert_close(found, expected[:, None, None].expand(3, 32, 32), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("resize", [37, (40, 44)])
+def test_every_size_of_image_gives_the_input_size(
+    augment: str, size: tuple[int, int], resize: int | tuple[int, int]
+) -> None:
+    found = training_transform(settings(image_size=(32, 24), resize=resize), augment)(picture(size))
+    assert found.shape == (3, 32, 24)
+    assert found.dtype == torch.float32
+    assert found.is_contiguous()
+
+
+def test_crop_moves_by_up_to_an_eighth_and_mirrors_when_allowed() -> None:
+    # A picture whose red is its column and whose green is its row, so that a crop says where it was cut.
+    rows, columns = np.mgrid[0:37, 0:37].astype(np.uint8)
+    image = Image.fromarray(np.dstack([columns, rows, rows]))
+    plain = settings(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="nearest")
+
+    def corners(flip: bool) -> set[tuple[int, int, bool]]:
+        transform = training_transform(plain, "crop", flip)
+        seen = set()
+        for _ in range(300):
+            red, green, _ = (transform(image) * 255).round().int()
+            left, right = int(red[0, 0]), int(red[0, -1])
+            assert abs(left - right) == 31
+            seen.add((min(left, right), int(green[0, 0]), left > right))
+        return seen
+
+    torch.manual_seed(0)
+    still = corners(flip=False)
+    assert {place[0] for place in still} == {place[1] for place in still} == set(range(6))  # 37 - 32 = 5
+    assert {place[2] for place in still} == {False}
+    assert {place[2] for place in corners(flip=True)} == {False, True}
+
+
+def test_no_augmentation_is_the_evaluation() -> None:
+    transform = training_transform(settings(), "none", flip=True)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        assert torch.equal(transform(picture((50, 40))), evaluation_transform(settings())(picture((50, 40))))
+
+
+def test_transforms_can_be_sent_to_workers() -> None:
+    for augment in AUGMENTATIONS:
+        transform = training_transform(settings(), augment)
+        copy = pickle.loads(pickle.dumps(transform))
+        random.seed(1)
+        torch.manual_seed(1)
+        first = transform(picture((50, 40)))
+        random.seed(1)
+        torch.manual_seed(1)
+        assert torch.equal(copy(picture((50, 40))), first)
+
+
+def test_an_unknown_augmentation_is_refused() -> None:
+    with pytest.raises(MemtokError, match="expected augment to be one of inception, crop, none, found 'mixup'"):
+        training_transform(settings(), "mixup")
