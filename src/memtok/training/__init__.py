@@ -1,0 +1,23 @@
+"""Training of tasks and of whole models: recipes, regimes, the loop, exact resume, progress."""
+
+from __future__ import annotations
+
+from memtok.training.loop import train
+from memtok.training.progress import Progress, RichProgress, RunInfo
+from memtok.training.recipes import RECIPES, Recipe
+from memtok.training.regimes import REGIMES, FullModel, Regime, create
+from memtok.training.result import TrainResult
+
+__all__ = [
+    "RECIPES",
+    "REGIMES",
+    "FullModel",
+    "Progress",
+    "Recipe",
+    "Regime",
+    "RichProgress",
+    "RunInfo",
+    "TrainResult",
+    "create",
+    "train",
+]

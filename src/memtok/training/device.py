@@ -1,0 +1,110 @@
+"""Device, precision and processes, through accelerate. The order of the data is not its business.
+
+Several processes (`accelerate launch`, `torchrun`): every process takes its rows of every batch, and gradients are
+added up, so the result is that of one process up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import GradientAccumulationPlugin, broadcast
+from torch import Tensor, nn
+
+from memtok.errors import MemtokError
+
+
+@contextmanager
+def accelerator_for(device: str, precision: str) -> Iterator[Accelerator]:
+    """An Accelerator for "auto", "cpu" or "cuda" and "float32" or "bf16".
+
+    accelerate keeps one set of choices per process. They are set aside and put back, so that runs may differ and an
+    Accelerator of the caller's stays as it is.
+    """
+    shared = (AcceleratorState._shared_state, GradientState._shared_state, PartialState._shared_state)
+    kept = [dict(state) for state in shared]
+    for state in shared:
+        state.clear()
+    try:
+        yield make_accelerator(device, precision)
+    finally:
+        for state, content in zip(shared, kept, strict=True):
+            state.clear()
+            state.update(content)
+
+
+def make_accelerator(device: str, precision: str) -> Accelerator:
+    """The Accelerator itself; MemtokError if the device cannot do it."""
+    try:
+        return Accelerator(
+            cpu=device == "cpu",
+            mixed_precision="bf16" if precision == "bf16" else "no",
+            # Parts of a batch may differ in size, so the loop itself divides by the size of the whole batch.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
+    except ValueError as error:
+        raise MemtokError(
+            f"expected a device that trains in {precision}, found one that does not ({' '.join(str(error).split())}); "
+            "use precision='float32' or another device"
+        ) from error
+
+
+@contextmanager
+def moved(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Modules on `device` while the block runs, then back where each was."""
+    homes = [next(module.parameters()).device for module in modules]
+    try:
+        for module in modules:
+            module.to(device)
+        yield
+    finally:
+        for module, home in zip(modules, homes, strict=True):
+            module.to(home)
+
+
+@contextmanager
+def kept_gpu_state(device: torch.device) -> Iterator[None]:
+    """Puts the random generator of a CUDA device back as it was when the block ends."""
+    if device.type != "cuda":
+        yield
+        return
+    state = torch.cuda.get_rng_state(device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_rng_state(state, device)
+
+
+def add_up(accelerator: Accelerator, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The sum of each tensor over all processes; one exchange for all."""
+    if accelerator.num_processes == 1:
+        return list(tensors)
+    flat = accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduction="sum")
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def add_up_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
+    """Adds the gradients of all processes."""
+    if accelerator.num_processes > 1:
+        with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in with_gradient if parameter.grad is not None]
+        for parameter, total in zip(with_gradient, add_up(accelerator, gradients), strict=True):
+            parameter.grad = total
+
+
+def same_start(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
+    """Gives every process the parameters of the first."""
+    if accelerator.num_processes > 1:
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.copy_(broadcast(parameter.detach().clone(), from_process=0))
+
+
+def own_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
+    """This process's rows of a batch; empty where there are fewer rows than processes."""
+    return rows[accelerator.process_index :: accelerator.num_processes]

@@ -1,0 +1,113 @@
+"""The arithmetic of a run: one step of the optimizer, one look at the validation images. No files, no clocks.
+
+Letters for shapes: B images of a batch, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from memtok.data import ImageSet, batches, evaluation_transform
+from memtok.metrics import ranks
+from memtok.training.device import add_up, add_up_gradients, own_rows
+from memtok.training.optim import make_optimizer
+from memtok.training.recipes import learning_rate_at
+from memtok.training.regimes import FullModel, Trainable, forward_of
+from memtok.training.settings import Plan
+from memtok.training.state import Validation
+
+
+class Engine:
+    """A task (or model) with its optimizer, all on one device."""
+
+    def __init__(self, trainable: Trainable, plan: Plan, accelerator: Accelerator, device: torch.device) -> None:
+        self.trainable, self.plan, self.accelerator, self.device = trainable, plan, accelerator, device
+        self.forward = forward_of(trainable)
+        self.parameters = list(trainable.parameters())
+        self.optimizer = make_optimizer(trainable, plan)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step `step`, counted from 0."""
+        return learning_rate_at(step, peak=self.plan.learning_rate, warmup=self.plan.warmup, steps=self.plan.steps)
+
+    def step(self, number: int, images: Tensor, labels: Tensor) -> Tensor:
+        """Step `number`, from 0, on images (B, 3, H, W) and labels (B,); returns (2,): loss and gradient norm.
+
+        The result stays on the device, nothing waits for it. The norm is that before clipping.
+        """
+        self.seed(number)  # for backbones with dropout, in regime `full`
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(number)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.device)
+        for part, answers, weight in self.parts(images, labels):
+            with self.accelerator.autocast():
+                logits = self.forward(part)
+            # A sum over the size of the whole batch: parts of different size then count as they should.
+            share = F.cross_entropy(logits.float(), answers, reduction="sum") * (weight / len(labels))
+            self.accelerator.backward(share)
+            loss += share.detach()
+        add_up_gradients(self.accelerator, self.parameters)
+        (loss,) = add_up(self.accelerator, [loss])
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.plan.clip_norm)
+        self.optimizer.step()
+        return torch.stack([loss, norm.detach().to(loss)])
+
+    def parts(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """This process's rows of a batch in `accumulate` parts on the device, with their weight."""
+        images, labels, weight = own_rows(self.accelerator, images), own_rows(self.accelerator, labels), 1.0
+        if not len(labels):  # fewer images than processes: take part with one that does not count
+            images, labels, weight = images.new_zeros((1, *images.shape[1:])), labels.new_zeros(1), 0.0
+        count = min(self.plan.accumulate, len(labels))
+        for part, answers in zip(images.tensor_split(count), labels.tensor_split(count), strict=True):
+            yield part.to(self.device, non_blocking=True), answers.to(self.device, non_blocking=True), weight
+
+    @torch.no_grad()
+    def validate(self, step: int, image_set: ImageSet, workers: int) -> Validation:
+        """Accuracy and mean cross-entropy on all of `image_set`, without augmentation."""
+        self.set_mode(training=False)
+        transform = evaluation_transform(self.trainable.preprocessing)
+        size = math.ceil(self.plan.batch_size / self.plan.accumulate)
+        sums = [torch.zeros(3, device=self.device)]  # right, right among the first five, loss
+        for images, labels, _ in batches(image_set, transform, batch_size=size, workers=workers):
+            images, labels = own_rows(self.accelerator, images), own_rows(self.accelerator, labels).to(self.device)
+            if len(labels):
+                with self.accelerator.autocast():
+                    logits = self.forward(images.to(self.device, non_blocking=True)).float()
+                rank = ranks(logits, labels)
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+                sums.append(torch.stack([(rank == 0).sum().float(), (rank < 5).sum().float(), loss]))
+        total = torch.stack(sums).to("cpu", torch.float64).sum(dim=0)
+        (total,) = add_up(self.accelerator, [total.to(self.device, torch.float32)])
+        self.set_mode(training=True)
+        right, five, loss_sum = (value / len(image_set) for value in total.tolist())
+        return Validation(step=step, top1=right, top5=five, loss=loss_sum)
+
+    def seed(self, number: int) -> None:
+        """Seeds torch's generators for step `number`."""
+        seed = int.from_bytes(hashlib.sha256(f"{self.plan.seed} {number}".encode()).digest()[:7], "big")
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed a GPU that is not ours as well
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
+    def set_mode(self, *, training: bool) -> None:
+        """Training or evaluation mode of a model that trains whole. Tasks have no modes, and the backbone has one."""
+        if isinstance(self.trainable, FullModel):
+            nn.Module.train(self.trainable, training)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of the parameters on the CPU."""
+        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.trainable.named_parameters()}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Copies values into the parameters."""
+        for name, parameter in self.trainable.named_parameters():
+            parameter.copy_(tensors[name])

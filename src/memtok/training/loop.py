@@ -1,0 +1,181 @@
+"""`train`: checks everything, sets the stage and runs one session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import Subset
+
+from memtok.data import DataSource, from_dataset, kept_random_state, open_data
+from memtok.errors import MemtokError
+from memtok.training.device import accelerator_for, kept_gpu_state, moved
+from memtok.training.progress import Progress, RichProgress
+from memtok.training.recipes import Recipe
+from memtok.training.regimes import Trainable, check_trainable, frozen_parts
+from memtok.training.result import TrainResult
+from memtok.training.session import Session
+from memtok.training.settings import Settings, make_plan
+from memtok.training.state import RunFolder, read_header
+
+
+def train(
+    task: Trainable,
+    data: str | DataSource | Any,
+    *,
+    recipe: str | Recipe = "default",
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    accumulate: int = 1,
+    learning_rate: float | None = None,
+    weight_decay: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "float32",
+    workers: int | None = None,
+    augment: str | None = None,
+    validate_every: int | None = None,
+    validation_images: int | None = None,
+    log_every: int | None = None,
+    save_every: int | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_bad_image: str = "fail",
+    data_dir: str | Path | None = None,
+    progress: bool | Progress = False,
+) -> TrainResult:
+    """Trains a Task, or a FullModel, in place and returns it with its best state loaded.
+
+    data: a source as on the command line (`digits`, `folder:PATH`), a DataSource, or a torch Dataset of (picture,
+        label). Its classes must be those of the task.
+    recipe: "default", "paper" or a Recipe. steps or epochs (one of them), batch_size (images per step), learning_rate
+        (the peak) and weight_decay replace what the recipe says.
+    accumulate: parts that a batch is cut into to save memory; the gradients are those of the whole batch.
+    seed: of order and augmentation; the same seed gives the same tensors, on the CPU bit for bit.
+    device: "auto", "cpu" or "cuda". precision: "float32" or "bf16". workers: processes that load images.
+    augment: "inception", "crop" or "none"; by default inception, or crop where pictures may not be mirrored.
+    validate_every: steps between validations, by default a tenth of the run; validation_images: how many each looks
+        at. log_every: steps between lines of metrics. save_every: steps between saved states (default: a minute).
+    out: the task file, `NAME.safetensors`; the best state goes there, all else into `NAME.run/`. None writes nothing.
+    resume: go on from the saved state in `NAME.run/`, if there is one. overwrite: start anew where an unfinished run
+        lies. on_bad_image, data_dir: as in `open_data`. progress: True for a bar, or an object with the hooks of
+        `Progress`.
+
+    The backbone, what the task extends and the global random generators stay as they are. Raises MemtokError for bad
+    arguments, before anything is written, and when a loss is not finite; see docs/training.md.
+    """
+    settings = Settings(
+        recipe=recipe,
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        seed=seed,
+        device=device,
+        precision=precision,
+        workers=workers,
+        augment=augment,
+        validate_every=validate_every,
+        validation_images=validation_images,
+        log_every=log_every,
+        save_every=save_every,
+        out=None if out is None else Path(out),
+        resume=resume,
+        overwrite=overwrite,
+        on_bad_image=on_bad_image,
+        data_dir=data_dir,
+    )
+    check_trainable(task)
+    check_not_unfinished(settings)
+    with accelerator_for(settings.device, settings.precision) as accelerator, as_found(task):
+        listener = progress if isinstance(progress, Progress) else RichProgress() if progress else Progress()
+        if not accelerator.is_main_process:
+            listener = Progress()
+        try:
+            return run(task, data, settings, accelerator, listener)
+        finally:
+            listener.close()
+
+
+def run(
+    task: Trainable,
+    data: str | DataSource | Any,
+    settings: Settings,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> TrainResult:
+    """The part of `train` that works."""
+    with accelerator.main_process_first():  # the first one writes a folder's split down, the others read it
+        source = matching(open_source(data, task, settings, progress), task)
+    plan = make_plan(settings, task.regime, source)
+    home = next(task.parameters()).device
+    # A model that the caller put onto a GPU stays on that one.
+    place = home if settings.device == "auto" and home.type != "cpu" else accelerator.device
+    with moved([task, *frozen_parts(task)], place), kept_gpu_state(place):
+        session = Session(task, source, plan, settings, accelerator, place, progress)
+        return session.run()
+
+
+def open_source(data: str | DataSource | Any, task: Trainable, settings: Settings, progress: Progress) -> DataSource:
+    """The data as a DataSource."""
+    if isinstance(data, DataSource):
+        return data
+    if isinstance(data, str):
+        return open_data(
+            data, data_dir=settings.data_dir, on_bad_image=settings.on_bad_image, progress=progress.reading
+        )
+    inner = data
+    while isinstance(inner, Subset):
+        inner = inner.dataset
+    return from_dataset(data, None if hasattr(inner, "classes") else task.classes)
+
+
+def matching(source: DataSource, task: Trainable) -> DataSource:
+    """The data with its labels in the order of the task's classes; MemtokError unless they have the same classes."""
+    if source.classes == task.classes:
+        return source
+    if set(source.classes) == set(task.classes):
+        return source.only(task.classes)
+    missing = [name for name in task.classes if name not in source.classes]
+    extra = [name for name in source.classes if name not in task.classes]
+    found = f"no {missing[0]!r} in {source.spec}" if missing else f"{extra[0]!r} in {source.spec} as well"
+    advice = "make the task with classes=data.classes" if missing else "train on data.only(task.classes)"
+    raise MemtokError(
+        f"expected the {len(task.classes)} classes of {task.name!r} in the data, found {found} "
+        f"({len(source.classes)} classes); {advice}"
+    )
+
+
+def check_not_unfinished(settings: Settings) -> None:
+    """MemtokError if this run would take the place of one that was interrupted. A finished one is replaced."""
+    if settings.out is None or settings.resume or settings.overwrite:
+        return
+    folder = RunFolder(settings.out)
+    header = read_header(folder.state)
+    if header is not None and 0 < header["step"] < header["config"]["steps"]:
+        raise MemtokError(
+            f"expected no unfinished run beside {settings.out}, found one at step {header['step']} of "
+            f"{header['config']['steps']} in {folder.path}; resume it, or overwrite it"
+        )
+
+
+@contextmanager
+def as_found(task: nn.Module) -> Iterator[None]:
+    """Leaves random generators and training modes as they were, and no gradients behind."""
+    modes = [(module, module.training) for module in task.modules()]
+    try:
+        with kept_random_state():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter in task.parameters():
+            parameter.grad = None

@@ -1,0 +1,199 @@
+"""What can be trained: one row per regime. Six are tasks beside a frozen backbone, `full` trains all of it.
+
+Regimes are those of Table 2 and Figure 2b of Sandler et al., CVPR 2022 (arXiv 2203.15243).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memtok.backbone import Backbone
+from memtok.checkpoint import save_checkpoint
+from memtok.errors import MemtokError
+from memtok.model import MemoryViT
+from memtok.preprocessing import Preprocessing
+from memtok.task import HEAD_STD, Task, check_classes, check_name
+from memtok.task import REGIMES as TASK_REGIMES
+
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Regime:
+    """trains: what learns, in words. memory: whether it has cells. composable: whether it may share a pass."""
+
+    trains: str
+    memory: bool
+    composable: bool
+
+
+# A new regime of tasks is one row here and one in memtok.task.
+REGIMES: dict[str, Regime] = {
+    name: Regime(trains, *TASK_REGIMES.get(name, (False, False)))
+    for name, trains in {
+        "memory": "class token, memory cells in every layer and head; the backbone never sees them",
+        "head": "a linear head on the base class token",
+        "head+class": "a head and a copy of the class token that takes the place of the base one",
+        "memory-shared": "as memory, but every token sees class token and memory",
+        "memory-propagated": "memory that enters at the first layer and walks through the others as tokens do",
+        "memory-additive": "as memory-propagated, with a learned update in every layer",
+        FULL: "the whole backbone and a head; saves a whole model",
+    }.items()
+}
+
+
+class FullModel(nn.Module):
+    """Regime `full`: a copy of a backbone that trains as a whole, with a linear head for the classes.
+
+    Attributes:
+        vit: the timm model. name, classes, regime, preprocessing, record: as those of a Task.
+        backbone_fingerprint, source: of the backbone that it started from.
+    """
+
+    def __init__(self, backbone: Backbone, vit: Any, *, name: str, classes: Sequence[str]) -> None:
+        """From a timm model with its head in place; use `create`."""
+        super().__init__()
+        self.vit = vit
+        self.name = check_name(name)
+        self.classes = check_classes(classes)
+        self.regime = FULL
+        self.preprocessing: Preprocessing = backbone.preprocessing
+        self.backbone_fingerprint = backbone.fingerprint
+        self.source = backbone.source
+        self.record: dict[str, Any] = {}
+
+    @classmethod
+    def create(cls, backbone: Backbone, *, name: str, classes: Sequence[str], seed: int | None = None) -> FullModel:
+        """A trainable float32 copy of `backbone` with a new head N(0, 0.02); the backbone itself stays as it is.
+
+        seed: of the head; without it, it comes from torch's global generator.
+        """
+        count = len(check_classes(classes))
+        generator = torch.Generator().manual_seed(seed) if seed is not None else None
+        vit = copy.deepcopy(backbone.vit).float()
+        vit.head = new_head(vit.num_features, count, generator, backbone.device)
+        if hasattr(vit, "head_dist"):  # a distilled DeiT answers with the mean of two heads
+            vit.head_dist = new_head(vit.num_features, count, generator, backbone.device)
+        vit.num_classes = count
+        vit.global_pool = vit.global_pool or "token"  # a model cut down to its tokens has lost this
+        vit.requires_grad_(True)
+        return cls(backbone, vit, name=name, classes=classes).train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, classes) logits of normalised images (B, 3, height, width)."""
+        logits: Tensor = self.vit(images)
+        return logits
+
+    def save(self, path: str | Path) -> None:
+        """Writes a `.safetensors` file that `load_backbone` reads, atomically."""
+        save_checkpoint(self.vit, self.preprocessing, path, classes=self.classes)
+
+    def extra_repr(self) -> str:
+        return f"{self.name!r}, full, {len(self.classes)} classes, from {self.source!r}"
+
+
+def new_head(inputs: int, classes: int, generator: torch.Generator | None, device: torch.device) -> nn.Linear:
+    """A linear layer with weights N(0, 0.02) and no bias yet."""
+    # Made without values, or torch would draw some from its global generator.
+    head = nn.Linear(inputs, classes, device="meta").to_empty(device=device)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * HEAD_STD)
+        head.bias.zero_()
+    return head
+
+
+Trainable = Task | FullModel
+
+
+def create(
+    backbone: Backbone,
+    *,
+    regime: str = "memory",
+    name: str,
+    classes: Sequence[str],
+    memory: int | None = None,
+    queries: int = 1,
+    adapter_rank: int = 0,
+    extends: Sequence[Task] = (),
+    placement: str = "before-norm",
+    seed: int | None = None,
+) -> Trainable:
+    """A new Task, or FullModel in regime `full`; the arguments are those of `Task.create`."""
+    if regime not in REGIMES:
+        raise MemtokError(f"expected a regime among {', '.join(REGIMES)}, found {regime!r}; choose one of these")
+    if regime != FULL:
+        return Task.create(
+            backbone,
+            name=name,
+            classes=classes,
+            memory=memory,
+            queries=queries,
+            adapter_rank=adapter_rank,
+            extends=extends,
+            regime=regime,
+            placement=placement,
+            seed=seed,
+        )
+    if memory or queries != 1 or adapter_rank or extends:
+        raise MemtokError(
+            "expected neither memory, queries, adapter_rank nor extends in regime 'full', found one; "
+            "leave it out, or use regime 'memory'"
+        )
+    return FullModel.create(backbone, name=name, classes=classes, seed=seed)
+
+
+def forward_of(trainable: Trainable) -> Callable[[Tensor], Tensor]:
+    """The function from normalised images (B, 3, height, width) to logits (B, classes) that training differentiates."""
+    if isinstance(trainable, FullModel):
+        return trainable
+    name = trainable.name
+    model = MemoryViT(trainable.backbone, [*trainable.ancestors(), trainable]).select([name])
+    return lambda images: model(images, base=False)[name]
+
+
+def frozen_parts(trainable: Trainable) -> tuple[nn.Module, ...]:
+    """What the forward pass needs beside the trainable itself."""
+    return () if isinstance(trainable, FullModel) else (trainable.backbone, *trainable.ancestors())
+
+
+def without_decay(trainable: Trainable) -> set[nn.Parameter]:
+    """Parameters that weight decay leaves alone: tokens, positions, memory, and vectors such as biases and norms."""
+    if isinstance(trainable, FullModel):
+        vit = trainable.vit
+        tokens = [getattr(vit, name, None) for name in ("cls_token", "reg_token", "dist_token", "pos_embed")]
+        vectors = [parameter for parameter in vit.parameters() if parameter.ndim <= 1]
+        return {parameter for parameter in (*tokens, *vectors) if isinstance(parameter, nn.Parameter)}
+    return {trainable.class_tokens, trainable.memory, trainable.head.bias}
+
+
+def check_trainable(trainable: Trainable) -> None:
+    """MemtokError unless all parameters may change and are float32."""
+    if not isinstance(trainable, Task | FullModel):
+        raise MemtokError(
+            f"expected a Task or a FullModel to train, found {type(trainable).__name__}; make one with Task.create"
+        )
+    for key, parameter in trainable.named_parameters():
+        if not parameter.requires_grad:
+            raise MemtokError(
+                f"expected a task that may train, found {trainable.name!r} with {key} frozen (another task extends it, "
+                "or it was frozen by hand); train a copy: copy.deepcopy(task).requires_grad_(True)"
+            )
+        if parameter.dtype != torch.float32:
+            raise MemtokError(
+                f"expected parameters in float32, found {key} of {trainable.name!r} in {parameter.dtype}; call "
+                ".float() on it (precision='bf16' computes faster and keeps float32 parameters)"
+            )
+
+
+def count_parameters(trainable: Trainable) -> tuple[int, int]:
+    """(numbers that train, numbers in the whole model, the backbone and extended tasks among them)."""
+    own = sum(parameter.numel() for parameter in trainable.parameters())
+    frozen = sum(parameter.numel() for part in frozen_parts(trainable) for parameter in part.parameters())
+    return own, own + frozen

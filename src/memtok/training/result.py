@@ -1,0 +1,101 @@
+"""What a training run gives back, and the record of it that goes into the task file."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from memtok.data import DataSource
+from memtok.errors import MemtokError
+from memtok.task import Task
+from memtok.training.recipes import images_seen
+from memtok.training.regimes import FullModel, Trainable, count_parameters
+from memtok.training.settings import Plan
+from memtok.training.state import RunState, Validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A finished run. Accuracies are top-1 on the validation part, in [0, 1].
+
+    model: the Task or FullModel that was trained, with the best state loaded. steps: steps done; best_step: of the
+    best state. best_accuracy, final_accuracy: of the best and of the last state. history: the rows of metrics.jsonl.
+    seconds: in all, over all sessions; images_per_second: while training, validation left out. skipped_images: paths
+    that could not be read. out: the task file, None if nothing was written. record: as in the task file.
+    """
+
+    model: Trainable
+    steps: int
+    best_step: int
+    best_accuracy: float
+    final_accuracy: float
+    history: list[dict[str, Any]] = field(repr=False)
+    seconds: float
+    images_per_second: float
+    trainable_parameters: int
+    total_parameters: int
+    skipped_images: tuple[str, ...]
+    split_digest: str
+    out: Path | None
+    record: dict[str, Any] = field(repr=False)
+
+    @property
+    def task(self) -> Task:
+        """The trained task; MemtokError after regime `full`, which has a model instead."""
+        if isinstance(self.model, FullModel):
+            raise MemtokError("expected a task, found a whole model (regime 'full'); use result.model")
+        return self.model
+
+
+def make_record(
+    trainable: Trainable, data: DataSource, plan: Plan, state: RunState, stored: Validation, device: str
+) -> dict[str, Any]:
+    """How a task was trained, as JSON-able values: data, numbers, versions and metrics, and nothing of the machine.
+
+    stored: the validation of the state that the record goes with, the best or the last one.
+    """
+    trained, total = count_parameters(trainable)
+    seen = images_seen(state.step, plan.train_images, plan.batch_size)
+    metrics = {
+        "step": stored.step,
+        "validation_top1": stored.top1,
+        "validation_top5": stored.top5,
+        "validation_loss": stored.loss,
+        "validation_images": plan.validation_images,
+    }
+    hyperparameters = plan.to_dict()
+    return {
+        "regime": trainable.regime,
+        "data": {
+            "spec": data.spec,
+            "name": data.name,
+            "split": data.split,
+            "skipped_images": len(data.skipped),
+        },
+        "recipe": hyperparameters.pop("recipe"),
+        "seed": hyperparameters.pop("seed"),
+        "hyperparameters": hyperparameters,
+        "parameters": {"trained": trained, "total": total},
+        "versions": versions(),
+        "device": device,
+        "completed": state.step >= plan.steps,
+        "steps": state.step,
+        "images_seen": seen,
+        "epochs": round(seen / plan.train_images, 4),
+        "seconds": round(state.seconds, 3),
+        "metrics": metrics,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("memtok", "torch", "timm", "torchvision", "accelerate"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a source tree that is not installed
+            found[package] = "unknown"
+    return found

@@ -1,0 +1,363 @@
+"""One run: steps, validation, saved states. Read from top to bottom; `train` in loop.py makes one and runs it.
+
+Nothing here waits for the device between two log entries: losses and gradient norms stay there and are read, and
+checked, together. What a run does follows from its configuration; times only decide when it saves its state.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from memtok.data import DataSource, batches, training_transform
+from memtok.errors import MemtokError
+from memtok.files import write_json
+from memtok.training.device import same_start
+from memtok.training.engine import Engine
+from memtok.training.logbook import Logbook
+from memtok.training.optim import optimizer_tensors, restore_optimizer
+from memtok.training.progress import Progress, RunInfo
+from memtok.training.recipes import images_seen
+from memtok.training.regimes import FullModel, Trainable, count_parameters
+from memtok.training.result import TrainResult, make_record
+from memtok.training.settings import SAVE_SECONDS, SAVE_SHARE, Plan, Settings, default_workers
+from memtok.training.state import (
+    RunFolder,
+    RunState,
+    Validation,
+    check_same_run,
+    first_non_finite,
+    read_header,
+    read_state,
+    write_state,
+)
+
+
+class Session:
+    """A run from its start, or from its saved state, to its end. Modules are on `device` already."""
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        data: DataSource,
+        plan: Plan,
+        settings: Settings,
+        accelerator: Accelerator,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        self.trainable, self.data, self.plan, self.settings = trainable, data, plan, settings
+        self.accelerator, self.device, self.progress = accelerator, device, progress
+        self.folder = RunFolder(settings.out) if settings.out else None
+        self.writes = self.folder is not None and accelerator.is_main_process
+        self.workers = default_workers(device) if settings.workers is None else settings.workers
+        self.engine = Engine(trainable, plan, accelerator, device)
+        # The same images each time, classes in proportion.
+        self.validation_set = data.validation.take(plan.validation_images, seed=0)
+        self.config = configuration(trainable, data, plan)
+        self.state = RunState()
+        self.logbook: Logbook | None = None
+        self.saved_step: int | None = None
+
+    def run(self) -> TrainResult:
+        """Goes to the last step and returns the result, the best state loaded."""
+        resumed = self.restore()
+        self.start_clocks()
+        self.prepare_folder(resumed)
+        self.good = self.state.best_tensors or self.engine.snapshot()  # what the task falls back to
+        self.progress.start(self.info())
+        try:
+            if self.writes and self.folder:
+                self.logbook = Logbook(self.folder, self.state.history)
+            self.train_steps()
+            return self.finish()
+        finally:
+            if self.logbook:
+                self.logbook.close()
+
+    # Starting and resuming
+
+    def restore(self) -> bool:
+        """Takes over the saved state where there is one to go on from, and returns whether there is."""
+        header = read_header(self.folder.state) if self.folder and self.settings.resume else None
+        if self.folder is None or header is None:
+            if self.folder and self.settings.resume:
+                self.progress.message(f"no saved state in {self.folder.path}: starting anew")
+            same_start(self.accelerator, self.engine.parameters)
+            return False
+        check_same_run(header["config"], self.config, self.folder.path)
+        named = dict(self.trainable.named_parameters())
+        self.state, parameters, optimizer = read_state(self.folder.state, header, named)
+        self.state.pending = [values.to(self.device) for values in self.state.pending]
+        self.engine.load(parameters)
+        restore_optimizer(self.trainable, self.engine.optimizer, optimizer, str(self.folder.state))
+        self.saved_step = self.state.step
+        return True
+
+    def prepare_folder(self, resumed: bool) -> None:
+        """Makes the run folder ready. A fresh run saves its state at once: killed early, it begins with the same."""
+        self.accelerator.wait_for_everyone()  # nobody writes before everybody has read
+        if not (self.writes and self.folder):
+            return
+        self.folder.clear_remains()
+        if not resumed:
+            self.folder.clear()
+            write_json(self.folder.config, self.config)
+            write_json(self.folder.split, self.data.split)
+            self.save()
+
+    def start_clocks(self) -> None:
+        """Sets the marks that times and rates are counted from; the state has what earlier sessions took."""
+        now = time.perf_counter()
+        self.seconds_before = self.state.seconds
+        self.started = self.training_since = self.saved_at = now
+        self.save_cost = 0.0
+        self.marked_images, self.marked_seconds = self.images, self.state.training_seconds
+
+    def info(self) -> RunInfo:
+        """What progress is told at the start."""
+        plan = self.plan
+        trained, total = count_parameters(self.trainable)
+        return RunInfo(
+            name=self.trainable.name,
+            regime=self.trainable.regime,
+            classes=len(self.trainable.classes),
+            trainable_parameters=trained,
+            total_parameters=total,
+            train_images=plan.train_images,
+            validation_images=plan.validation_images,
+            steps=plan.steps,
+            start_step=self.state.step,
+            epochs=plan.steps / plan.steps_per_epoch,
+            batch_size=plan.batch_size,
+            learning_rate=plan.learning_rate,
+            recipe=plan.recipe,
+            augment=plan.augment,
+            device=self.device.type,
+            precision=plan.precision,
+            out=self.settings.out,
+        )
+
+    # Steps
+
+    @property
+    def images(self) -> int:
+        """Images seen so far."""
+        return images_seen(self.state.step, self.plan.train_images, self.plan.batch_size)
+
+    def train_steps(self) -> None:
+        """All steps that are left, with what is due after each."""
+        plan = self.plan
+        if self.state.step == plan.steps:
+            return
+        self.engine.set_mode(training=True)
+        transform = training_transform(self.trainable.preprocessing, plan.augment, plan.flip)
+        stream = batches(
+            self.data.train,
+            transform,
+            batch_size=plan.batch_size,
+            seed=plan.seed,
+            shuffle=True,
+            start_step=self.state.step,
+            steps=plan.steps,
+            workers=self.workers,
+        )
+        for images, labels, _ in stream:
+            self.state.pending.append(self.engine.step(self.state.step, images, labels))
+            self.state.step += 1
+            self.progress.step(self.state.step)
+            self.after_step()
+
+    def after_step(self) -> None:
+        """Log, validate and save, each when it is due. Nothing is written before the losses since were checked."""
+        plan, step = self.plan, self.state.step
+        logs = step % plan.log_every == 0 or step == plan.steps
+        validates = step % plan.validate_every == 0 or step == plan.steps
+        every = self.settings.save_every
+        saves = validates or (step % every == 0 if every else logs and self.save_is_due())
+        if not (logs or saves):
+            return
+        values = self.check_pending()  # waits for the device
+        if saves:
+            self.check_parameters()
+        now = time.perf_counter()
+        self.state.training_seconds += now - self.training_since
+        if logs:
+            self.log(values)
+        if validates:
+            self.validate()
+        if saves:
+            self.save()
+        self.training_since = time.perf_counter()
+
+    def check_pending(self) -> Tensor:
+        """(n, 2) losses and gradient norms since the last log entry, on the CPU; MemtokError if one is not finite."""
+        values = torch.stack(self.state.pending).to("cpu", torch.float64)
+        row = first_non_finite(values)
+        if row is not None:
+            loss, norm = values[row].tolist()
+            step = self.state.step - len(values) + row + 1
+            what, value = ("gradient norm", norm) if math.isfinite(loss) else ("loss", loss)
+            raise self.stopped(what, value, step)
+        return values
+
+    def check_parameters(self) -> None:
+        """MemtokError unless all parameters are finite: the last update may have broken what the losses do not show."""
+        finite = torch.stack([parameter.isfinite().all() for parameter in self.engine.parameters]).tolist()
+        if not all(finite):
+            names = [name for name, _ in self.trainable.named_parameters()]
+            raise self.stopped(names[finite.index(False)], math.nan, self.state.step)
+
+    def stopped(self, what: str, value: float, step: int) -> MemtokError:
+        """Puts the last good values back into the task, and says what happened and what to try."""
+        self.engine.load(self.good)
+        plan = self.plan
+        rate = self.engine.rate(step - 1)
+        hint = f"learning_rate={plan.learning_rate / 10:g}"
+        if plan.precision != "float32":
+            hint += " or precision='float32'"
+        if self.folder and self.saved_step:
+            kept = f"; the state of step {self.saved_step} stays in {self.folder.path}, start anew with overwrite"
+        else:
+            best = self.state.best
+            kept = f"; the task holds its values of step {best.step}" if best else "; the task is as it was before"
+        return MemtokError(
+            f"expected a finite {what}, found {value} at step {step} with learning rate {rate:.3g}; try {hint}{kept}"
+        )
+
+    # What is due now and then
+
+    def common(self) -> dict[str, Any]:
+        """What every row of metrics begins with."""
+        self.state.seconds = self.seconds_before + time.perf_counter() - self.started
+        return {"step": self.state.step, "epoch": round(self.images / self.plan.train_images, 4)}
+
+    def log(self, values: Tensor) -> None:
+        """Writes a row of metrics from (n, 2) losses and gradient norms."""
+        state = self.state
+        loss, norm = values.mean(dim=0).tolist()
+        elapsed = state.training_seconds - self.marked_seconds
+        row = self.common() | {
+            "loss": loss,
+            "learning_rate": self.engine.rate(state.step - 1),
+            "gradient_norm": norm,
+            "images_per_second": round((self.images - self.marked_images) / max(elapsed, 1e-9), 2),
+            "seconds": round(state.seconds, 3),
+        }
+        self.marked_images, self.marked_seconds = self.images, state.training_seconds
+        state.pending = []
+        self.add_row(row)
+        self.progress.log(row)
+
+    def add_row(self, row: dict[str, Any]) -> None:
+        """Keeps a row of metrics and writes it."""
+        self.state.history.append(row)
+        if self.logbook:
+            self.logbook.write(row)
+
+    def validate(self) -> None:
+        """Looks at the validation images; the best state so far is written to the task file."""
+        state = self.state
+        found = self.engine.validate(state.step, self.validation_set, self.workers)
+        if not math.isfinite(found.loss):
+            raise self.stopped("validation loss", found.loss, state.step)
+        best = found.beats(state.best)
+        state.last = found
+        if best:
+            state.best, state.best_tensors = found, self.engine.snapshot()
+            self.good = state.best_tensors
+        row = self.common() | {
+            "validation_top1": found.top1,
+            "validation_top5": found.top5,
+            "validation_loss": found.loss,
+            "validation_images": self.plan.validation_images,
+            "seconds": round(state.seconds, 3),
+        }
+        self.add_row(row)
+        if self.writes and self.folder:
+            self.write_trainable(found, best_too=best)
+        self.progress.validation(row, best)
+
+    def save_is_due(self) -> bool:
+        """Whether enough time went by since the last saved state, for what saving costs."""
+        return time.perf_counter() - self.saved_at >= max(SAVE_SECONDS, self.save_cost / SAVE_SHARE)
+
+    def save(self) -> None:
+        """Writes the state from which the run can go on."""
+        if not (self.writes and self.folder):
+            return
+        begun = time.perf_counter()
+        self.common()
+        finished = self.state.step == self.plan.steps
+        optimizer = {} if finished else optimizer_tensors(self.trainable, self.engine.optimizer)
+        write_state(self.folder.state, self.state, self.config, dict(self.trainable.named_parameters()), optimizer)
+        self.saved_step, self.saved_at = self.state.step, time.perf_counter()
+        self.save_cost = self.saved_at - begun
+
+    def write_trainable(self, stored: Validation, *, best_too: bool) -> None:
+        """Writes the parameters as they are now: as the last state, and as the best one."""
+        assert self.folder
+        self.set_record(stored)
+        self.trainable.save(self.folder.last)
+        if best_too:
+            self.trainable.save(self.folder.out)
+
+    def set_record(self, stored: Validation) -> None:
+        """Puts the record of the run into the task."""
+        self.common()
+        self.trainable.record = make_record(self.trainable, self.data, self.plan, self.state, stored, self.device.type)
+
+    # The end
+
+    def finish(self) -> TrainResult:
+        """Loads the best state, writes it with its final record, and reports."""
+        state = self.state
+        assert state.best
+        assert state.last
+        self.engine.load(state.best_tensors)
+        self.set_record(state.best)
+        if self.writes and self.folder:
+            self.trainable.save(self.folder.out)
+            write_json(self.folder.record, self.trainable.record)
+        trained, total = count_parameters(self.trainable)
+        return TrainResult(
+            model=self.trainable,
+            steps=state.step,
+            best_step=state.best.step,
+            best_accuracy=state.best.top1,
+            final_accuracy=state.last.top1,
+            history=state.history,
+            seconds=state.seconds,
+            images_per_second=self.images / max(state.training_seconds, 1e-9),
+            trainable_parameters=trained,
+            total_parameters=total,
+            skipped_images=tuple(self.data.skipped),
+            split_digest=self.data.split_digest,
+            out=self.settings.out,
+            record=self.trainable.record,
+        )
+
+
+def configuration(trainable: Trainable, data: DataSource, plan: Plan) -> dict[str, Any]:
+    """All that must agree when a run is resumed, as JSON-able values."""
+    own: dict[str, Any] = {
+        "regime": trainable.regime,
+        "name": trainable.name,
+        "classes": list(trainable.classes),
+        "preprocessing": trainable.preprocessing.to_dict(),
+        "shapes": {name: list(parameter.shape) for name, parameter in trainable.named_parameters()},
+        "data": data.name,
+        "split": data.split_digest,
+    }
+    if isinstance(trainable, FullModel):
+        own["backbone"] = trainable.backbone_fingerprint
+    else:
+        own["backbone"] = trainable.backbone.fingerprint
+        own["placement"] = trainable.placement
+        own["extends"] = [task.fingerprint for task in trainable.extends]
+    return own | plan.to_dict()

@@ -1,0 +1,219 @@
+"""What the user asks for, checked whole before any work starts, and what follows from it for one run."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memtok.data import AUGMENTATIONS, DataSource, steps_per_epoch
+from memtok.data.splits import check_seed
+from memtok.errors import MemtokError
+from memtok.training.recipes import Recipe, find_recipe
+from memtok.training.regimes import FULL
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("float32", "bf16")
+VALIDATIONS = 10  # of a run, unless told otherwise
+# The validations of a run look at most at this share of the images that it trains on, so they take at most about a
+# third of its time; but each looks at LEAST_VALIDATED images if there are so many.
+VALIDATION_SHARE = 0.5
+LEAST_VALIDATED = 1000
+SAVE_SECONDS = 60.0  # between saved states, unless told otherwise
+SAVE_SHARE = 0.05  # saving takes at most this share of the time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The arguments of `train`, see there. Making one checks them all; None means: as the recipe has it."""
+
+    recipe: str | Recipe = "default"
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int | None = None
+    accumulate: int = 1
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "float32"
+    workers: int | None = None
+    augment: str | None = None
+    validate_every: int | None = None
+    validation_images: int | None = None
+    log_every: int | None = None
+    save_every: int | None = None
+    out: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    on_bad_image: str = "fail"
+    data_dir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        find_recipe(self.recipe)
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "validate_every",
+            "validation_images",
+            "log_every",
+            "save_every",
+        ):
+            check_whole(name, getattr(self, name), least=1)
+        check_whole("workers", self.workers, least=0)
+        check_seed(self.seed)
+        check_number("epochs", self.epochs, above_zero=True)
+        check_number("learning_rate", self.learning_rate, above_zero=True)
+        check_number("weight_decay", self.weight_decay, above_zero=False)
+        if self.steps is not None and self.epochs is not None:
+            raise MemtokError(f"expected steps or epochs, found both ({self.steps} and {self.epochs}); leave one out")
+        check_choice("device", self.device, DEVICES)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("on_bad_image", self.on_bad_image, ("fail", "skip"))
+        if self.augment is not None:
+            check_choice("augment", self.augment, AUGMENTATIONS)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise MemtokError("expected a CUDA device, found none on this machine; use device='auto' or 'cpu'")
+        if self.resume and self.out is None:
+            raise MemtokError("expected out= to resume a run, found none; name the task file that the run writes")
+        if self.resume and self.overwrite:
+            raise MemtokError("expected resume or overwrite, found both; resume goes on, overwrite starts anew")
+        if self.out is not None:
+            check_out(self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every number that the result of a run depends on. All of it goes into the record and must agree on resuming."""
+
+    recipe: str
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    momentum: float
+    betas: tuple[float, float]
+    clip_norm: float
+    warmup: int
+    steps: int
+    batch_size: int
+    accumulate: int
+    seed: int
+    precision: str
+    augment: str
+    flip: bool
+    train_images: int
+    steps_per_epoch: int
+    validate_every: int
+    validation_images: int
+    log_every: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), "betas": list(self.betas)}
+
+
+def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
+    """The numbers of a run, from what the user said, the recipe and the size of the data."""
+    name, recipe = find_recipe(settings.recipe)
+    images = len(data.train)
+    batch_size = recipe.batch_size if settings.batch_size is None else settings.batch_size
+    if settings.accumulate > batch_size:
+        raise MemtokError(
+            f"expected accumulate of at most the batch size, found {settings.accumulate} parts of {batch_size} images; "
+            "lower it"
+        )
+    per_epoch = steps_per_epoch(images, batch_size)
+    if settings.steps is not None:
+        steps = settings.steps
+    elif settings.epochs is not None:
+        steps = max(1, math.ceil(settings.epochs * per_epoch))
+    else:
+        steps = recipe.length(images, batch_size)
+    validate_every = settings.validate_every or math.ceil(steps / VALIDATIONS)
+    peak = recipe.full_learning_rate if regime == FULL else recipe.learning_rate
+    flip = data.flip
+    return Plan(
+        recipe=name,
+        optimizer=recipe.optimizer,
+        learning_rate=peak if settings.learning_rate is None else float(settings.learning_rate),
+        weight_decay=recipe.weight_decay if settings.weight_decay is None else float(settings.weight_decay),
+        momentum=recipe.momentum,
+        betas=recipe.betas,
+        clip_norm=recipe.clip_norm,
+        warmup=recipe.warmup(steps),
+        steps=steps,
+        batch_size=batch_size,
+        accumulate=settings.accumulate,
+        seed=int(settings.seed),
+        precision=settings.precision,
+        # Digits may not be mirrored, and a part of 8 % of a digit is no digit.
+        augment=settings.augment or ("inception" if flip else "crop"),
+        flip=flip,
+        train_images=images,
+        steps_per_epoch=per_epoch,
+        validate_every=validate_every,
+        validation_images=validated_images(settings, data, steps * batch_size, math.ceil(steps / validate_every)),
+        log_every=settings.log_every or min(max(steps // 100, 1), 50),
+    )
+
+
+def validated_images(settings: Settings, data: DataSource, trained: int, validations: int) -> int:
+    """How many images each validation looks at."""
+    images = len(data.validation)
+    if settings.validation_images is not None:
+        return min(settings.validation_images, images)
+    return min(images, max(LEAST_VALIDATED, int(VALIDATION_SHARE * trained / validations)))
+
+
+def default_workers(device: torch.device) -> int:
+    """Processes that load images: none where the CPU trains, for they would take its cores; else up to 8."""
+    if device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores - 1)
+
+
+def check_whole(name: str, value: int | None, *, least: int) -> None:
+    """MemtokError unless `value` is None or a whole number from `least` on."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise MemtokError(f"expected {name} as a whole number of {least} or more, found {value!r}; change it")
+
+
+def check_number(name: str, value: float | None, *, above_zero: bool) -> None:
+    """MemtokError unless `value` is None or a finite number above zero (or from zero on)."""
+    if value is None:
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < 0 or (above_zero and value == 0):
+        bound = "above 0" if above_zero else "of 0 or more"
+        raise MemtokError(f"expected {name} as a finite number {bound}, found {value!r}; change it")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """MemtokError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise MemtokError(f"expected {name} among {', '.join(choices)}, found {value!r}; choose one of these")
+
+
+def check_out(out: Path) -> None:
+    """MemtokError unless the task file and the run folder beside it can be written. Leaves nothing behind."""
+    if out.is_dir():
+        raise MemtokError(f"expected a file name for the task, found the folder {out}; name a file in it")
+    if out.suffix != ".safetensors":
+        raise MemtokError(f"expected a file name that ends in .safetensors, found {out}; write {out}.safetensors")
+    folder = out.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent  # the first that is there; the others are made when the run starts
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".memtok.", suffix=".part"):
+            pass
+    except OSError as error:
+        raise MemtokError(
+            f"expected a folder that can be written for {out}, found: {error.strerror}; choose another place"
+        ) from error

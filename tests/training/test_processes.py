@@ -1,0 +1,78 @@
+"""Several processes share each batch and end with the same parameters as one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from memtok.backbone import Backbone
+from memtok.data import DataSource
+from memtok.training.state import read_header
+from tests.training.helpers import new_task, quick
+
+CHILD = """
+import sys, torch
+from pathlib import Path
+from memtok.data import open_data
+from memtok.training.engine import Engine
+from tests.tiny import tiny_backbone
+from tests.training.helpers import new_task, quick
+rank, rows = int(sys.argv[2]), 0
+honest = Engine.parts
+
+def counted(self, images, labels):
+    global rows
+    for part, answers, weight in honest(self, images, labels):
+        rows += len(part) * int(weight)
+        yield part, answers, weight
+
+Engine.parts = counted
+torch.manual_seed(0)
+backbone, data = tiny_backbone(), open_data("digits").only(["0", "1"])
+# The initial values of the first process count. Of 259 images in batches of 43 the seventh batch holds one.
+result = quick(new_task(backbone, data, seed=rank), data, out=Path(sys.argv[1]), steps=10, batch_size=43, accumulate=2)
+print(result.best_step, result.best_accuracy, rows)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_up_to_rounding(root: Path, backbone: Backbone, data: DataSource, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    together, alone = tmp_path / "together.safetensors", tmp_path / "alone.safetensors"
+    children = []
+    for rank in ("0", "1"):
+        shared = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        children.append(
+            subprocess.Popen(
+                [sys.executable, "-c", CHILD, str(together), rank],
+                cwd=root,
+                env={**os.environ, **shared, **place},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    answers = [child.communicate(timeout=240) for child in children]
+    assert [child.returncode for child in children] == [0, 0], answers
+    one = quick(new_task(backbone, data), data, out=alone, steps=10, batch_size=43, accumulate=2)
+    told = [answer.split() for answer, _ in answers]
+    assert told[0][:2] == told[1][:2]
+    assert int(told[0][2]) + int(told[1][2]) == one.record["images_seen"]
+    assert 0 <= int(told[0][2]) - int(told[1][2]) <= 10
+    expected = load_file(alone)
+    for name, value in load_file(together).items():
+        assert (value - expected[name]).abs().max() < 2e-3, name
+    header = read_header(together.with_suffix(".run") / "state.safetensors")
+    assert header
+    lines = [(row["step"], row["loss"]) for row in header["history"] if "loss" in row]
+    assert lines == [(row["step"], pytest.approx(row["loss"], rel=1e-3)) for row in one.history if "loss" in row]

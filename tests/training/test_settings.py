@@ -1,0 +1,105 @@
+"""Arguments are checked whole before anything is read or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from memtok.backbone import Backbone
+from memtok.data import DataSource
+from memtok.errors import MemtokError
+from memtok.training.recipes import RECIPES
+from memtok.training.settings import LEAST_VALIDATED, Settings, make_plan
+from tests.training.helpers import new_task, quick
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"steps": 0}, "steps as a whole number of 1 or more, found 0"),
+    ({"steps": 2.5}, "steps as a whole number"),
+    ({"steps": True}, "steps as a whole number"),
+    ({"steps": 3, "epochs": 1}, "steps or epochs, found both"),
+    ({"epochs": 0}, "epochs as a finite number above 0, found 0"),
+    ({"batch_size": 0}, "batch_size"),
+    ({"accumulate": 0}, "accumulate"),
+    ({"batch_size": 4, "accumulate": 5}, "5 parts of 4 images"),
+    ({"learning_rate": -0.1}, "learning_rate"),
+    ({"learning_rate": 0.0}, "learning_rate"),
+    ({"learning_rate": float("nan")}, "learning_rate"),
+    ({"weight_decay": -1.0}, "weight_decay"),
+    ({"seed": -1}, "seed"),
+    ({"recipe": "papr"}, "recipe"),
+    ({"device": "gpu"}, "device"),
+    ({"precision": "fp8"}, "precision"),
+    ({"workers": -1}, "workers"),
+    ({"augment": "mixup"}, "augment"),
+    ({"on_bad_image": "ignore"}, "on_bad_image"),
+    ({"validate_every": 0}, "validate_every"),
+    ({"validation_images": 0}, "validation_images"),
+    ({"log_every": 0}, "log_every"),
+    ({"save_every": 0}, "save_every"),
+    ({"resume": True}, "expected out="),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=lambda value: str(value)[:30])
+def test_bad_argument_is_one_line(backbone: Backbone, data: DataSource, arguments: dict[str, Any], words: str) -> None:
+    if "epochs" not in arguments and "steps" not in arguments:
+        arguments = {"steps": 2, **arguments}
+    task = new_task(backbone, data)
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    with pytest.raises(MemtokError) as caught:
+        quick(task, data, **({"steps": None} | arguments))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+
+
+def test_cuda_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MemtokError, match="CUDA device, found none"):
+        Settings(device="cuda")
+
+
+def test_out_must_be_a_file_that_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(MemtokError, match="found the folder"):
+        Settings(out=tmp_path)
+    with pytest.raises(MemtokError, match=r"ends in \.safetensors"):
+        Settings(out=tmp_path / "pets.pt")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MemtokError, match="folder that can be written"):
+        Settings(out=tmp_path / "file" / "pets.safetensors")
+    with pytest.raises(MemtokError, match="resume or overwrite, found both"):
+        Settings(out=tmp_path / "pets.safetensors", resume=True, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    Settings(out=tmp_path / "new" / "folder" / "pets.safetensors")
+    assert not (tmp_path / "new").exists()  # checking leaves nothing behind
+
+
+def test_user_values_replace_the_recipe(data: DataSource) -> None:
+    images = len(data.train)
+    plan = make_plan(Settings(recipe="paper"), "memory", data)
+    assert (plan.steps, plan.batch_size, plan.warmup, plan.momentum) == (20_000, 512, 5, 0.9)
+    assert plan.learning_rate == RECIPES["paper"].learning_rate
+    assert make_plan(Settings(recipe="paper"), "full", data).learning_rate == RECIPES["paper"].full_learning_rate
+    plan = make_plan(
+        Settings(recipe="paper", epochs=2, batch_size=10, learning_rate=0.5, weight_decay=0.25), "full", data
+    )
+    assert plan.steps == 2 * -(-images // 10)
+    assert (plan.batch_size, plan.learning_rate, plan.weight_decay) == (10, 0.5, 0.25)
+    assert make_plan(Settings(epochs=0.001, batch_size=10), "head", data).steps == 1
+
+
+def test_validation_is_regular_and_bounded(data: DataSource) -> None:
+    plan = make_plan(Settings(steps=1000), "memory", data)
+    assert plan.validate_every == 100
+    assert plan.validation_images == len(data.validation) < LEAST_VALIDATED
+    assert make_plan(Settings(steps=3), "memory", data).validate_every == 1
+    assert make_plan(Settings(steps=3, validation_images=7), "memory", data).validation_images == 7
+
+
+def test_augmentation_follows_the_data(data: DataSource) -> None:
+    plan = make_plan(Settings(), "memory", data)
+    assert (plan.augment, plan.flip) == ("crop", False)  # a mirrored 2 is no 2
+    assert make_plan(Settings(augment="none"), "memory", data).augment == "none"
