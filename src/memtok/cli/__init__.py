@@ -1,0 +1,140 @@
+"""The command `memtok`: which sub-commands there are, and what becomes of their errors.
+
+Each sub-command is a module beside this one with `configure(parser)` and `run(options) -> int`. Only the module of
+the command that was typed is imported, and torch only once its work starts, so help is answered at once.
+
+Exit codes: 0 done; 1 the check or the work failed; 2 wrong arguments, which the arguments and the configuration file
+show by themselves; 130 interrupted. See docs/cli.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from memtok import __version__
+from memtok.cli.errors import UsageError, printable
+from memtok.errors import MemtokError
+
+DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
+
+# Command -> what it does, in the order in which a newcomer meets them. The module has the command's name.
+COMMANDS = {
+    "quickstart": "train two small tasks, compose, verify and predict, with nothing but what is installed",
+    "train": "train a task on a data set and write a task file",
+    "evaluate": "measure the accuracy of tasks, each alone and all composed in one model",
+    "predict": "classify images with every task in one pass",
+    "concat": "put task files together in one file",
+    "verify": "prove that tasks change neither the backbone nor each other",
+    "inspect": "show what is in a file",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `memtok` with `arguments` (without the program's name; the process's own if None); returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no failure
+    debug = "--debug" in words
+    known = [word for word in words if word != "--debug"]
+    program = f"memtok {known[0]}" if known and known[0] in COMMANDS else "memtok"
+    try:
+        code = dispatch(known)
+        sys.stdout.flush()  # a closed pipe shows here, not when Python ends
+        return code
+    except KeyboardInterrupt:
+        hint = "; the same command with --resume goes on" if "train" in program else ""
+        complain(program, f"interrupted, what was written stays{hint}")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output is gone. Without this Python complains once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        complain(program, "error: " + describe(error, debug))
+        return WRONG_ARGUMENTS if isinstance(error, UsageError) else FAILED
+
+
+def dispatch(words: list[str]) -> int:
+    """Answers `--help` and `--version`, or runs the command that `words` name."""
+    if words[:1] in (["--help"], ["-h"], ["help"]):
+        if words[1:]:
+            return dispatch([words[1], "--help"])
+        print(overview())
+        return DONE
+    if words[:1] == ["--version"]:
+        print(f"memtok {__version__}")
+        return DONE
+    if not words or words[0] not in COMMANDS:
+        found = f"{words[0]!r}" if words else "none"
+        raise UsageError(f"expected a command ({', '.join(COMMANDS)}), found {found}; see `memtok --help`")
+    from memtok.cli.options import build_parser, parse  # brings jsonargparse along
+
+    command = words[0]
+    module = importlib.import_module(f"memtok.cli.{command}")
+    parser = build_parser(command, f"{COMMANDS[command]}.", module.USAGE, module.EXAMPLES)
+    module.configure(parser)
+    options = parse(parser, words[1:])
+    if options is None:  # help or the configuration was printed
+        return DONE
+    with messages_on_stderr():
+        return int(module.run(options))
+
+
+def overview() -> str:
+    """What `memtok --help` prints."""
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: memtok COMMAND [OPTIONS]\n\n"
+        "Adds tasks to a pre-trained Vision Transformer by learnable memory, and changes nothing that it does.\n\n"
+        f"commands:\n{listed}\n\n"
+        "options:\n"
+        "  --help     show this, or with a command its options: memtok train --help\n"
+        "  --version  show the version\n"
+        "  --debug    show the traceback of an error\n\n"
+        "Start with `memtok quickstart`: it needs neither data nor a network."
+    )
+
+
+def describe(error: Exception, debug: bool) -> str:
+    """One line that says what went wrong."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemtokError):
+        return text
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.strerror}: {error.filename}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        text = f"out of memory ({textwrap.shorten(text, 120)}); try a smaller --batch-size"
+    hint = "" if debug else "; run again with --debug for the traceback"
+    return f"unexpected {type(error).__name__}: {text}{hint}"
+
+
+def complain(program: str, text: str) -> None:
+    """One line on the standard error stream."""
+    print(f"{program}: {printable(text)}", file=sys.stderr)
+
+
+@contextmanager
+def messages_on_stderr() -> Iterator[None]:
+    """While it lasts, what the library logs is printed as lines of the standard error stream."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("memtok: note: %(message)s"))
+    logger = logging.getLogger("memtok")
+    propagated = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagated

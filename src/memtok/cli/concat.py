@@ -1,0 +1,73 @@
+"""`memtok concat`: several task files as one. The backbone is not needed, only its fingerprint is compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import Namespace
+
+from memtok.cli.errors import UsageError
+from memtok.cli.options import Parser, add, add_files, add_json, require
+from memtok.cli.output import check_outputs, say, size, table, write_result
+from memtok.errors import MemtokError
+
+if TYPE_CHECKING:
+    from memtok.bundle import StoredTask
+
+USAGE = "FILE... --out FILE.safetensors"
+EXAMPLES = """
+  memtok concat pets.safetensors digits.safetensors --out all.safetensors
+"""
+
+
+def configure(parser: Parser) -> None:
+    """Adds the options."""
+    add_files(parser, "task files, with all that they extend; any order")
+    add(parser, "--out", None, "FILE", "the composed file, FILE.safetensors")
+    add_json(parser)
+
+
+def run(options: Namespace) -> int:
+    """Reads, checks, writes, prints."""
+    require(options, "FILE", "--out")
+    check_outputs(options.out, options.json)
+    out = Path(options.out)
+    if out.suffix != ".safetensors":
+        raise UsageError(f"expected --out as FILE.safetensors, found {options.out!r}; change the ending")
+    if any(out.resolve() == Path(path).resolve() for path in options.files):
+        raise UsageError(
+            f"expected --out as a file of its own, found {options.out!r} among the task files; name another"
+        )
+    from memtok.bundle import write_stored
+    from memtok.cli.sources import check_same_preprocessing, in_order, read_files
+
+    found = read_files(options.files)
+    in_order(found)  # all that they extend is there
+    check_composable(found)
+    check_same_preprocessing([stored.header for stored, _ in found])
+    write_stored([stored for stored, _ in found], out)
+    rows = [[stored.name, str(len(stored.header["classes"])), path] for stored, path in found]
+    table(["task", "classes", "from"], rows, right=["classes"])
+    say(f"wrote {out}: {len(found)} tasks, {size(out.stat().st_size)}")
+    written = {"file": str(out), "bytes": out.stat().st_size, "tasks": [stored.name for stored, _ in found]}
+    write_result(options.json, written)
+    return 0
+
+
+def check_composable(tasks: list[tuple[StoredTask, str]]) -> None:
+    """MemtokError unless all can stand in one model: composable, and of one backbone."""
+    first, first_path = tasks[0]
+    for stored, path in tasks:
+        header = stored.header
+        if not header["composable"] and len(tasks) > 1:
+            raise MemtokError(
+                f"expected composable tasks, found {stored.name!r} of regime {header['regime']!r} in {path}; train it "
+                "again with --regime memory or head"
+            )
+        expected, found = first.header["backbone"], header["backbone"]
+        if found["fingerprint"] != expected["fingerprint"]:
+            raise MemtokError(
+                f"expected tasks of one backbone, found {expected['source']} ({expected['fingerprint'][:19]}) in "
+                f"{first_path} and {found['source']} ({found['fingerprint'][:19]}) in {path}; use one"
+            )

@@ -1,0 +1,109 @@
+"""`memtok evaluate`: how often tasks are right, each alone and all composed in one model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jsonargparse import Namespace
+
+from memtok.cli.options import (
+    Parser,
+    add,
+    add_backbone,
+    add_data_options,
+    add_device,
+    add_files,
+    add_json,
+    add_list,
+    add_switch,
+    one_of,
+    require,
+    whole,
+)
+from memtok.cli.output import check_outputs, note, percent, progress, say, table, write_result
+
+if TYPE_CHECKING:
+    from memtok.evaluation import EvaluationTable
+
+USAGE = "FILE... --backbone SRC --data NAME=SPEC..."
+EXAMPLES = """
+  memtok evaluate pets.safetensors --backbone facebook/dinov2-small --data folder:photos
+  memtok evaluate pets.safetensors digits.safetensors --backbone small \\
+      --data pets=folder:photos digits=digits --json accuracy.json --csv classes.csv
+"""
+
+
+def configure(parser: Parser) -> None:
+    """Adds the options."""
+    add_files(parser, "task files, those among them that others extend; any order")
+    add_backbone(parser)
+    add_list(
+        parser,
+        "--data",
+        "NAME=SPEC",
+        "data for each task by its name; `base=SPEC` measures the backbone's own classifier; "
+        "for a single task the name may be left out",
+    )
+    add(parser, "--part", one_of("--part", ("test", "validation", "train")), "PART", "part of the data", "test")
+    add_switch(parser, "--composed-only", "leave out the second measurement, of each task without the others")
+    add(parser, "--batch-size", whole("--batch-size", 1), "N", "images at once", 64)
+    add_data_options(parser)
+    add_device(parser)
+    add_json(parser)
+    add(parser, "--csv", None, "FILE", "also write a table with one row per class")
+
+
+def run(options: Namespace) -> int:
+    """Loads, measures, prints."""
+    require(options, "--backbone", "--data")
+    check_outputs(options.json, options.csv)
+    from memtok.cli.sources import BASE, choose_device, load_files, named_specs, open_backbone, read_headers
+    from memtok.evaluation import evaluate
+    from memtok.model import MemoryViT
+
+    headers = read_headers(options.files)
+    names = list(dict.fromkeys(header["name"] for header in headers)) or [BASE]
+    specs = named_specs(options.data, names)
+    device = choose_device(options.device)
+    backbone = open_backbone(options.backbone, headers, device=device, precision=options.precision)
+    model = MemoryViT(backbone, load_files(options.files, backbone))
+    for name in model.names:
+        if name not in specs:
+            note(f"task {name!r} is in the model but has no --data, so it is not measured")
+    base = specs.pop(BASE, None)
+    with progress("evaluate") as report:
+        result = evaluate(
+            model,
+            specs,
+            base=base,
+            alone=not options.composed_only,
+            part=options.part,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            data_dir=options.data_dir,
+            on_bad_image=options.on_bad_image,
+            progress=report,
+        )
+    write_result(options.json, result.to_json())
+    if options.csv is not None:
+        result.write_csv(options.csv)
+    show(result)
+    return 0
+
+
+def show(result: EvaluationTable) -> None:
+    """Prints one row per task."""
+    rows = []
+    for name, score in result.tasks.items():
+        alone = result.alone.get(name)
+        shown = "" if alone is None else percent(alone.top1)
+        rows.append([name, f"{score.images:,}", percent(score.top1), percent(score.top5), shown])
+    if result.base is not None:
+        score = result.base
+        rows.append(["base", f"{score.images:,}", percent(score.top1), percent(score.top5), ""])
+    columns = ["task", "images", "top-1", "top-5", "top-1 alone"]
+    table(columns, rows, right=columns[1:])
+    for path in result.skipped:
+        note(f"not readable, left out: {path}")
+    if result.skipped:
+        say(f"{len(result.skipped)} unreadable images left out")

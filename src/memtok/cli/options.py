@@ -1,0 +1,228 @@
+"""Options of the sub-commands: jsonargparse (YAML files, overrides) with types that explain themselves in one line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from memtok.cli.errors import UsageError
+
+
+class Parser(ArgumentParser):
+    """A parser that raises UsageError instead of printing and leaving."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raises `message` as a UsageError of one line."""
+        raise UsageError(explain(self.prog, message)) from ex
+
+
+class Several(argparse.Action):
+    """A list option: `--data a b --data c` gives a, b and c; given on the command line it replaces the file's list."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Called once per occurrence on the command line, after the configuration file before it was read."""
+        given: set[str] = vars(parser).setdefault("given_lists", set())
+        if not values:
+            return
+        before = getattr(namespace, self.dest, None) if self.dest in given else None
+        given.add(self.dest)
+        setattr(namespace, self.dest, [*(before or []), *values])
+
+
+class Kind:
+    """What an option accepts: `convert` makes a value of a text or raises ValueError; `expected` says what is right."""
+
+    def __init__(self, flag: str, expected: str, convert: Callable[[str], Any]) -> None:
+        self.flag, self.expected, self.convert = flag, expected, convert
+        self.__name__ = expected
+
+    def __call__(self, value: Any) -> Any:
+        """The value; None (`null` in a YAML file) stays None. Raises argparse's error, which the parser reports."""
+        if value is None:
+            return None
+        try:
+            return self.convert(str(value))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"expected {self.flag} as {self.expected}, found {str(value)!r}; change it"
+            ) from None
+
+
+def text(flag: str) -> Kind:
+    """Any text but an empty one."""
+
+    def convert(value: str) -> str:
+        if not value.strip():
+            raise ValueError
+        return value
+
+    return Kind(flag, "a text that is not empty", convert)
+
+
+def whole(flag: str, least: int = 0) -> Kind:
+    """A whole number of at least `least`."""
+
+    def convert(value: str) -> int:
+        number = int(value)
+        if number < least:
+            raise ValueError
+        return number
+
+    return Kind(flag, f"a whole number of {least} or more", convert)
+
+
+def positive(flag: str) -> Kind:
+    """A finite number above zero."""
+
+    def convert(value: str) -> float:
+        number = float(value)
+        if not (number > 0 and math.isfinite(number)):
+            raise ValueError
+        return number
+
+    return Kind(flag, "a number above 0", convert)
+
+
+def one_of(flag: str, choices: Sequence[str]) -> Kind:
+    """One of a few words."""
+
+    def convert(value: str) -> str:
+        if value not in choices:
+            raise ValueError
+        return value
+
+    return Kind(flag, f"one of {', '.join(choices)}", convert)
+
+
+def build_parser(command: str, description: str, usage: str, examples: str) -> Parser:
+    """A parser of `memtok COMMAND` that knows --help, --config, --print-config and --debug.
+
+    usage: the arguments that matter. examples: commands as one would type them.
+    """
+    parser = Parser(
+        prog=f"memtok {command}",
+        usage=f"memtok {command} {usage} [OPTIONS]".replace("  ", " "),
+        description=description[0].upper() + description[1:],
+        epilog=f"examples:\n{examples.strip(chr(10))}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        default_env=False,
+        allow_abbrev=False,
+        print_config="--print-%s",
+    )
+    parser.add_argument(
+        "--config", action="config", metavar="YAML", help="read options from a file; what is typed after it overrides"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def add_files(parser: Parser, help: str) -> None:
+    """The list `FILE...`, as `options.files`."""
+    parser.add_argument("files", type=text("FILE"), nargs="*", action=Several, default=[], metavar="FILE", help=help)
+
+
+def add_list(parser: Parser, flag: str, metavar: str, help: str) -> None:
+    """A list option, which can also be repeated."""
+    parser.add_argument(flag, type=text(flag), nargs="+", action=Several, metavar=metavar, help=help)
+
+
+def add(parser: Parser, flag: str, kind: Kind | None, metavar: str, help: str, default: Any = None) -> None:
+    """An option with one value. The help names the default unless it is None."""
+    shown = help if default is None else f"{help} (default: {default})"
+    parser.add_argument(flag, type=kind or text(flag), default=default, metavar=metavar, help=shown)
+
+
+def add_switch(parser: Parser, flag: str, help: str) -> None:
+    """An option without value, False unless given."""
+    parser.add_argument(flag, action="store_true", help=help)
+
+
+def add_backbone(parser: Parser) -> None:
+    """`--backbone SRC`."""
+    add(
+        parser,
+        "--backbone",
+        None,
+        "SRC",
+        "the pre-trained model: a folder, a .safetensors file, a Hub id, a timm name, or `small`, which memtok ships",
+    )
+
+
+def add_device(parser: Parser) -> None:
+    """`--device` and `--precision`."""
+    add(parser, "--device", None, "NAME", "cpu, cuda, cuda:0 ...; auto takes a GPU if there is one", "auto")
+    add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
+
+
+def add_on_bad_image(parser: Parser) -> None:
+    """`--on-bad-image`."""
+    kind = one_of("--on-bad-image", ("skip", "fail"))
+    add(parser, "--on-bad-image", kind, "WHAT", "an image that cannot be read: skip it and say so, or fail", "fail")
+
+
+def add_data_options(parser: Parser, workers: bool = True) -> None:
+    """`--data-dir`, `--on-bad-image` and perhaps `--workers`."""
+    add(parser, "--data-dir", None, "DIR", "where named data sets lie (default: $MEMTOK_DATA, ~/.cache/memtok/data)")
+    add_on_bad_image(parser)
+    if workers:
+        add(parser, "--workers", whole("--workers"), "N", "processes that read images; 0 reads in this one", 0)
+
+
+def add_json(parser: Parser) -> None:
+    """`--json FILE`."""
+    add(parser, "--json", None, "FILE", "also write the result as JSON")
+
+
+def parse(parser: Parser, words: list[str]) -> Namespace | None:
+    """The options in `words`; None where --help or --print-config was answered. Raises UsageError."""
+    try:
+        return parser.parse_args(words)
+    except SystemExit as end:
+        if not end.code:
+            return None
+        raise UsageError(f"expected other arguments; see `{parser.prog} --help`") from end
+    except (argparse.ArgumentError, argparse.ArgumentTypeError, TypeError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(explain(parser.prog, str(error))) from error
+
+
+def require(options: Namespace, *flags: str) -> None:
+    """UsageError unless every one of `flags` (`FILE` stands for the files) has a value."""
+    for flag in flags:
+        key = "files" if flag == "FILE" else flag.removeprefix("--").replace("-", "_")
+        if options[key] in (None, []):
+            raise UsageError(f"expected {flag}, found none; see the examples of --help")
+
+
+def explain(program: str, message: str) -> str:
+    """The one line that argparse's or jsonargparse's `message` amounts to."""
+    line = " ".join(message.split())
+    line = re.sub(r"^(error: )?argument [^:]+: (?=expected --)", "", line)
+    if line.startswith("expected -"):
+        return line
+    help = f"see `{program} --help`"
+    if match := re.match(r"argument ([^:]+): expected (at least )?one argument", line):
+        return f"expected a value after {match[1].split('/')[0]}, found none; {help}"
+    if match := re.match(r"unrecognized arguments: (.+)", line, flags=re.IGNORECASE):
+        return f"expected options of this command, found {match[1]}; {help}"
+    if match := re.match(r"Option '([^']+)' is not accepted", line):
+        return f"expected options of this command in the configuration, found {match[1]!r}; {help}"
+    if match := re.match(r"Parser key \"([^\"]+)\": 'str' object does not support item assignment", line):
+        return f"expected a list for --{match[1].replace('_', '-')} in the configuration, found a text; write [a, b]"
+    if match := re.match(r'Parser key "config": (.+)', line):
+        return f"expected a readable YAML file after --config, found: {match[1]}; name another"
+    if match := re.match(r"Problems parsing config: (.+)", line):
+        return f"expected YAML in the configuration, found: {match[1]}; mend it"
+    return f"expected other arguments, found: {line}; {help}"

@@ -1,0 +1,92 @@
+"""What commands print: tables on standard output, progress on standard error, and nothing fancy where it is piped."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from memtok.cli.errors import UsageError, printable
+from memtok.errors import MemtokError
+from memtok.files import write_json
+
+PIPED_WIDTH = 100_000  # a pipe has no edge at which to break lines
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
+    """Prints rows under headings; the columns named in `right` are numbers and stand right-aligned."""
+    terminal = sys.stdout.isatty()
+    drawing = io.StringIO()  # rich itself leaves the process when a pipe is closed
+    console = Console(file=drawing, force_terminal=terminal, width=None if terminal else PIPED_WIDTH, soft_wrap=True)
+    headed = any(columns)
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=headed)
+    for name in columns:
+        drawn.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(printable(str(cell))) for cell in row))
+    console.print(drawn)
+    print("\n".join(line.rstrip() for line in drawing.getvalue().splitlines()))
+
+
+def say(text: str = "") -> None:
+    """A line on standard output."""
+    print(printable(text))
+
+
+def note(text: str) -> None:
+    """A line on standard error, for what is worth knowing but is not the result."""
+    print(f"memtok: note: {printable(text)}", file=sys.stderr)
+
+
+def percent(share: float) -> str:
+    """0.8765 as 87.65 %."""
+    return f"{100 * share:.2f} %"
+
+
+def size(count: int) -> str:
+    """Bytes for people: 1,234 B, 12.3 kB, 4.56 MB."""
+    if count < 10_000:
+        return f"{count:,} B"
+    value = float(count)
+    for unit in ("kB", "MB", "GB"):
+        value /= 1000
+        if value < 1000 or unit == "GB":
+            break
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+
+
+def write_result(path: str | None, result: Any) -> None:
+    """Writes what `--json` asks for."""
+    if path is not None:
+        write_json(path, result)
+
+
+def check_outputs(*paths: str | None) -> None:
+    """Raises for a result file that could not be written; found before the work, not after."""
+    for path in (Path(path) for path in paths if path is not None):
+        if path.is_dir():
+            raise UsageError(f"expected a file name for the result, found the folder {path}; name a file in it")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise MemtokError(f"expected a folder that can be written for {path}, found {above}; choose another place")
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A function (done, total) that moves a bar on a terminal; None where standard error is none."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        row = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(row, completed=done, total=total)

@@ -1,0 +1,148 @@
+"""From words on the command line to backbones, tasks and data. Imported once a command starts its work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from memtok.backbone import Backbone, load_backbone
+from memtok.bundle import StoredTask, read_stored, revive
+from memtok.cli.errors import UsageError, check_spec
+from memtok.errors import MemtokError
+from memtok.header import read_header
+from memtok.preprocessing import Preprocessing
+from memtok.task import Task
+
+BASE = "base"  # names the backbone's own answer
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+def named_specs(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """{task name: spec} of `NAME=SPEC` words; a lone SPEC without a name belongs to the only one of `names`.
+
+    UsageError for a name that is neither among `names` nor `base`, and for two words of one name.
+    """
+    allowed = dict.fromkeys((*names, BASE))
+    found: dict[str, str] = {}
+    for word in words:
+        name = next((name for name in sorted(allowed, key=len, reverse=True) if word.startswith(f"{name}=")), None)
+        spec = word if name is None else word.removeprefix(f"{name}=")
+        if name is None:
+            if len(names) != 1 or len(words) != 1 or ("=" in word and not word.startswith("folder:")):
+                raise UsageError(
+                    f"expected NAME=SPEC with one of the names {', '.join(allowed)}, found {word!r}; write for example "
+                    f"{next(iter(allowed))}=folder:PATH"
+                )
+            name = names[0]
+        if name in found:
+            raise UsageError(f"expected one data source for {name!r}, found {found[name]!r} and {spec!r}; drop one")
+        found[name] = check_spec(spec)
+    return found
+
+
+def choose_device(word: str | None) -> str:
+    """The device to run on: as given, else a GPU if there is one."""
+    if word in (None, "auto"):
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert word is not None
+    try:
+        device = torch.device(word)
+    except RuntimeError as error:
+        raise UsageError(f"expected a device such as auto, cpu or cuda:0, found {word!r}; choose one") from error
+    if (device.type == "cuda" and not torch.cuda.is_available()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    ):
+        raise MemtokError(f"expected the device {word}, found none on this machine; use --device cpu")
+    return word
+
+
+def read_headers(paths: Sequence[str]) -> list[dict[str, Any]]:
+    """The headers of all tasks in all files."""
+    return [header for path in paths for header in read_header(path)]
+
+
+def open_backbone(
+    word: str,
+    headers: Sequence[dict[str, Any]] = (),
+    *,
+    image_size: int | None = None,
+    device: str = "cpu",
+    precision: str = "float32",
+) -> Backbone:
+    """Loads the backbone at the image size of the tasks with these headers; MemtokError if they differ."""
+    wanted: int | tuple[int, int] | None = image_size
+    if headers:
+        check_same_preprocessing(headers)
+        wanted = Preprocessing.from_dict(headers[0]["preprocessing"]).image_size
+        if image_size is not None and wanted != (image_size, image_size):
+            raise MemtokError(
+                f"expected images of {wanted[0]}x{wanted[1]} px, with which {headers[0]['name']!r} was trained, found "
+                f"--image-size {image_size}; leave it out"
+            )
+    return load_backbone(word, image_size=wanted, dtype=PRECISIONS[precision], device=device)
+
+
+def check_same_preprocessing(headers: Sequence[dict[str, Any]]) -> None:
+    """MemtokError that names the difference, if the tasks cannot share a pass."""
+    first = headers[0]
+    expected = Preprocessing.from_dict(first["preprocessing"])
+    for header in headers[1:]:
+        if difference := expected.difference(Preprocessing.from_dict(header["preprocessing"])):
+            raise MemtokError(
+                f"expected tasks of one preprocessing, found a difference between {first['name']!r} and "
+                f"{header['name']!r}: {difference}; train them alike"
+            )
+
+
+def read_files(paths: Sequence[str]) -> list[tuple[StoredTask, str]]:
+    """The tasks of all files with the file of each, without a backbone.
+
+    A task that another one extends may lie in several files and is taken once; otherwise two of one name are an error.
+    """
+    found: list[tuple[StoredTask, str]] = []
+    everything = [(stored, path) for path in paths for stored in read_stored(path)]
+    extended = {entry["fingerprint"] for stored, _ in everything for entry in stored.header["extends"]}
+    for stored, path in everything:
+        same = next((other for other in found if other[0].name == stored.name), None)
+        if same is None:
+            found.append((stored, path))
+            continue
+        fingerprint = stored.header["fingerprint"]
+        if fingerprint not in extended or fingerprint != same[0].header["fingerprint"]:
+            raise MemtokError(
+                f"expected tasks of different names, found {stored.name!r} in {same[1]} and in {path}; leave one out, "
+                "or train one again with another --name"
+            )
+    return found
+
+
+def in_order(tasks: Sequence[tuple[StoredTask, str]]) -> list[tuple[StoredTask, str]]:
+    """The same with every task after those that it extends, whatever the order of the files.
+
+    Raises MemtokError, naming the file, if what a task extends is not among them.
+    """
+    waiting, ordered, known = list(tasks), list[tuple[StoredTask, str]](), set[str]()
+    while waiting:
+        ready = [item for item in waiting if all(entry["fingerprint"] in known for entry in item[0].header["extends"])]
+        if not ready:
+            stored, path = waiting[0]
+            lacking = next(entry for entry in stored.header["extends"] if entry["fingerprint"] not in known)
+            raise MemtokError(
+                f"expected {lacking['name']!r} ({lacking['fingerprint'][:19]}), which {stored.name!r} in {path} "
+                "extends, found no such task in the given files; give its file too"
+            )
+        ordered += ready
+        known |= {stored.header["fingerprint"] for stored, _ in ready}
+        waiting = [item for item in waiting if item not in ready]
+    return ordered
+
+
+def load_files(paths: Sequence[str], backbone: Backbone) -> list[Task]:
+    """All tasks of all files, in the order of the files; what they extend is found among them."""
+    stored = read_files(paths)
+    loaded: dict[str, Task] = {}
+    for task, path in in_order(stored):
+        loaded[task.name] = revive([task], backbone, list(loaded.values()), path)[0]
+    return [loaded[task.name] for task, _ in stored]

@@ -1,0 +1,253 @@
+"""`memtok train`: trains a task, or a whole model, and writes it to a file."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from memtok.cli.errors import UsageError, arguments, check_spec
+from memtok.cli.options import (
+    Parser,
+    add,
+    add_backbone,
+    add_data_options,
+    add_json,
+    add_list,
+    add_switch,
+    one_of,
+    positive,
+    require,
+    whole,
+)
+from memtok.cli.output import check_outputs, note, percent, say, size, table, write_result
+
+if TYPE_CHECKING:
+    from memtok.backbone import Backbone
+    from memtok.data import DataSource
+    from memtok.training import TrainResult
+    from memtok.training.regimes import Trainable
+    from memtok.training.settings import Settings
+
+USAGE = "--backbone SRC --data SPEC --out FILE.safetensors"
+EXAMPLES = """
+  memtok train --backbone facebook/dinov2-small --data folder:photos --out pets.safetensors
+  memtok train --backbone small --data digits --steps 300 --out digits.safetensors
+  memtok train --backbone small --data folder:more --extends pets.safetensors --out more.safetensors
+  memtok train --config train.yaml --seed 1 --out pets-1.safetensors
+"""
+
+# What memtok.training knows, without importing it; a test compares the two.
+REGIMES = ("memory", "head", "head+class", "memory-shared", "memory-propagated", "memory-additive", "full")
+WITH_MEMORY = ("memory", "memory-shared", "memory-propagated", "memory-additive")
+RECIPES = ("default", "paper")
+AUGMENTATIONS = ("inception", "crop", "none")
+
+
+def configure(parser: Parser) -> None:
+    """Adds the options."""
+    add_backbone(parser)
+    add(
+        parser,
+        "--data",
+        None,
+        "SPEC",
+        "digits, mnist, fashion-mnist, or folder:PATH with one folder of images per class",
+    )
+    add(parser, "--out", None, "FILE", "the task file, FILE.safetensors; state and metrics go into FILE.run beside it")
+    add(parser, "--name", None, "NAME", "what the task is called (default: FILE without its ending)")
+    add(parser, "--regime", one_of("--regime", REGIMES), "R", ", ".join(REGIMES), "memory")
+    add(parser, "--memory", whole("--memory"), "N", "memory cells per layer (default: 5 where the regime has memory)")
+    add(parser, "--queries", whole("--queries", 1), "N", "class tokens", 1)
+    add(parser, "--adapter-rank", whole("--adapter-rank"), "N", "rank of adapters on the task's own tokens", 0)
+    add_list(parser, "--extends", "FILE", "task files that this task builds upon; they stay as they are")
+    add(parser, "--recipe", one_of("--recipe", RECIPES), "R", ", ".join(RECIPES), "default")
+    add(parser, "--steps", whole("--steps", 1), "N", "steps to train (default: as the recipe says)")
+    add(parser, "--epochs", positive("--epochs"), "X", "the same as times over the data")
+    add(parser, "--batch-size", whole("--batch-size", 1), "N", "images per step (default: as the recipe says)")
+    add(parser, "--learning-rate", positive("--learning-rate"), "X", "peak rate (default: as the recipe says)")
+    add(
+        parser, "--augment", one_of("--augment", AUGMENTATIONS), "A", "inception, crop or none (default: fits the data)"
+    )
+    add(parser, "--image-size", whole("--image-size", 1), "N", "pixels (default: the checkpoint's)")
+    add(parser, "--seed", whole("--seed"), "S", "of initial values, order and augmentation", 0)
+    add(parser, "--accumulate", whole("--accumulate", 1), "N", "parts that a batch is cut into, to save memory", 1)
+    add(parser, "--device", one_of("--device", ("auto", "cpu", "cuda")), "NAME", "auto, cpu or cuda", "auto")
+    add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
+    add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
+    add_data_options(parser, workers=False)
+    add_switch(parser, "--resume", "go on with the run in FILE.run, if there is one")
+    add_switch(parser, "--overwrite", "start anew where an unfinished run lies")
+    add_json(parser)
+
+
+def run(options: Namespace) -> int:
+    """Checks all arguments, then loads, trains, prints."""
+    require(options, "--backbone", "--data", "--out")
+    check_outputs(options.json)
+    check_regime(options)
+    check_spec(options.data)
+    from memtok.training import train
+
+    settings = check_settings(options)
+    trainable, data = prepare(options)
+    result = train(trainable, data, progress=True, **settings)
+    if int(os.environ.get("RANK", "0")) == 0:  # the first of several processes speaks for all
+        write_result(options.json, summary(trainable, result))
+        show(trainable, result, options)
+    return 0
+
+
+def check_regime(options: Namespace) -> None:
+    """UsageError for options that the regime does not have."""
+    regime = options.regime
+    if options.memory and regime not in WITH_MEMORY:
+        raise UsageError(f"expected no --memory in regime {regime!r}, found {options.memory}; use --regime memory")
+    own_tokens = {
+        "--queries": options.queries != 1,
+        "--adapter-rank": options.adapter_rank,
+        "--extends": options.extends,
+    }
+    for flag, given in own_tokens.items():
+        if given and regime != "memory":
+            raise UsageError(f"expected no {flag} in regime {regime!r}, found one; use --regime memory")
+
+
+def check_settings(options: Namespace) -> dict[str, Any]:
+    """The arguments of `memtok.train`, checked before anything is loaded."""
+    from memtok.task import check_name
+    from memtok.training.settings import Settings
+
+    settings: dict[str, Any] = {
+        name: options[name]
+        for name in (
+            "recipe",
+            "steps",
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "augment",
+            "seed",
+            "accumulate",
+            "device",
+            "precision",
+            "workers",
+            "resume",
+            "overwrite",
+            "on_bad_image",
+            "data_dir",
+        )
+    }
+    settings["out"] = Path(options.out)
+    with arguments():
+        checked: Settings = Settings(**settings)
+        assert checked.out is not None
+        options.name = check_name(options.name or checked.out.stem)
+    return settings
+
+
+def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
+    """What is to be trained, new, and its data."""
+    from memtok.cli.sources import load_files, open_backbone, read_headers
+    from memtok.task import check_extends
+    from memtok.training import RichProgress, create
+
+    headers = read_headers(options.extends or [])
+    backbone: Backbone = open_backbone(options.backbone, headers, image_size=options.image_size)
+    tasks = load_files(options.extends or [], backbone)
+    seen = {id(ancestor) for task in tasks for ancestor in task.ancestors()}
+    extends = [task for task in tasks if id(task) not in seen]
+    check_extends(options.name, backbone, options.regime, extends)  # before the data is opened and its split written
+    data = open_shown(options, RichProgress())
+    trainable = create(
+        backbone,
+        regime=options.regime,
+        name=options.name,
+        classes=data.classes,
+        memory=options.memory,
+        queries=options.queries,
+        adapter_rank=options.adapter_rank,
+        extends=extends,
+        seed=options.seed,
+    )
+    return trainable, data
+
+
+def open_shown(options: Namespace, progress: Any) -> DataSource:
+    """The data; looking at its files moves a bar."""
+    from memtok.data import open_data
+
+    try:
+        return open_data(
+            options.data,
+            data_dir=options.data_dir,
+            on_bad_image=options.on_bad_image,
+            progress=progress.reading,
+        )
+    finally:
+        progress.close()
+
+
+def summary(trainable: Trainable, result: TrainResult) -> dict[str, Any]:
+    """What `--json` holds."""
+    return {
+        "file": str(result.out),
+        "name": trainable.name,
+        "regime": trainable.regime,
+        "classes": list(trainable.classes),
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "best_accuracy": result.best_accuracy,
+        "final_accuracy": result.final_accuracy,
+        "trainable_parameters": result.trainable_parameters,
+        "total_parameters": result.total_parameters,
+        "seconds": result.seconds,
+        "images_per_second": result.images_per_second,
+        "skipped_images": len(result.skipped_images),
+        "split_digest": result.split_digest,
+        "record": result.record,
+    }
+
+
+def show(trainable: Trainable, result: TrainResult, options: Namespace) -> None:
+    """Prints the result and what to type next."""
+    out = result.out
+    assert out is not None
+    trained, total = result.trainable_parameters, result.total_parameters
+    rows = [
+        ("task", f"{trainable.name}: regime {trainable.regime}, {len(trainable.classes)} classes"),
+        (
+            "validation top-1",
+            f"{percent(result.best_accuracy)} at step {result.best_step:,} (last: {percent(result.final_accuracy)})",
+        ),
+        ("trained", f"{trained:,} of {total:,} parameters ({100 * trained / total:.3g} %)"),
+        ("time", f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"),
+        ("file", f"{out}, {size(out.stat().st_size)}"),
+    ]
+    table(["", ""], rows)
+    for path in result.skipped_images:
+        note(f"not readable, left out: {path}")
+    say()
+    say("next:")
+    for command in next_commands(trainable.name, str(out), options):
+        say(f"  {command}")
+
+
+def next_commands(name: str, out: str, options: Namespace) -> list[str]:
+    """What can be done with the file, as it is typed."""
+    backbone, data = shlex.quote(options.backbone), options.data
+    place = f" --data-dir {shlex.quote(options.data_dir)}" if options.data_dir else ""
+    if options.regime == "full":
+        return [
+            f"memtok evaluate --backbone {shlex.quote(out)} --data {shlex.quote('base=' + data)}{place}",
+            f"memtok predict --backbone {shlex.quote(out)} --images PATH",
+        ]
+    files = " ".join(shlex.quote(file) for file in (*(options.extends or []), out))
+    return [
+        f"memtok evaluate {files} --backbone {backbone} --data {shlex.quote(f'{name}={data}')}{place}",
+        f"memtok verify {files} --backbone {backbone}",
+        f"memtok predict {files} --backbone {backbone} --images PATH",
+    ]

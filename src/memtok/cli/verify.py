@@ -1,0 +1,91 @@
+"""`memtok verify`: the proof that tasks change neither the backbone nor each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jsonargparse import Namespace
+
+from memtok.cli.errors import check_spec
+from memtok.cli.options import (
+    Parser,
+    add,
+    add_backbone,
+    add_data_options,
+    add_files,
+    add_json,
+    require,
+    whole,
+)
+from memtok.cli.output import check_outputs, progress, say, table, write_result
+
+if TYPE_CHECKING:
+    from memtok.verification import VerifyReport
+
+USAGE = "FILE... --backbone SRC [--data SPEC]"
+EXAMPLES = """
+  memtok verify pets.safetensors digits.safetensors --backbone facebook/dinov2-small
+  memtok verify all.safetensors --backbone small --data digits --json proof.json
+"""
+
+
+def configure(parser: Parser) -> None:
+    """Adds the options."""
+    add_files(parser, "task files, those among them that others extend; any order")
+    add_backbone(parser)
+    add(parser, "--data", None, "SPEC", "look at images of its test part; without it at random ones")
+    add(parser, "--images", whole("--images", 1), "N", "how many images to look at", 32)
+    add(parser, "--seed", whole("--seed"), "S", "of the choice of images", 0)
+    add_data_options(parser, workers=False)
+    add(parser, "--device", None, "NAME", "cpu, cuda, cuda:0 ...; auto takes a GPU if there is one", "cpu")
+    add_json(parser)
+
+
+def run(options: Namespace) -> int:
+    """Loads, checks, prints; 1 if a check fails."""
+    require(options, "--backbone")
+    check_outputs(options.json)
+    if options.data is not None:
+        check_spec(options.data)
+    from memtok.cli.sources import choose_device, load_files, open_backbone, read_headers
+    from memtok.verification import verify
+
+    headers = read_headers(options.files)
+    backbone = open_backbone(options.backbone, headers, device=choose_device(options.device))
+    tasks = load_files(options.files, backbone)
+    with progress("verify") as report:
+        result = verify(
+            backbone,
+            tasks,
+            options.data,
+            images=options.images,
+            seed=options.seed,
+            data_dir=options.data_dir,
+            on_bad_image=options.on_bad_image,
+            progress=report,
+        )
+    write_result(options.json, result.to_json())
+    show(result, options.data)
+    return 0 if result.ok else 1
+
+
+def show(result: VerifyReport, data: str | None) -> None:
+    """Prints every check and the verdict."""
+
+    def verdict(passed: bool) -> str:
+        return "ok" if passed else "FAILED"
+
+    rows = [["features of the backbone", "bitwise", verdict(result.features_bitwise)]]
+    if result.base_bitwise is not None:
+        rows.append(["base output", "bitwise", verdict(result.base_bitwise)])
+    for name, difference in result.tasks.items():
+        passed = difference <= result.tolerance
+        rows.append([f"task {name}", f"{difference:.2e}", verdict(passed)])
+    rows.append(["bytes of the weights", "unchanged", verdict(result.unchanged)])
+    table(["what", "difference", "check"], rows, right=["difference"])
+    say(f"{result.images} {'random images' if data is None else f'images of {data}'}, tolerance {result.tolerance:g}")
+    if result.tasks:
+        say(f"largest difference of a task from its answer alone, in the reference: {result.largest_difference:.2e}")
+    for failure in result.failures:
+        say(f"failed: {failure}")
+    say("verified" if result.ok else "NOT verified")

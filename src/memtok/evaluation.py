@@ -1,0 +1,255 @@
+"""Accuracy of tasks, composed in one model and each alone.
+
+Images are prepared as the tasks were trained: resized and centre-cropped, never augmented. Tasks that share a data set
+share the pass over its images. Nothing is printed, and the model and the random generators are left as they were found.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from memtok.data import DataSource, ImageSet, batches, evaluation_transform, from_dataset, open_data
+from memtok.errors import MemtokError
+from memtok.files import write_text
+from memtok.metrics import Score, Tally
+from memtok.model import MemoryViT
+
+BASE = "base"  # no task may have this name
+PARTS = ("test", "validation", "train")
+
+Data = str | DataSource | ImageSet | Dataset[Any]
+"""What a task is evaluated on: a spec such as `digits` or `folder:photos`, what `open_data` made of one, or a torch
+data set as `memtok.data.from_dataset` takes it, which is looked at whole."""
+
+Progress = Callable[[int, int], None]
+"""Called with (images answered, images in all)."""
+
+
+@dataclass(frozen=True)
+class EvaluationTable:
+    """Accuracies of one evaluation, by task name.
+
+    tasks: composed, that is in one pass of the whole model. alone: in a model of that task and what it extends; empty
+    unless asked for. base: of the backbone's own classifier, None unless asked for. skipped: images left out.
+    """
+
+    tasks: dict[str, Score]
+    alone: dict[str, Score] = field(default_factory=dict)
+    base: Score | None = None
+    skipped: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        """(name, value) pairs: `pets/top1`, `pets/top5`, `pets/images`, `pets/alone_top1` ..., `base/top1` ..."""
+        for name, score in self._rows():
+            yield from ((f"{name}/{key}", value) for key, value in score)
+        for name, score in self.alone.items():
+            yield f"{name}/alone_top1", score.top1
+            yield f"{name}/alone_top5", score.top5
+
+    def to_json(self) -> dict[str, Any]:
+        """{"tasks": {NAME: {"top1", "top5", "images"}}, "base": the same or null, "alone": as "tasks"}, in [0, 1]."""
+        return {
+            "tasks": {name: dict(score) for name, score in self.tasks.items()},
+            "base": None if self.base is None else dict(self.base),
+            "alone": {name: dict(score) for name, score in self.alone.items()},
+            "skipped_images": len(self.skipped),
+        }
+
+    def write_csv(self, path: str | Path) -> None:
+        """One row per task and class, composed: task, class, images, top1, top5; empty where a class has no image."""
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["task", "class", "images", "top1", "top5"])
+        for name, score in self._rows():
+            for row in score.per_class:
+                values = ["" if value is None else f"{value:.6f}" for value in (row.top1, row.top5)]
+                rows.writerow([name, row.name, row.images, *values])
+        write_text(path, text.getvalue())
+
+    def _rows(self) -> list[tuple[str, Score]]:
+        return [*self.tasks.items(), *([] if self.base is None else [(BASE, self.base)])]
+
+
+@dataclass
+class Pass:
+    """One walk over the images of a data set: which answers are counted on the way, and by which class numbers."""
+
+    images: ImageSet
+    labels: dict[str, Tensor | None]  # task or `base` -> its class number for each label; None: the label itself
+
+
+@dataclass
+class Tallies:
+    """The counts of an evaluation while it runs."""
+
+    composed: dict[str, Tally] = field(default_factory=dict)
+    alone: dict[str, Tally] = field(default_factory=dict)
+
+
+def evaluate(
+    model: MemoryViT,
+    data: Data | Mapping[str, Data],
+    *,
+    base: Data | None = None,
+    alone: bool = False,
+    part: str = "test",
+    batch_size: int = 64,
+    workers: int = 0,
+    data_dir: Path | None = None,
+    on_bad_image: str = "fail",
+    progress: Progress | None = None,
+) -> EvaluationTable:
+    """Measures the tasks of `model` on labelled images.
+
+    data: for each task to measure, by name, its data; or, for a model with one task, the data alone. base: data for
+    the backbone's own classifier, matched by class names where the checkpoint has them, else by position.
+    alone: also measure each task without the others. part: of a data source, "test", "validation" or "train".
+
+    A data set's classes are matched to the task's by name, so their order does not matter and some may be missing.
+    Raises MemtokError for an unknown task, for a class that a task does not know, and for data that cannot be read.
+    """
+    wanted = by_task(model, data)
+    if base is not None:
+        wanted[BASE] = base
+    passes, skipped = plan(model, wanted, part, data_dir=data_dir, on_bad_image=on_bad_image)
+    singles = {name: model.select([name]) for name in wanted if name != BASE} if alone else {}
+    tallies = Tallies()
+    total, done = sum(len(walk.images) for walk in passes), 0
+    transform = evaluation_transform(model.preprocessing)
+    with undisturbed(model):
+        for walk in passes:
+            for images, labels, _ in batches(walk.images, transform, batch_size=batch_size, workers=workers):
+                count(model, singles, walk, tallies, images.to(model.backbone.device), labels)
+                done += len(images)
+                if progress is not None:
+                    progress(done, total)
+    scores = {name: tallies.composed[name].score() for name in wanted}
+    base_score = scores.pop(BASE, None)
+    return EvaluationTable(scores, {name: tallies.alone[name].score() for name in singles}, base_score, skipped)
+
+
+def count(
+    model: MemoryViT, singles: Mapping[str, MemoryViT], walk: Pass, tallies: Tallies, images: Tensor, labels: Tensor
+) -> None:
+    """Answers one batch (B, 3, height, width) and counts what is right for every task of this walk."""
+    with_base = BASE in walk.labels
+    composable = all(task.composable for task in model.tasks)
+    trace = model.trace(images, base=with_base) if composable else None  # one pass of the trunk for all answers
+    out = model(images, base=with_base) if trace is None else model.answer(trace, base=with_base)
+    for name, numbers in walk.labels.items():
+        own = labels if numbers is None else numbers[labels]
+        answer = out.base if name == BASE else out[name]
+        assert answer is not None
+        tallies.composed.setdefault(name, Tally(classes_of(model, name))).add(answer, own)
+        if name in singles:
+            # A task that does not compose is alone already.
+            single = out if trace is None else singles[name].answer(trace, base=False)
+            tallies.alone.setdefault(name, Tally(classes_of(model, name))).add(single[name], own)
+
+
+def by_task(model: MemoryViT, data: Data | Mapping[str, Data]) -> dict[str, Data]:
+    """`data` by task name; MemtokError for a name that the model does not answer."""
+    listed = ", ".join(repr(name) for name in model.names) or "none"
+    if not isinstance(data, Mapping):
+        if len(model.names) != 1:
+            raise MemtokError(
+                f"expected data for each task of a model with the tasks {listed}, found data without a name; "
+                "give a dict of task name to data"
+            )
+        return {model.names[0]: data}
+    for name in data:
+        if name not in model.names:
+            hint = "; for the backbone's own answer use base=" if name == BASE else "; check the spelling"
+            raise MemtokError(f"expected data for the tasks {listed}, found data for {name!r}{hint}")
+    return dict(data)
+
+
+def plan(
+    model: MemoryViT, wanted: Mapping[str, Data], part: str, *, data_dir: Path | None, on_bad_image: str
+) -> tuple[list[Pass], tuple[str, ...]]:
+    """The walks to make, one per data set, and the images that could not be read."""
+    if part not in PARTS:
+        raise MemtokError(f"expected one of the parts {', '.join(PARTS)}, found {part!r}; choose one of these")
+    opened: dict[object, DataSource | ImageSet] = {}
+    passes: dict[object, Pass] = {}
+    skipped: dict[str, None] = {}
+    for name, given in wanted.items():
+        key: object = given if isinstance(given, str) else id(given)
+        if key not in opened:
+            opened[key] = open_any(given, classes_of(model, name), data_dir, on_bad_image)
+        source = opened[key]
+        images = getattr(source, part) if isinstance(source, DataSource) else source
+        numbers = None
+        if isinstance(source, DataSource):
+            numbers = class_numbers(model, name, source)
+            skipped |= dict.fromkeys(source.skipped)
+        passes.setdefault(key, Pass(images, {})).labels[name] = numbers
+    return list(passes.values()), tuple(skipped)
+
+
+def open_any(given: Data, classes: tuple[str, ...], data_dir: Path | None, on_bad_image: str) -> DataSource | ImageSet:
+    """What `given` names or holds; `classes` name the labels of a torch data set that does not name them itself."""
+    if isinstance(given, str):
+        return open_data(given, data_dir=data_dir, on_bad_image=on_bad_image)
+    if isinstance(given, DataSource | ImageSet):
+        return given
+    names = getattr(given, "classes", None) or classes
+    return from_dataset(given, names, validation=given)  # all of it validates, none is split off
+
+
+def classes_of(model: MemoryViT, name: str) -> tuple[str, ...]:
+    """The class names of a task, or of the backbone's own answer (`base`), numbers where it has none."""
+    if name != BASE:
+        return next(task.classes for task in model.tasks if task.name == name)
+    outputs = 0 if isinstance(model.backbone.vit.head, nn.Identity) else int(model.backbone.vit.num_classes)
+    if not outputs:
+        raise MemtokError(
+            f"expected a backbone with a classifier to measure its own answer, found {model.backbone.source} without; "
+            "leave base out"
+        )
+    known = model.backbone.classes
+    return known if len(known) == outputs else tuple(str(number) for number in range(outputs))
+
+
+def class_numbers(model: MemoryViT, name: str, source: DataSource) -> Tensor:
+    """(classes of the source,) int64: for each of its classes the number that the task, or `base`, has for it."""
+    own = classes_of(model, name)
+    unknown = [label for label in source.classes if label not in own]
+    if name == BASE and len(unknown) == len(source.classes) == len(own):
+        return torch.arange(len(own))  # other names for as many classes: by position
+    if unknown:
+        who = "the backbone" if name == BASE else f"task {name!r}"
+        raise MemtokError(
+            f"expected only classes of {who} in {source.spec} ({shorten(own)}), found {unknown[0]!r}; "
+            "name another data set or rename its classes"
+        )
+    return torch.tensor([own.index(label) for label in source.classes])
+
+
+def shorten(names: Sequence[str], limit: int = 5) -> str:
+    """A few of many names, for a message."""
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; afterwards every module is in the mode in which it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

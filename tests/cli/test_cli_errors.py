@@ -1,0 +1,357 @@
+"""Wrong arguments exit with 2, work that fails with 1; each says so in one line and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import memtok
+from memtok.cli import COMMANDS
+from tests.cli.conftest import Run
+
+BACKBONE = ("--backbone", "tiny.safetensors")
+TRAIN = ("train", *BACKBONE, "--data", "folder:photos", "--device", "cpu", "--out", "new.safetensors")
+EVALUATE = ("evaluate", "pets.safetensors", *BACKBONE)
+
+WRONG_ARGUMENTS = {
+    "no command": ((), "expected a command (quickstart, train, "),
+    "unknown command": (("trane",), "found 'trane'; see `memtok --help`"),
+    "option without command": (("--backbone", "x"), "expected a command"),
+    "unknown option": ((*TRAIN, "--stepz", "3"), "expected options of this command, found --stepz"),
+    "abbreviated option": ((*TRAIN, "--step", "3"), "found --step"),
+    "no backbone": (("train", "--data", "digits", "--out", "x.safetensors"), "expected --backbone, found none"),
+    "no value": (("train", "--backbone"), "expected a value after --backbone, found none"),
+    "empty value": ((*TRAIN, "--name", ""), "expected --name as a text that is not empty, found ''"),
+    "negative memory": ((*TRAIN, "--memory", "-1"), "expected --memory as a whole number of 0 or more, found '-1'"),
+    "half a memory": ((*TRAIN, "--memory", "1.5"), "expected --memory as a whole number of 0 or more, found '1.5'"),
+    "no queries": ((*TRAIN, "--queries", "0"), "expected --queries as a whole number of 1 or more, found '0'"),
+    "no steps": ((*TRAIN, "--steps", "0"), "expected --steps as a whole number of 1 or more"),
+    "steps and epochs": ((*TRAIN, "--steps", "2", "--epochs", "2"), "expected steps or epochs, found both"),
+    "rate": ((*TRAIN, "--learning-rate", "nan"), "expected --learning-rate as a number above 0, found 'nan'"),
+    "regime": ((*TRAIN, "--regime", "magic"), "expected --regime as one of memory, head, head+class"),
+    "recipe": ((*TRAIN, "--recipe", "magic"), "expected --recipe as one of default, paper, found 'magic'"),
+    "precision": ((*TRAIN, "--precision", "half"), "expected --precision as one of float32, bf16, found 'half'"),
+    "augment": ((*TRAIN, "--augment", "cutmix"), "expected --augment as one of inception, crop, none"),
+    "bad image": ((*TRAIN, "--on-bad-image", "eat"), "expected --on-bad-image as one of skip, fail, found 'eat'"),
+    "memory without regime": ((*TRAIN, "--regime", "head", "--memory", "3"), "expected no --memory in regime 'head'"),
+    "full and extends": (
+        (*TRAIN, "--regime", "full", "--extends", "pets.safetensors"),
+        "expected no --extends in regime 'full'",
+    ),
+    "shared and queries": ((*TRAIN, "--regime", "memory-shared", "--queries", "2"), "expected no --queries in regime"),
+    "resume and overwrite": ((*TRAIN, "--resume", "--overwrite"), "expected resume or overwrite, found both"),
+    "base as a name": ((*TRAIN, "--name", "base"), "expected a task name other than 'base'"),
+    "out without ending": ((*TRAIN, "--out", "new.bin"), "expected a file name that ends in .safetensors"),
+    "out is a folder": ((*TRAIN, "--out", "photos"), "found the folder photos"),
+    "unknown data": ((*TRAIN, "--data", "cifar11"), "fashion-mnist, folder:PATH), found 'cifar11'"),
+    "folder without prefix": ((*TRAIN, "--data", "photos"), "found 'photos'; write folder:photos"),
+    "folder without path": ((*TRAIN, "--data", "folder:"), "expected a data set"),
+    "json is a folder": ((*TRAIN, "--json", "photos"), "expected a file name for the result, found the folder photos"),
+    "evaluate without data": (EVALUATE, "expected --data, found none"),
+    "data for nobody": ((*EVALUATE, "--data", "cars=digits"), "one of the names pets, base, found 'cars=digits'"),
+    "data twice": ((*EVALUATE, "--data", "pets=digits", "pets=mnist"), "expected one data source for 'pets'"),
+    "two nameless": ((*EVALUATE, "--data", "digits", "mnist"), "expected NAME=SPEC"),
+    "unknown data by name": ((*EVALUATE, "--data", "pets=cifar11"), "expected a data set"),
+    "unknown part": ((*EVALUATE, "--data", "digits", "--part", "all"), "expected --part as one of test, validation"),
+    "unknown device": ((*EVALUATE, "--data", "digits", "--device", "toaster"), "expected a device such as auto"),
+    "no images": (("predict", "pets.safetensors", *BACKBONE), "expected --images, found none"),
+    "no top": (("predict", *BACKBONE, "--images", "photos", "--top", "0"), "expected --top as a whole number of 1"),
+    "concat nothing": (("concat", "--out", "all.safetensors"), "expected FILE, found none"),
+    "concat nowhere": (("concat", "pets.safetensors"), "expected --out, found none"),
+    "concat over its source": (
+        ("concat", "pets.safetensors", "head.safetensors", "--out", "./pets.safetensors"),
+        "expected --out as a file of its own",
+    ),
+    "concat to another ending": (("concat", "pets.safetensors", "--out", "all.zip"), "expected --out as FILE."),
+    "verify unknown data": (("verify", *BACKBONE, "--data", "cifar11"), "expected a data set"),
+    "inspect nothing": (("inspect",), "expected FILE, found none"),
+    "no such configuration": (("train", "--config", "gone.yaml"), "expected a readable YAML file after --config"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_ARGUMENTS)
+def test_wrong_arguments_exit_with_2(name: str, workspace: Path, run: Run) -> None:
+    words, expected = WRONG_ARGUMENTS[name]
+    before = listing(workspace)
+    found = run(*words)
+    program = f"memtok {words[0]}" if words and words[0] in COMMANDS else "memtok"
+    assert found.error.startswith(f"{program}: error: expected ")
+    assert expected in found.error
+    assert found.code == 2
+    assert found.out == ""
+    assert listing(workspace) == before
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("batch-sise: 4\n", "expected options of this command in the configuration, found 'batch-sise'"),
+        ("memory: -1\n", "expected --memory as a whole number of 0 or more, found '-1'"),
+        ("memory: [1]\n", "expected --memory as a whole number"),
+        ("steps: [\n", "expected YAML in the configuration"),
+        ("just words\n", "expected "),
+        ("extends: pets.safetensors\n", "expected a list for --extends"),
+        ("resume: perhaps\n", "expected "),
+    ],
+)
+def test_wrong_configurations(content: str, expected: str, workspace: Path, run: Run) -> None:
+    Path("train.yaml").write_text(content)
+    found = run("train", "--config", "train.yaml")
+    assert expected in found.error
+    assert found.code == 2
+
+
+def test_a_printed_configuration_can_be_read_back(workspace: Path, run: Run) -> None:
+    words = ("evaluate", "pets.safetensors", *BACKBONE, "--data", "pets=folder:photos", "--batch-size", "3")
+    printed = run(*words, "--print-config")
+    assert printed.code == 0
+    Path("evaluate.yaml").write_text(printed.out)
+    direct, read = run(*words), run("evaluate", "--config", "evaluate.yaml")
+    assert (read.code, read.out) == (0, direct.out)
+
+
+# What is found in files: exit code 1
+
+
+def fails(run: Run, *words: object, expect: str) -> None:
+    """The command exits with 1, one line, and leaves no new file."""
+    before = listing(Path())
+    found = run(*words)
+    assert expect in found.error
+    assert ": error: expected " in found.error
+    assert "; " in found.error  # what to do
+    assert found.code == 1
+    assert listing(Path()) == before
+
+
+USES = {
+    "evaluate": ("evaluate", "FILE", *BACKBONE, "--data", "folder:photos"),
+    "predict": ("predict", "FILE", *BACKBONE, "--images", "photos"),
+    "verify": ("verify", "FILE", *BACKBONE),
+    "concat": ("concat", "FILE", "--out", "all.safetensors"),
+    "inspect": ("inspect", "FILE"),
+    "train": (*TRAIN, "--extends", "FILE"),
+}
+
+
+@pytest.mark.parametrize("command", USES)
+def test_files_that_are_no_task_files(command: str, workspace: Path, run: Run) -> None:
+    def use(file: str, expect: str) -> None:
+        fails(run, *(file if word == "FILE" else word for word in USES[command]), expect=expect)
+
+    use("gone.safetensors", "expected the file gone.safetensors, found none")
+    Path("words.safetensors").write_text("these are words, and no numbers at all")
+    use("words.safetensors", "found something else or a truncated one in words.safetensors")
+    Path("empty.safetensors").write_bytes(b"")
+    use("empty.safetensors", "found something else or a truncated one")
+    content = Path("pets.safetensors").read_bytes()
+    Path("cut.safetensors").write_bytes(content[:-40])
+    use("cut.safetensors", "the file is truncated")
+    Path("cut.safetensors").write_bytes(content[:40])
+    use("cut.safetensors", "found something else or a truncated one")
+    torch.save({"memory": torch.zeros(2)}, "pickle.safetensors")
+    use("pickle.safetensors", "found a pickle or PyTorch checkpoint")
+    save_file({"weight": torch.zeros(2)}, "foreign.safetensors")
+    use("foreign.safetensors", "foreign.safetensors")
+    rewrite("pets.safetensors", "future.safetensors", format_version=99)
+    use("future.safetensors", "expected a task file of format version 1, found 99")
+
+
+def rewrite(source: str, target: str, **changes: object) -> None:
+    """A task file with another header."""
+    with safe_open(source, framework="pt") as stream:
+        tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
+        header = json.loads(stream.metadata()["memtok"])
+    save_file(tensors, target, metadata={"memtok": json.dumps(header | changes)})
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "verify", "train"])
+def test_a_task_of_another_backbone(command: str, workspace: Path, run: Run) -> None:
+    words = ("strange.safetensors" if word == "FILE" else word for word in USES[command])
+    fails(run, *words, expect="on which 'strange' in strange.safetensors was trained, found tiny.safetensors")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "verify", "concat"])
+def test_a_missing_ancestor(command: str, workspace: Path, run: Run) -> None:
+    words = ("more.safetensors" if word == "FILE" else word for word in USES[command])
+    fails(run, *words, expect="expected 'pets' (sha256:")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "verify", "concat"])
+def test_tasks_that_do_not_fit_together(command: str, workspace: Path, run: Run) -> None:
+    def use(*files: str, expect: str) -> None:
+        words = list(USES[command])
+        words[1:2] = files
+        if command == "evaluate":
+            words[-1] = "pets=folder:photos"
+        fails(run, *words, expect=expect)
+
+    use("pets.safetensors", "pets.safetensors", expect="expected tasks of different names, found 'pets' in")
+    use("pets.safetensors", "large.safetensors", expect="image_size")
+    if command != "verify":  # which checks such a task by itself
+        use("pets.safetensors", "shared.safetensors", expect="found 'shared' of regime 'memory-shared'")
+    if command == "concat":
+        use("pets.safetensors", "strange.safetensors", expect="expected tasks of one backbone")
+
+
+def test_another_task_of_the_same_name(workspace: Path, run: Run) -> None:
+    task = memtok.load_task("head.safetensors", memtok.load_backbone("tiny.safetensors"))
+    task.name = "pets"
+    task.save("twin.safetensors")
+    files = ("pets.safetensors", "more.safetensors", "twin.safetensors")
+    fails(run, "verify", *files, *BACKBONE, expect="found 'pets' in pets.safetensors and in twin.safetensors")
+
+
+def test_extending_what_does_not_compose(workspace: Path, run: Run) -> None:
+    fails(run, *TRAIN, "--extends", "shared.safetensors", expect="found 'shared' of regime 'memory-shared'")
+
+
+def test_extending_at_another_image_size(workspace: Path, run: Run) -> None:
+    words = ("--extends", "large.safetensors", "--image-size", "32")
+    fails(
+        run, *TRAIN, *words, expect="expected images of 48x48 px, with which 'large' was trained, found --image-size 32"
+    )
+
+
+def test_extending_a_task_of_the_same_name(workspace: Path, run: Run) -> None:
+    fails(run, *TRAIN, "--name", "pets", "--extends", "pets.safetensors", expect="found 'pets' twice")
+
+
+@pytest.mark.parametrize(
+    ("source", "expect"),
+    [
+        ("./gone", "found nothing at ./gone"),
+        ("gone.safetensors", "found nothing at gone.safetensors"),
+        ("pets.safetensors", "expected a backbone, found a memtok task file"),
+        ("photos", "photos"),
+        ("vit_of_nobody", "vit_of_nobody"),
+    ],
+)
+def test_sources_that_are_no_backbone(source: str, expect: str, workspace: Path, run: Run) -> None:
+    fails(run, "train", "--backbone", source, *TRAIN[3:], expect=expect)
+    fails(run, "verify", "--backbone", source, expect=expect)
+
+
+def test_folders_that_cannot_be_trained_on(workspace: Path, run: Run) -> None:
+    def use(folder: str, expect: str) -> None:
+        fails(run, *TRAIN, "--data", f"folder:{folder}", expect=expect)
+
+    use("gone", "expected a folder of images, found nothing at gone")
+    Path("empty").mkdir()
+    use("empty", "expected one folder of images per class")
+    shutil.copytree("photos/class 0", "one/class 0")
+    use("one", "expected at least two class folders in one, found only 'class 0'")
+    shutil.copytree("photos", "split/train")
+    Path("split/val").mkdir()
+    use("split", "expected images in split/val, found none")
+
+
+def test_evaluating_on_other_classes(workspace: Path, run: Run) -> None:
+    shutil.copytree("photos", "other")
+    Path("other/class 1").rename("other/zebra")
+    Path("other/memtok-split.json").unlink(missing_ok=True)
+    found = run(*EVALUATE, "--data", "folder:other")
+    assert "expected only classes of task 'pets' in folder:other" in found.error
+    assert found.code == 1
+
+
+def test_images_that_are_not_there(workspace: Path, run: Run) -> None:
+    fails(run, "predict", "pets.safetensors", *BACKBONE, "--images", "gone.png", expect="found nothing")
+    Path("empty").mkdir()
+    fails(
+        run, "predict", "pets.safetensors", *BACKBONE, "--images", "empty", expect="expected images in the folder empty"
+    )
+
+
+def test_training_over_an_unfinished_run(workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from memtok.training.engine import Engine
+
+    original = Engine.step
+
+    def interrupted(self: Engine, step: int, *more: object) -> torch.Tensor:
+        if step == 2:
+            raise KeyboardInterrupt
+        return original(self, step, *more)  # type: ignore[arg-type]
+
+    quick = (*TRAIN, "--steps", "4", "--batch-size", "4")
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", interrupted)
+        patch.setattr("memtok.training.settings.VALIDATIONS", 4)
+        stopped = run(*quick)
+        assert stopped.code == 130
+        assert stopped.err.splitlines()[-1] == (
+            "memtok train: interrupted, what was written stays; the same command with --resume goes on"
+        )
+        assert run(*quick).code == 1
+        assert "found one at step 2 of 4" in run(*quick).error
+    done = run(*quick, "--resume")
+    assert done.code == 0
+    assert "going on after step 2" in done.err
+    assert run(*quick, "--overwrite").code == 0
+
+
+def test_a_loss_that_is_not_finite(workspace: Path, run: Run) -> None:
+    task = memtok.load_task("pets.safetensors", memtok.load_backbone("tiny.safetensors"))
+    found = run(*TRAIN, "--steps", "3", "--batch-size", "4", "--learning-rate", "1e38", "--recipe", "paper")
+    assert found.code == 1
+    last = found.err.splitlines()[-1]
+    assert last.startswith("memtok train: error: expected a finite ")
+    assert "learning rate" in last
+    assert task is not None
+
+
+# Errors that nobody foresaw
+
+
+def test_an_unexpected_error_is_one_line_unless_asked(
+    workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memtok.cli import inspect
+
+    def broken(options: object) -> int:
+        raise RuntimeError("something\nodd")
+
+    monkeypatch.setattr(inspect, "run", broken)
+    found = run("inspect", "pets.safetensors")
+    assert found.error == (
+        "memtok inspect: error: unexpected RuntimeError: something odd; run again with --debug for the traceback"
+    )
+    assert found.code == 1
+    for words in (("inspect", "pets.safetensors", "--debug"), ("--debug", "inspect", "pets.safetensors")):
+        debugged = run(*words)
+        assert "Traceback" in debugged.err
+        assert debugged.err.splitlines()[-1] == "memtok inspect: error: unexpected RuntimeError: something odd"
+        assert debugged.code == 1
+
+
+def test_debug_shows_the_traceback_of_a_foreseen_error(workspace: Path, run: Run) -> None:
+    found = run("inspect", "gone.safetensors", "--debug")
+    assert "Traceback" in found.err
+    assert found.err.splitlines()[-1].startswith("memtok inspect: error: expected the file gone.safetensors")
+
+
+def test_running_out_of_memory_says_what_to_try(workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from memtok.cli import inspect
+
+    def broken(options: object) -> int:
+        raise torch.cuda.OutOfMemoryError("tried to allocate")
+
+    monkeypatch.setattr(inspect, "run", broken)
+    assert "try a smaller --batch-size" in run("inspect", "pets.safetensors").error
+
+
+def test_results_go_where_they_can(workspace: Path, run: Run) -> None:
+    Path("file").write_text("no folder")
+    found = run("inspect", "pets.safetensors", "--json", "file/result.json")
+    assert found.code == 1
+    assert "expected a folder that can be written" in found.error

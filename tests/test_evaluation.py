@@ -1,0 +1,264 @@
+"""Evaluation: right numbers, one pass per data set, and nothing disturbed."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import memtok
+from memtok import evaluation
+from memtok.data import DataSource, evaluation_transform, from_dataset
+from memtok.errors import MemtokError
+from tests.tiny import bytes_of, tiny_backbone, tiny_task, tiny_vit
+
+COLOURS = ("class 0", "class 1", "class 2")
+
+
+class Pictures(torch.utils.data.Dataset[tuple[Image.Image, int]]):
+    """Random pictures with random labels of three classes."""
+
+    def __init__(self, count: int, seed: int, classes: tuple[str, ...] = COLOURS) -> None:
+        generator = np.random.default_rng(seed)
+        self.classes = list(classes)
+        self.pixels = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        self.targets = [number % len(classes) for number in range(count)]
+        self.read = 0
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        self.read += 1
+        return Image.fromarray(self.pixels[index]), self.targets[index]
+
+
+def source_of(pictures: Pictures, name: str = "pictures") -> DataSource:
+    return from_dataset(pictures, name=name, validation=pictures)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> memtok.Backbone:
+    return tiny_backbone()
+
+
+@pytest.fixture
+def model(backbone: memtok.Backbone) -> memtok.MemoryViT:
+    pets = tiny_task(backbone, "pets", seed=1)
+    more = tiny_task(backbone, "more", seed=2, extends=[pets], memory=2)
+    return memtok.MemoryViT(backbone, [pets, more, tiny_task(backbone, "head", seed=3, regime="head")])
+
+
+def by_hand(model: memtok.MemoryViT, pictures: Pictures, name: str) -> float:
+    """Top-1 of a task, image by image."""
+    transform = evaluation_transform(model.preprocessing)
+    right = 0
+    for index in range(len(pictures)):
+        image, label = pictures[index]
+        out = model(transform(image).unsqueeze(0))
+        answer = out.base if name == "base" else out[name]
+        assert answer is not None
+        right += int(answer.argmax()) == label
+    return right / len(pictures)
+
+
+def test_numbers_equal_those_by_hand_composed_and_alone(model: memtok.MemoryViT) -> None:
+    pictures = Pictures(20, seed=0)
+    source = source_of(pictures)
+    table = memtok.evaluate(model, dict.fromkeys(model.names, source), alone=True, batch_size=6)
+    assert list(table.tasks) == ["pets", "more", "head"]
+    for name, score in table.tasks.items():
+        assert score.images == 20
+        assert score.top1 == pytest.approx(by_hand(model, pictures, name))
+        assert score.top5 == 1.0
+        assert table.alone[name].top1 == pytest.approx(by_hand(model.select([name]), pictures, name))
+
+
+def test_alone_is_computed_without_the_other_tasks(model: memtok.MemoryViT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`alone` would be worth nothing if it were the composed answer, written down twice."""
+    answered: list[tuple[str, ...]] = []
+    original = memtok.MemoryViT.answer
+
+    def recorded(self: memtok.MemoryViT, *arguments: Any, **more: Any) -> Any:
+        answered.append(tuple(task.name for task in self.tasks))
+        return original(self, *arguments, **more)
+
+    monkeypatch.setattr(memtok.MemoryViT, "answer", recorded)
+    memtok.evaluate(model, {"more": Pictures(3, 0), "head": Pictures(3, 0)}, alone=True, batch_size=3)
+    assert answered == [("pets", "more", "head"), ("pets", "more"), ("pets", "more", "head"), ("head",)]
+
+
+def test_tasks_on_one_data_set_share_the_pass_over_its_images(model: memtok.MemoryViT) -> None:
+    shared, other = Pictures(9, seed=0), Pictures(5, seed=1)
+    source = source_of(shared)
+    seen: list[tuple[int, int]] = []
+    data: dict[str, Any] = {"pets": source, "more": source, "head": source_of(other)}
+    shared.read = other.read = 0
+    table = memtok.evaluate(
+        model, data, alone=True, batch_size=4, progress=lambda done, total: seen.append((done, total))
+    )
+    assert (shared.read, other.read) == (9, 5)
+    assert seen == [(4, 14), (8, 14), (9, 14), (13, 14), (14, 14)]
+    assert {name: score.images for name, score in table.tasks.items()} == {"pets": 9, "more": 9, "head": 5}
+
+
+def test_one_spec_for_several_tasks_is_opened_once(model: memtok.MemoryViT, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def open_once(spec: str, **_: Any) -> DataSource:
+        opened.append(spec)
+        return source_of(Pictures(6, 0), spec)
+
+    monkeypatch.setattr(evaluation, "open_data", open_once)
+    memtok.evaluate(model, {"pets": "somewhere", "head": "somewhere"})
+    assert opened == ["somewhere"]
+
+
+def test_classes_are_matched_by_name(backbone: memtok.Backbone) -> None:
+    task = tiny_task(backbone, seed=4)
+    model = memtok.MemoryViT(backbone, [task])
+    pictures = Pictures(12, seed=2)
+    expected = memtok.evaluate(model, source_of(pictures)).tasks["pets"]
+    other_order = source_of(pictures).only(("class 2", "class 0", "class 1"))
+    found = memtok.evaluate(model, other_order).tasks["pets"]
+    assert found == expected
+    fewer = memtok.evaluate(model, source_of(pictures).only(("class 2", "class 0"))).tasks["pets"]
+    assert [row.images for row in fewer.per_class] == [4, 0, 4]
+    assert fewer.per_class[2] == expected.per_class[2]
+
+
+def test_unknown_class_names_the_class(model: memtok.MemoryViT) -> None:
+    pictures = Pictures(6, seed=0, classes=("class 0", "zebra"))
+    with pytest.raises(MemtokError, match=r"expected only classes of task 'pets' in zoo .*found 'zebra'"):
+        memtok.evaluate(model, {"pets": source_of(pictures, "zoo")})
+
+
+def test_a_task_that_cannot_compose_is_alone(backbone: memtok.Backbone) -> None:
+    task = tiny_task(backbone, "shared", regime="memory-shared", seed=1)
+    model = memtok.MemoryViT(backbone, [task])
+    pictures = Pictures(8, seed=0)
+    table = memtok.evaluate(model, pictures, alone=True)
+    assert table.alone == table.tasks
+    assert table.tasks["shared"].top1 == pytest.approx(by_hand(model, pictures, "shared"))
+
+
+def test_base_by_class_name_and_by_position() -> None:
+    backbone = tiny_backbone(num_classes=3)
+    pictures = Pictures(15, seed=0)
+    table = memtok.evaluate(memtok.MemoryViT(backbone), {}, base=source_of(pictures))
+    assert table.base is not None
+    assert table.tasks == {}
+    expected = by_hand(memtok.MemoryViT(backbone), pictures, "base")
+    assert table.base.top1 == pytest.approx(expected)
+
+    backbone.classes = ("class 2", "class 1", "class 0")
+    named = memtok.evaluate(memtok.MemoryViT(backbone), {}, base=source_of(pictures)).base
+    assert named is not None
+    assert [row.name for row in named.per_class] == ["class 2", "class 1", "class 0"]
+    flipped = from_dataset(pictures, COLOURS[::-1], validation=pictures)  # the same labels, named the other way round
+    again = memtok.evaluate(memtok.MemoryViT(backbone), {}, base=flipped).base
+    assert again is not None
+    assert again.top1 == pytest.approx(expected)
+
+
+def test_base_needs_a_classifier_and_its_classes(model: memtok.MemoryViT) -> None:
+    with pytest.raises(MemtokError, match="expected only classes of the backbone"):
+        memtok.evaluate(model, {}, base=source_of(Pictures(6, 0)))
+    without = memtok.MemoryViT(tiny_backbone(num_classes=0))
+    with pytest.raises(MemtokError, match="expected a backbone with a classifier"):
+        memtok.evaluate(without, {}, base=source_of(Pictures(6, 0)))
+
+
+def test_json_csv_and_pairs(model: memtok.MemoryViT, tmp_path: Path) -> None:
+    source = source_of(Pictures(7, seed=0))
+    table = memtok.evaluate(model, {"pets": source, "more": source}, alone=True)
+    assert table.to_json() == {
+        "tasks": {name: dict(score) for name, score in table.tasks.items()},
+        "base": None,
+        "alone": {name: dict(score) for name, score in table.alone.items()},
+        "skipped_images": 0,
+    }
+    assert table.to_json()["tasks"]["pets"].keys() == {"top1", "top5", "images"}
+    pairs = dict(table)
+    assert pairs["pets/top1"] == table.tasks["pets"].top1
+    assert pairs["more/alone_top5"] == 1.0
+
+    table.write_csv(tmp_path / "classes.csv")
+    with (tmp_path / "classes.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["task"] for row in rows] == ["pets"] * 3 + ["more"] * 3
+    assert rows[0].keys() == {"task", "class", "images", "top1", "top5"}
+    assert [int(row["images"]) for row in rows[:3]] == [3, 2, 2]
+    assert float(rows[1]["top1"]) == pytest.approx(table.tasks["pets"].per_class[1].top1, abs=1e-6)
+
+
+@pytest.fixture
+def training_model(model: memtok.MemoryViT) -> Iterator[memtok.MemoryViT]:
+    model.train()
+    model.tasks[1].eval()
+    yield model
+    model.eval()
+
+
+def test_mode_gradients_weights_and_generators_are_left_as_found(training_model: memtok.MemoryViT) -> None:
+    modes = [module.training for module in training_model.modules()]
+    weights = bytes_of(training_model)
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    memtok.evaluate(training_model, {"pets": Pictures(6, 0)}, alone=True)
+    found = random.random(), np.random.rand(), float(torch.rand(()))
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    assert found == (random.random(), np.random.rand(), float(torch.rand(())))
+    assert modes == [module.training for module in training_model.modules()]
+    assert weights == bytes_of(training_model)
+    assert all(parameter.grad is None for parameter in training_model.parameters())
+
+
+def test_wrong_names_and_parts(model: memtok.MemoryViT, backbone: memtok.Backbone) -> None:
+    with pytest.raises(MemtokError, match="expected data for each task"):
+        memtok.evaluate(model, source_of(Pictures(6, 0)))
+    with pytest.raises(MemtokError, match="found data for 'cars'; check the spelling"):
+        memtok.evaluate(model, {"cars": source_of(Pictures(6, 0))})
+    with pytest.raises(MemtokError, match="use base="):
+        memtok.evaluate(model, {"base": source_of(Pictures(6, 0))})
+    with pytest.raises(MemtokError, match="expected one of the parts"):
+        memtok.evaluate(model, {"pets": source_of(Pictures(6, 0))}, part="all")
+
+
+def test_skipped_images_are_in_the_result(backbone: memtok.Backbone, tmp_path: Path) -> None:
+    for number, name in enumerate(COLOURS):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            Image.new("RGB", (32, 32), (number * 90, index * 60, 0)).save(tmp_path / name / f"{index}.png")
+    (tmp_path / COLOURS[0] / "broken.png").write_bytes(b"no image")
+    model = memtok.MemoryViT(backbone, [tiny_task(backbone)])
+    spec = f"folder:{tmp_path}"
+    with pytest.raises(MemtokError, match=r"broken\.png"):
+        memtok.evaluate(model, spec, data_dir=tmp_path / "data")
+    table = memtok.evaluate(model, spec, on_bad_image="skip", data_dir=tmp_path / "data")
+    assert [Path(path).name for path in table.skipped] == ["broken.png"]
+    assert table.to_json()["skipped_images"] == 1
+
+
+def test_parts(backbone: memtok.Backbone) -> None:
+    model = memtok.MemoryViT(backbone, [tiny_task(backbone)])
+    source = from_dataset(Pictures(12, 0), validation=Pictures(6, 1), test=Pictures(3, 2))
+    counts = {
+        part: memtok.evaluate(model, source, part=part).tasks["pets"].images for part in ("train", "validation", "test")
+    }
+    assert counts == {"train": 12, "validation": 6, "test": 3}
+
+
+def test_the_base_names_of_a_vit_are_numbers_where_unknown() -> None:
+    backbone = memtok.load_backbone(tiny_vit(num_classes=4))
+    assert evaluation.classes_of(memtok.MemoryViT(backbone), "base") == ("0", "1", "2", "3")

@@ -1,0 +1,139 @@
+"""Prediction: names and probabilities for files and folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import memtok
+from memtok.data import evaluation_transform
+from memtok.errors import MemtokError
+from memtok.prediction import find_images
+from tests.tiny import tiny_backbone, tiny_task
+
+
+@pytest.fixture(scope="module")
+def model() -> memtok.MemoryViT:
+    backbone = tiny_backbone()
+    return memtok.MemoryViT(
+        backbone, [tiny_task(backbone, "pets", seed=1), tiny_task(backbone, "cars", seed=2, classes=7)]
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five pictures in two levels, one of them grey, beside files that are no pictures."""
+    generator = np.random.default_rng(0)
+    inside = tmp_path / "photos"
+    (inside / "deep" / ".hidden").mkdir(parents=True)
+    for name in ("b.png", "a.jpg", "deep/c.PNG", "deep/d.bmp"):
+        Image.fromarray(generator.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(inside / name)
+    Image.fromarray(generator.integers(0, 256, (33, 50), dtype=np.uint8)).save(inside / "grey.png")
+    Image.new("RGB", (8, 8)).save(inside / "deep" / ".hidden" / "thumbnail.png")
+    Image.new("RGB", (8, 8)).save(inside / "._b.png", format="PNG")
+    (inside / "notes.txt").write_text("no picture")
+    return inside
+
+
+def test_rows_equal_the_models_own_answers(model: memtok.MemoryViT, folder: Path) -> None:
+    found = memtok.predict(model, [folder], top=7, batch_size=2)
+    names = ["a.jpg", "b.png", "deep/c.PNG", "deep/d.bmp", "grey.png"]
+    assert [row.path for row in found.rows[::2]] == [str(folder / name) for name in names]
+    assert [row.task for row in found.rows] == ["pets", "cars"] * 5
+    transform = evaluation_transform(model.preprocessing)
+    for row in found.rows:
+        with Image.open(row.path) as image:
+            out = model(transform(image.convert("RGB")).unsqueeze(0))
+        expected = out[row.task].detach().softmax(dim=1)[0]
+        classes = next(task.classes for task in model.tasks if task.name == row.task)
+        assert len(row.ranking) == len(classes)  # top is more than some have
+        assert [name for name, _ in row.ranking] == [classes[i] for i in expected.argsort(descending=True).tolist()]
+        for name, probability in row.ranking:
+            assert probability == pytest.approx(float(expected[classes.index(name)]), abs=1e-5)
+        assert sum(probability for _, probability in row.ranking) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_json_and_csv(model: memtok.MemoryViT, folder: Path, tmp_path: Path) -> None:
+    found = memtok.predict(model, [folder / "b.png"], top=2)
+    stored = json.loads(json.dumps(found.to_json()))
+    assert stored["skipped"] == []
+    (image,) = stored["images"]
+    assert image["path"] == str(folder / "b.png")
+    assert image["tasks"].keys() == {"pets", "cars"}
+    assert [entry.keys() for entry in image["tasks"]["cars"]] == [{"class", "probability"}] * 2
+
+    found.write_csv(tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["task"], row["rank"]) for row in rows] == [("pets", "1"), ("pets", "2"), ("cars", "1"), ("cars", "2")]
+    assert rows[2]["class"] == found.rows[1].ranking[0][0]
+
+
+def test_base_classes(folder: Path) -> None:
+    backbone = tiny_backbone()
+    found = memtok.predict(memtok.MemoryViT(backbone), [folder / "b.png"], base=True, top=1)
+    assert found.rows[0].task == "base"
+    assert found.rows[0].ranking[0][0] in "01234"
+    with pytest.raises(MemtokError, match="expected a model with a task"):
+        memtok.predict(memtok.MemoryViT(backbone), [folder])
+
+
+def test_an_unreadable_image_is_named(model: memtok.MemoryViT, folder: Path) -> None:
+    bad = folder / "deep" / "bad.png"
+    bad.write_bytes(b"no picture at all")
+    with pytest.raises(MemtokError, match=r"bad\.png"):
+        memtok.predict(model, [folder])
+    seen: list[tuple[int, int]] = []
+    found = memtok.predict(
+        model, [folder], on_bad_image="skip", batch_size=2, progress=lambda done, total: seen.append((done, total))
+    )
+    assert found.skipped == (str(bad),)
+    assert found.to_json()["skipped"] == [str(bad)]
+    assert len(found.rows) == 10
+    assert seen[-1] == (6, 6)
+
+
+def test_only_bad_images(model: memtok.MemoryViT, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    found = memtok.predict(model, [tmp_path], on_bad_image="skip")
+    assert found.rows == ()
+    assert len(found.skipped) == 1
+
+
+def test_finding_images(folder: Path) -> None:
+    twice = find_images([folder / "b.png", folder, folder / "b.png"])
+    assert len(twice) == 5
+    assert twice[0] == str(folder / "b.png")
+    odd = folder / "picture.xyz"
+    odd.write_bytes((folder / "b.png").read_bytes())
+    assert find_images([odd]) == [str(odd)]  # named by hand, its ending does not matter
+    (folder.parent / "empty").mkdir()
+    with pytest.raises(MemtokError, match="expected images in the folder"):
+        find_images([folder.parent / "empty"])
+    with pytest.raises(MemtokError, match="expected an image or a folder of images at"):
+        find_images([folder / "gone.png"])
+    with pytest.raises(MemtokError, match="found no path"):
+        find_images([])
+
+
+def test_a_hidden_folder_that_is_named_is_looked_at(folder: Path) -> None:
+    assert len(find_images([folder / "deep" / ".hidden"])) == 1
+
+
+def test_wrong_arguments(model: memtok.MemoryViT, folder: Path) -> None:
+    with pytest.raises(MemtokError, match="expected top as"):
+        memtok.predict(model, [folder], top=0)
+    with pytest.raises(MemtokError, match="expected on_bad_image"):
+        memtok.predict(model, [folder], on_bad_image="ignore")
+
+
+def test_training_mode_is_left_as_found(model: memtok.MemoryViT, folder: Path) -> None:
+    model.train()
+    memtok.predict(model, [folder / "b.png"])
+    assert model.tasks[0].training
+    model.eval()
