@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtok.architecture import describe
 from memtok.backbone import Backbone
-from memtok.conversion import convert
+from memtok.checkpoint.architecture import describe
+from memtok.checkpoint.conversion import convert
+from memtok.checkpoint.fingerprint import fingerprint_of
 from memtok.errors import MemtokError
-from memtok.fingerprint import fingerprint_of
 from memtok.preprocessing import Preprocessing
 from memtok.task import Task
 

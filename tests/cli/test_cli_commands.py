@@ -291,6 +291,18 @@ def test_concat_in_any_order_of_files_that_hold_each_others_ancestors(workspace:
     assert run("verify", "all.safetensors", *BACKBONE).code == 0
 
 
+def test_concat_refuses_a_changed_file(workspace: Path, run: Run) -> None:
+    from memtok.bundle import read_stored, write_stored
+
+    [stored] = read_stored("pets.safetensors")
+    stored.tensors["memory"][0, 0, 0] += 1.0
+    write_stored([stored], "changed.safetensors")
+    found = run("concat", "changed.safetensors", "head.safetensors", "--out", "all.safetensors")
+    assert found.code == 1
+    assert "expected the content of 'pets' in changed.safetensors to match its fingerprint" in found.error
+    assert not Path("all.safetensors").exists()
+
+
 # verify
 
 

@@ -39,7 +39,7 @@ def main() -> None:
     with torch.no_grad():
         out = memtok.MemoryViT(backbone, [lone, first, second, head])(images)
         answers = {"images": images, "base": out.base, **{f"tasks.{name}": out[name] for name in out}}
-        for path in sorted(folder.glob("*-*.safetensors")) + [folder / "head+class.safetensors"]:
+        for path in [*sorted(folder.glob("*-*.safetensors")), folder / "head+class.safetensors"]:
             task = memtok.load_task(path, backbone)
             answers[f"tasks.{task.name}"] = memtok.MemoryViT(backbone, [task])(images, base=False)[task.name]
     save_file(

@@ -44,6 +44,7 @@ def run(options: Namespace) -> int:
 
     found = read_files(options.files)
     in_order(found)  # all that they extend is there
+    check_content(found)
     check_composable(found)
     check_same_preprocessing([stored.header for stored, _ in found])
     write_stored([stored for stored, _ in found], out)
@@ -53,6 +54,17 @@ def run(options: Namespace) -> int:
     written = {"file": str(out), "bytes": out.stat().st_size, "tasks": [stored.name for stored, _ in found]}
     write_result(options.json, written)
     return 0
+
+
+def check_content(tasks: list[tuple[StoredTask, str]]) -> None:
+    """MemtokError unless every task's tensors are those that its fingerprint was made from."""
+    for stored, path in tasks:
+        if stored.fingerprint() != stored.header["fingerprint"]:
+            raise MemtokError(
+                f"expected the content of {stored.name!r} in {path} to match its fingerprint "
+                f"{stored.header['fingerprint'][:19]}, found {stored.fingerprint()[:19]}; the file was changed, get it "
+                "again"
+            )
 
 
 def check_composable(tasks: list[tuple[StoredTask, str]]) -> None:

@@ -17,12 +17,12 @@ import torch
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from memtok.architecture import check_supported
-from memtok.conversion import split_left_out
+from memtok.checkpoint.architecture import check_supported
+from memtok.checkpoint.conversion import split_left_out
+from memtok.checkpoint.processors import has_timm_preprocessing, timm_preprocessing
+from memtok.checkpoint.tensor_files import load_tensors, one_line
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
-from memtok.processors import has_timm_preprocessing, timm_preprocessing
-from memtok.tensor_files import load_tensors, one_line
 
 
 @dataclass(frozen=True)

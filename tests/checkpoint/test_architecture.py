@@ -14,9 +14,9 @@ from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import nn
 
-from memtok.architecture import Architecture, build, check_supported, describe
+from memtok.checkpoint.architecture import Architecture, build, check_supported, describe
 from memtok.errors import MemtokError
-from tests.tiny_models import VARIANTS, images, tiny_timm
+from tests.checkpoint.tiny_models import VARIANTS, images, tiny_timm
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

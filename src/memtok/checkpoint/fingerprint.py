@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from memtok.architecture import Architecture, describe, trunk_tensors
+from memtok.checkpoint.architecture import Architecture, describe, trunk_tensors
 
 
 def fingerprint_of(vit: nn.Module) -> str:

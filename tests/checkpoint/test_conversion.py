@@ -13,7 +13,7 @@ from torch import Tensor
 
 from memtok.checkpoint import LEFT_OUT, read_checkpoint
 from memtok.errors import MemtokError
-from tests.tiny_models import (
+from tests.checkpoint.tiny_models import (
     CASES,
     IMAGE_SIZE,
     images,

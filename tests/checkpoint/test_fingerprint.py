@@ -11,8 +11,8 @@ import torch
 from timm.layers import GluMlp, LayerNorm, LayerNormFp32, SwiGLUPacked
 from torch import nn
 
-from memtok.fingerprint import fingerprint_of
-from tests.tiny_models import tiny_timm
+from memtok.checkpoint.fingerprint import fingerprint_of
+from tests.checkpoint.tiny_models import tiny_timm
 
 
 def counted(**arguments: Any) -> Any:

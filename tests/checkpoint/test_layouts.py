@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from memtok.architecture import ACTIVATIONS as TIMM_ACTIVATIONS
-from memtok.layouts import ACTIVATIONS, DEIT_TEACHER, DINOV2_SWIGLU, LAYOUTS, LEFT_OUT, MODEL_TYPES
-from memtok.processors import USUAL_PROCESSORS
+from memtok.checkpoint.architecture import ACTIVATIONS as TIMM_ACTIVATIONS
+from memtok.checkpoint.layouts import ACTIVATIONS, DEIT_TEACHER, DINOV2_SWIGLU, LAYOUTS, LEFT_OUT, MODEL_TYPES
+from memtok.checkpoint.processors import USUAL_PROCESSORS
 
 
 def test_every_model_type_has_a_layout_and_a_usual_preprocessing() -> None:

@@ -22,17 +22,13 @@ import huggingface_hub
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from memtok.architecture import Architecture, build, check_supported, describe, shape_text
 from memtok.assets import shipped_backbone
-from memtok.conversion import convert, layout_name
-from memtok.errors import MemtokError
-from memtok.files import atomic_write
-from memtok.fingerprint import fingerprint_of
-from memtok.layouts import LEFT_OUT
-from memtok.positions import resize_positions
-from memtok.preprocessing import Preprocessing, size_pair
-from memtok.processors import read_processor, usual_preprocessing
-from memtok.tensor_files import (
+from memtok.checkpoint.architecture import Architecture, build, describe, shape_text
+from memtok.checkpoint.conversion import convert, layout_name
+from memtok.checkpoint.fingerprint import fingerprint_of
+from memtok.checkpoint.positions import resize_positions
+from memtok.checkpoint.processors import read_processor, usual_preprocessing
+from memtok.checkpoint.tensor_files import (
     INDEX,
     WEIGHTS,
     load_tensors,
@@ -42,15 +38,16 @@ from memtok.tensor_files import (
     read_tensors,
     shard_places,
 )
-from memtok.timm_models import (
+from memtok.checkpoint.timm_models import (
     Found,
     read_timm_config,
     read_timm_name,
     read_timm_object,
     read_timm_tensors,
 )
-
-__all__ = ["LEFT_OUT", "Checkpoint", "check_supported", "fingerprint_of", "read_checkpoint", "save_checkpoint"]
+from memtok.errors import MemtokError
+from memtok.files import atomic_write
+from memtok.preprocessing import Preprocessing, size_pair
 
 SHIPPED = "small"  # the backbone that comes with memtok
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")

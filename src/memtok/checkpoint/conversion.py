@@ -1,6 +1,6 @@
 """transformers' checkpoints as timm models: ViT, DeiT, DINOv2 with and without registers, CLIP's vision tower.
 
-Nothing of transformers is imported: its checkpoints are read by tensor name (memtok.layouts). Every tensor is used, or
+Nothing of transformers is imported: its checkpoints are read by tensor name (layouts.py). Every tensor is used, or
 is in LEFT_OUT; what is missing or unknown is an error that names it.
 """
 
@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memtok.architecture import Architecture, build
-from memtok.errors import MemtokError
-from memtok.layouts import (
+from memtok.checkpoint.architecture import Architecture, build
+from memtok.checkpoint.layouts import (
     ACTIVATIONS,
     DEIT_TEACHER,
     DINOV2,
@@ -27,8 +26,9 @@ from memtok.layouts import (
     MODEL_TYPES,
     Layout,
 )
+from memtok.checkpoint.tensor_files import load_tensors, one_line
+from memtok.errors import MemtokError
 from memtok.preprocessing import size_pair
-from memtok.tensor_files import load_tensors, one_line
 
 # The heads that say how many classes there are; a layout has one of them at most.
 _HEADS = ("classifier.weight", "cls_classifier.weight", "visual_projection.weight")

@@ -13,7 +13,7 @@ from torch import nn
 from memtok.checkpoint import read_checkpoint, save_checkpoint
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
-from tests.tiny_models import VARIANTS, images, tiny_timm, tiny_transformers
+from tests.checkpoint.tiny_models import VARIANTS, images, tiny_timm, tiny_transformers
 
 PREPROCESSING = Preprocessing(
     image_size=(48, 48),

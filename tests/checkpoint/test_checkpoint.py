@@ -18,7 +18,7 @@ from memtok.assets import shipped_backbone
 from memtok.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
-from tests.tiny_models import (
+from tests.checkpoint.tiny_models import (
     randomise,
     registered,
     save_folder,

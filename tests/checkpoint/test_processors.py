@@ -13,9 +13,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torchvision.transforms import v2
 
-from memtok.errors import MemtokError
-from memtok.preprocessing import Preprocessing
-from memtok.processors import (
+from memtok.checkpoint.processors import (
     PROCESSOR_DEFAULTS,
     USUAL_PROCESSORS,
     has_timm_preprocessing,
@@ -23,6 +21,8 @@ from memtok.processors import (
     timm_preprocessing,
     usual_preprocessing,
 )
+from memtok.errors import MemtokError
+from memtok.preprocessing import Preprocessing
 
 OWN = (48, 48)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

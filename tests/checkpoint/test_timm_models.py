@@ -16,7 +16,7 @@ from torch import nn
 
 from memtok.checkpoint import read_checkpoint
 from memtok.errors import MemtokError
-from tests.tiny_models import SMALL, VARIANTS, images, randomise, registered, save_folder, tiny_timm
+from tests.checkpoint.tiny_models import SMALL, VARIANTS, images, randomise, registered, save_folder, tiny_timm
 
 
 def assert_equals_timm(read: Any, model: Any) -> None:
