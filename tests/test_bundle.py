@@ -253,7 +253,7 @@ def test_a_save_that_fails_half_way_leaves_nothing(
         raise OSError("disk full")
 
     monkeypatch.setattr("memtok.bundle.save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(MemtokError, match=r"expected to write .*found: disk full; make room"):
         tiny_task(backbone).save(tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
 
@@ -275,3 +275,56 @@ def test_stored_tasks_can_be_put_together_without_a_backbone(backbone: memtok.Ba
     again = memtok.load_tasks(tmp_path / "all.safetensors", backbone)
     assert [task.name for task in again] == ["b", "a"]
     assert_same(again[0], b)
+
+
+def test_a_header_whose_length_looks_like_a_pickle_is_read(backbone: memtok.Backbone, tmp_path: Path) -> None:
+    """The file begins with the length of its header, and 0x280, 0x380, 0x480 and 0x580 begin as pickles do."""
+    task = tiny_task(backbone)
+    lengths = set()
+    for padding in range(0, 640, 8):
+        task.record = {"padding": "x" * padding}
+        task.save(tmp_path / "a.safetensors")
+        lengths.add(int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little") & 0xFFFF)
+        assert memtok.load_task(tmp_path / "a.safetensors", backbone).fingerprint == task.fingerprint
+    assert lengths & {0x480, 0x580}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h, t: h["backbone"].update(fingerprint=None),
+        lambda h, t: h.update(extends=[{"name": "a", "fingerprint": [1]}]),
+        lambda h, t: h.update(format_version=True),
+        lambda h, t: h.update(format_version=1.0),
+        lambda h, t: t.update(memory=t["memory"].double()),
+        lambda h, t: t.update(class_tokens=torch.zeros(1, 1, 32)),
+    ],
+)
+def test_more_changed_files(
+    backbone: memtok.Backbone, tmp_path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], object]
+) -> None:
+    path = tmp_path / "a.safetensors"
+    tiny_task(backbone).save(path)
+    rewrite(path, change)
+    with pytest.raises(MemtokError, match=r"^expected ") as caught:
+        memtok.load_task(path, backbone)
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_that_is_no_object(backbone: memtok.Backbone, tmp_path: Path) -> None:
+    for text in ("[]", "[1]", "3", "[" * 100_000):
+        save_file({"class_tokens": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"memtok": text})
+        with pytest.raises(MemtokError, match="found a damaged one"):
+            memtok.load_task(tmp_path / "a.safetensors", backbone)
+    body = b'{"__metadata__":[1,2]}'
+    (tmp_path / "b.safetensors").write_bytes(len(body).to_bytes(8, "little") + body)
+    with pytest.raises(MemtokError, match="found a damaged one"):
+        memtok.load_task(tmp_path / "b.safetensors", backbone)
+
+
+def test_a_record_that_is_no_json_is_not_written(backbone: memtok.Backbone, tmp_path: Path) -> None:
+    task = tiny_task(backbone)
+    task.record = {"when": object()}
+    with pytest.raises(MemtokError, match=r"expected a task\.record of JSON values"):
+        task.save(tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []

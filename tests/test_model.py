@@ -320,3 +320,126 @@ def test_swapping_in_another_task_uses_its_values(backbone: memtok.Backbone) -> 
     with torch.no_grad():
         task.memory.add_(torch.linspace(-3, 3, 32))
     assert not torch.allclose(model(images)["pets"], before)
+
+
+def test_asking_a_model_for_gradients_leaves_backbone_and_ancestors_frozen(backbone: memtok.Backbone) -> None:
+    a = tiny_task(backbone, "a")
+    b = tiny_task(backbone, "b", seed=1, extends=[a])
+    model = memtok.MemoryViT(backbone, [a, b]).requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    model.requires_grad_(True)
+    assert not any(parameter.requires_grad for parameter in (*backbone.parameters(), *a.parameters()))
+    assert all(parameter.requires_grad for parameter in b.parameters())
+
+
+def test_loading_a_state_dict_cannot_change_the_backbone(backbone: memtok.Backbone) -> None:
+    model = memtok.MemoryViT(backbone, [tiny_task(backbone)])
+    before = bytes_of(backbone)
+    model.load_state_dict(model.state_dict())
+    other = memtok.MemoryViT(tiny_backbone(seed=1), [])
+    with pytest.raises(MemtokError, match="expected the backbone's own numbers"):
+        memtok.MemoryViT(backbone).load_state_dict(other.state_dict())
+    assert bytes_of(backbone) == before
+
+
+def test_an_optimizer_that_holds_an_ancestor_moves_it_no_more(backbone: memtok.Backbone) -> None:
+    a = tiny_task(backbone, "a")
+    optimizer = torch.optim.SGD(a.parameters(), lr=0.1, momentum=0.9)
+    memtok.MemoryViT(backbone, [a])(tiny_images())["a"].sum().backward()
+    tiny_task(backbone, "b", extends=[a])
+    fingerprint = a.fingerprint
+    optimizer.step()
+    assert a.fingerprint == fingerprint
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_deep_copy_of_a_model_stands_alone(backbone: memtok.Backbone, reverse: bool) -> None:
+    a = tiny_task(backbone, "a")
+    b = tiny_task(backbone, "b", seed=1, extends=[a])
+    model = memtok.MemoryViT(backbone, [b, a] if reverse else [a, b])
+    clone = copy.deepcopy(model)
+    images = tiny_images()
+    assert torch.equal(clone(images)["b"], model(images)["b"])
+    assert all(task.backbone is clone.backbone is not backbone for task in clone.tasks)
+    by_name = {task.name: task for task in clone.tasks}
+    assert by_name["b"].extends == (by_name["a"],)
+    assert by_name["a"] is not a
+    clone.double()
+    assert a.memory.dtype == backbone.dtype == torch.float32
+    assert clone.select(["b"])(images.double())["b"].dtype == torch.float64
+
+
+def test_a_renamed_task_is_answered_under_its_new_name(backbone: memtok.Backbone) -> None:
+    task = tiny_task(backbone)
+    model = memtok.MemoryViT(backbone, [task])
+    task.name = "cats"
+    assert model.names == ("cats",)
+    assert model(tiny_images())["cats"].shape == (3, 3)
+    with pytest.raises(MemtokError, match="other than 'base'"):
+        task.name = "base"
+
+
+def test_concat_of_models_that_both_answer_a_shared_ancestor(backbone: memtok.Backbone) -> None:
+    a = tiny_task(backbone, "a")
+    b, c = tiny_task(backbone, "b", extends=[a]), tiny_task(backbone, "c", seed=1, extends=[a])
+    model = memtok.MemoryViT(backbone, [a, b]).concat(memtok.MemoryViT(backbone, [a, c]))
+    assert model.names == ("a", "b", "c")
+    with pytest.raises(MemtokError, match="found 'a' twice"):
+        model.add(a)
+
+
+def test_the_reference_takes_ancestors_that_are_equal_copies(backbone: memtok.Backbone) -> None:
+    a = tiny_task(backbone, "a")
+    b = tiny_task(backbone, "b", extends=[copy.deepcopy(a)])
+    images = tiny_images()
+    found = memtok.MemoryViT(backbone, [a, b])(images)
+    expected = memtok.reference_outputs(backbone, [a, b], images)
+    torch.testing.assert_close(found["b"], expected["b"], **CLOSE)
+
+
+def test_an_explicit_preprocessing_stays_and_is_checked(backbone: memtok.Backbone) -> None:
+    own = dataclasses.replace(backbone.preprocessing, mean=(0.1, 0.1, 0.1))
+    a, b = tiny_task(backbone, "a"), tiny_task(backbone, "b", seed=1)
+    model = memtok.MemoryViT(backbone, [a], preprocessing=own)
+    with pytest.raises(MemtokError, match=r"found a difference in 'b': .*mean"):
+        model.add(b)
+    with pytest.raises(MemtokError, match=r"found a difference in 'b': .*mean"):
+        memtok.MemoryViT(backbone, [b]).concat(model)
+    assert model.add(b, preprocessing=own).preprocessing == own
+    assert memtok.MemoryViT(backbone).concat(model).preprocessing == own
+
+
+def test_a_task_takes_the_preprocessing_of_what_it_extends(backbone: memtok.Backbone) -> None:
+    own = dataclasses.replace(backbone.preprocessing, mean=(0.1, 0.1, 0.1))
+    a = memtok.Task.create(backbone, name="a", classes=["x"], preprocessing=own)
+    b = memtok.Task.create(backbone, name="b", classes=["x"], extends=[a])
+    assert memtok.MemoryViT(backbone, [a, b]).preprocessing == own
+    c = tiny_task(backbone, "c")
+    with pytest.raises(MemtokError, match="one preprocessing for 'd' to extend"):
+        memtok.Task.create(backbone, name="d", classes=["x"], extends=[a, c])
+
+
+def test_an_empty_batch_with_adapters(backbone: memtok.Backbone) -> None:
+    task = tiny_task(backbone, adapter_rank=2, queries=2)
+    assert memtok.MemoryViT(backbone, [task])(tiny_images()[:0])["pets"].shape == (0, 3)
+
+
+def test_removing_the_last_task_that_needs_an_ancestor_stops_computing_it(backbone: memtok.Backbone) -> None:
+    a = tiny_task(backbone, "a")
+    b = tiny_task(backbone, "b", extends=[a])
+    assert memtok.MemoryViT(backbone, [a, b]).select(["b"]).remove("b").tasks == ()
+
+
+def test_fingerprints_of_a_dense_graph_are_computed_once_each(
+    backbone: memtok.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import memtok.task as module
+
+    tasks: list[memtok.Task] = []
+    for index in range(12):
+        tasks.append(tiny_task(backbone, f"task {index}", memory=0, extends=list(tasks)))
+    counted = []
+    inner = module.content_fingerprint
+    monkeypatch.setattr(module, "content_fingerprint", lambda *a, **k: counted.append(1) or inner(*a, **k))
+    assert tasks[-1].fingerprint
+    assert len(counted) == 12

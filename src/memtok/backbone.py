@@ -52,6 +52,7 @@ class Backbone(nn.Module):
         vit: the timm model. fingerprint: "sha256:..." of its trunk. source: where it came from, for people.
         preprocessing: what an image goes through before it gets here.
         classes: names of the base classes where the checkpoint has them, else empty.
+        architecture: timm's name as it was given to `load_backbone`, None if it was not.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -61,7 +62,9 @@ class Backbone(nn.Module):
         self.preprocessing: Preprocessing = checkpoint.preprocessing
         self.source: str = checkpoint.source
         self.classes: tuple[str, ...] = checkpoint.classes
+        self.architecture: str | None = None
         self.requires_grad_(False)
+        self.register_load_state_dict_pre_hook(refuse_other_weights)  # type: ignore[no-untyped-call]
         super().train(False)
 
     def train(self, mode: bool = True) -> Self:
@@ -206,6 +209,17 @@ class Backbone(nn.Module):
         return trace.features, trace.base
 
 
+def refuse_other_weights(backbone: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before a state dict is loaded: MemtokError if it would change the backbone, whose bytes never change."""
+    for name, tensor in backbone.state_dict().items():
+        other = state.get(prefix + name, tensor)
+        if not isinstance(other, Tensor) or other.shape != tensor.shape or not torch.equal(other.to(tensor), tensor):
+            raise MemtokError(
+                f"expected the backbone's own numbers in {prefix + name}, found others; load another backbone with "
+                "memtok.load_backbone, and tasks with memtok.load_task"
+            )
+
+
 def split_heads(attention: Any, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, each (B, H, n, d), of the output (B, n, 3 H d) of timm's joint projection."""
     batch, count, _ = qkv.shape
@@ -259,9 +273,26 @@ def load_backbone(
 
     Raises MemtokError for a source that cannot be found or read, and for a model that task streams do not understand.
     """
+    place = check_device(device)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise MemtokError(
+            f"expected a floating-point torch.dtype, found {dtype!r}; use torch.float32 or torch.bfloat16"
+        )
     checkpoint = read_checkpoint(source, image_size=image_size, architecture=architecture)
     if checkpoint.preprocessing_origin != "checkpoint":
         logger.warning("preprocessing of %s: %s", checkpoint.source, checkpoint.preprocessing_origin)
-    if not dtype.is_floating_point:
-        raise MemtokError(f"expected a floating-point dtype, found {dtype}; use torch.float32 or torch.bfloat16")
-    return Backbone(checkpoint).to(device=device, dtype=dtype)
+    backbone = Backbone(checkpoint)
+    backbone.architecture = architecture
+    return backbone.to(device=place, dtype=dtype)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device, if this machine has it."""
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise MemtokError(
+            f"expected a device of this machine, found {str(device)!r}; use 'cpu', or 'cuda' where there is a GPU"
+        ) from error
+    return place

@@ -26,7 +26,7 @@ from memtok.errors import MemtokError
 from memtok.files import atomic_write
 from memtok.header import FORMAT_VERSION, read_header
 from memtok.preprocessing import Preprocessing
-from memtok.task import Task, content_fingerprint, topological
+from memtok.task import Task, check_classes, check_name, content_fingerprint, topological
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,10 @@ def save_task(task: Task, path: str | Path) -> None:
 
 def save_tasks(tasks: Sequence[Task], path: str | Path) -> None:
     """Writes several tasks into one file, atomically; all that they extend must be among them."""
-    for task in topological(tasks):
-        if not any(task is given or task.fingerprint == given.fingerprint for given in tasks):
+    missing = [task for task in topological(tasks) if not any(task is given for given in tasks)]
+    known = {task.fingerprint for task in tasks} if missing else set()
+    for task in missing:
+        if task.fingerprint not in known:
             raise MemtokError(f"expected all that the tasks extend among them, found no {task.name!r}; add it")
     write_stored([StoredTask(header_of(task), task.tensors()) for task in tasks], path)
 
@@ -87,12 +89,18 @@ def write_stored(tasks: Sequence[StoredTask], path: str | Path) -> None:
     """Writes tasks as they came from files or objects; MemtokError for no task, two of one name, or broken numbers."""
     if not tasks:
         raise MemtokError("expected at least one task to write, found none; name some")
-    names = [task.name for task in tasks]
-    for name in names:
-        if names.count(name) > 1:
-            raise MemtokError(f"expected tasks of different names in one file, found {name!r} twice; rename one")
+    names: set[str] = set()
     tensors: dict[str, Tensor] = {}
     for task in tasks:
+        check_name(task.name)
+        if len(check_classes(task.header["classes"])) != len(task.tensors["head.bias"]):
+            raise MemtokError(
+                f"expected {len(task.tensors['head.bias'])} class names in task {task.name!r}, found "
+                f"{len(task.header['classes'])}; the file was changed, get it again"
+            )
+        if task.name in names:
+            raise MemtokError(f"expected tasks of different names in one file, found {task.name!r} twice; rename one")
+        names.add(task.name)
         prefix = "" if len(tasks) == 1 else f"tasks.{task.name}."
         for key, tensor in task.tensors.items():
             if not bool(torch.isfinite(tensor).all()):
@@ -101,7 +109,10 @@ def write_stored(tasks: Sequence[StoredTask], path: str | Path) -> None:
                 )
             tensors[prefix + key] = tensor.detach().to("cpu").contiguous()
     content = tasks[0].header if len(tasks) == 1 else {"tasks": [task.header for task in tasks]}
-    metadata = {"memtok": json.dumps({"format_version": FORMAT_VERSION, **content}, ensure_ascii=False)}
+    try:
+        metadata = {"memtok": json.dumps({"format_version": FORMAT_VERSION, **content}, ensure_ascii=False)}
+    except (TypeError, ValueError) as error:
+        raise MemtokError(f"expected a task.record of JSON values, found another ({error}); mend the record") from error
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
@@ -181,6 +192,11 @@ def revive_one(stored: StoredTask, backbone: Backbone, extends: Sequence[Task], 
             f"which {stored.name!r} in {where} was trained, found {backbone.source} ({backbone.fingerprint[:19]}); "
             "load that one"
         )
+    for key, tensor in stored.tensors.items():
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise MemtokError(
+                f"expected {key} of {stored.name!r} in {where} as float32, found {tensor.dtype}; not this format"
+            )
     task = Task(
         backbone,
         name=stored.name,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from memtok.data import DataSource, ImageSet, batches, evaluation_transform, from_dataset, open_data
 from memtok.errors import MemtokError
@@ -203,7 +203,10 @@ def open_any(given: Data, classes: tuple[str, ...], data_dir: Path | None, on_ba
         return open_data(given, data_dir=data_dir, on_bad_image=on_bad_image)
     if isinstance(given, DataSource | ImageSet):
         return given
-    names = getattr(given, "classes", None) or classes
+    inner: Any = given
+    while isinstance(inner, Subset):
+        inner = inner.dataset
+    names = getattr(inner, "classes", None) or classes
     return from_dataset(given, names, validation=given)  # all of it validates, none is split off
 
 

@@ -32,7 +32,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        try:
+            yield temporary
+        except Exception as error:
+            if isinstance(error, OSError) or "No space left" in str(error) or "os error" in str(error):
+                raise MemtokError(
+                    f"expected to write {target}, found: {first_line(error)}; make room, or choose another place"
+                ) from error
+            raise
         # mkstemp makes a private file; give it the permissions that an ordinary new file would have.
         mask = os.umask(0)
         os.umask(mask)
@@ -42,14 +49,35 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         if target.is_dir():
             raise MemtokError(f"expected a file name, found the folder {target}; name a file in it")
         os.replace(temporary, target)
+        flush_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.strip().splitlines()[0][:200]
+
+
+def flush_folder(folder: Path) -> None:
+    """Makes a rename in `folder` last through a power cut, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # some file systems cannot flush folders
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes `text` as UTF-8, atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no UTF-8
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -53,12 +53,14 @@ def read_safetensors_header(path: str | Path) -> Header:
         raise MemtokError(f"expected the file {place}, found none there; check the path") from error
     except OSError as error:
         raise MemtokError(f"expected to read {place}, found: {error.strerror}; check its permissions") from error
-    if start.startswith(PICKLE_STARTS):
+    # The first bytes of a good file are a length, which may look like a pickle's: only a body that is none tells.
+    whole = len(start) == 8 and len(body) == length and body.startswith(b"{")
+    if not whole and start.startswith(PICKLE_STARTS):
         raise MemtokError(
             f"expected a safetensors file, found a pickle or PyTorch checkpoint in {place}; memtok never unpickles, "
             "so convert it to safetensors first"
         )
-    if len(start) < 8 or len(body) < length or not body.startswith(b"{"):
+    if not whole:
         raise MemtokError(
             f"expected a safetensors file, found something else or a truncated one in {place}; get it again"
         )
@@ -69,7 +71,7 @@ def parse_header(path: Path, body: bytes, data_bytes: int) -> tuple[dict[str, st
     """Metadata and tensors of a header's JSON; `data_bytes` is what the file holds after it."""
     try:
         parsed: dict[str, Any] = json.loads(body)
-        metadata = parsed.pop("__metadata__", {})
+        metadata = dict(parsed.pop("__metadata__", {}))
         tensors = {
             name: StoredTensor(
                 str(entry["dtype"]),
@@ -79,13 +81,13 @@ def parse_header(path: Path, body: bytes, data_bytes: int) -> tuple[dict[str, st
             for name, entry in parsed.items()
         }
         end = max((int(entry["data_offsets"][1]) for entry in parsed.values()), default=0)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise MemtokError(
             f"expected the header of a safetensors file, found a damaged one in {path}; get it again"
         ) from error
     if end != data_bytes:
         raise MemtokError(
-            f"expected {end:,} bytes of numbers in {path}, found {data_bytes:,}: the file is truncated; get it again"
+            f"expected {end:,} bytes of numbers in {path}, found {data_bytes:,}: it is damaged; get it again"
         )
     return {str(key): str(value) for key, value in metadata.items()}, tensors
 
@@ -104,11 +106,11 @@ def parse_metadata(path: Path, metadata: dict[str, str]) -> list[dict[str, Any]]
     try:
         content = json.loads(metadata["memtok"])
         version = content.pop("format_version")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise MemtokError(
             f"expected a task file's header, found a damaged one in {path}; get the file again"
         ) from error
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise MemtokError(
             f"expected a task file of format version {FORMAT_VERSION}, found {version!r} in {path}; "
             "read it with the version of memtok that wrote it, or a newer one"
@@ -129,12 +131,9 @@ def check_header(path: Path, header: Any) -> None:
         "regime": lambda value: isinstance(value, str),
         "composable": lambda value: isinstance(value, bool),
         "placement": lambda value: isinstance(value, str),
-        "backbone": lambda value: isinstance(value, dict) and {"fingerprint", "source"} <= value.keys(),
+        "backbone": lambda value: texts(value, "fingerprint", "source"),
         "preprocessing": lambda value: isinstance(value, dict),
-        "extends": lambda value: (
-            isinstance(value, list)
-            and all(isinstance(item, dict) and {"name", "fingerprint"} <= item.keys() for item in value)
-        ),
+        "extends": lambda value: isinstance(value, list) and all(texts(item, "name", "fingerprint") for item in value),
         "fingerprint": lambda value: isinstance(value, str),
         "record": lambda value: isinstance(value, dict),
     }
@@ -147,3 +146,8 @@ def check_header(path: Path, header: Any) -> None:
             raise MemtokError(
                 f"expected a valid field {key!r} in the header of {path}, found {header.get(key)!r}; get the file again"
             )
+
+
+def texts(value: Any, *keys: str) -> bool:
+    """Whether `value` is an object with a text under each of these keys."""
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in keys)

@@ -10,7 +10,6 @@ The file is read with `torch.load(weights_only=True)`, which executes nothing.
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
 from collections.abc import Sequence
@@ -49,7 +48,10 @@ def read_legacy(path: str | Path, backbone: Backbone, classes: Sequence[Sequence
         raise MemtokError(f"expected class names for the {count} tasks of {path}, found them for {len(classes)}")
     cells = [entry(state, MEMORY.format(0, index), path).shape[1] for index in range(count)]
     extends = read_mask(entry(state, MASK.format(0), path)[0], cells, path)
+    preprocessing = legacy_preprocessing(state, backbone, path)
     stem = Path(path).stem.removesuffix("_model")
+    if stem == "base":
+        raise MemtokError(f"expected a name that a task may have, found {Path(path).name}; rename that file")
     tasks: list[Task] = []
     for index in range(count):
         weight = entry(state, f"classifiers.{index + 1}.weight", path)
@@ -68,7 +70,7 @@ def read_legacy(path: str | Path, backbone: Backbone, classes: Sequence[Sequence
                 tensors={key: value.to(backbone.device, torch.float32) for key, value in tensors.items()},
                 placement="after-norm",
                 extends=[tasks[other] for other in extends[index]],
-                preprocessing=legacy_preprocessing(backbone),
+                preprocessing=preprocessing,
                 record={"imported": Path(path).name, "regime": "memory"},
             )
         )
@@ -82,7 +84,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of other pickle protocols; they are refused below
             state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+    except Exception as error:  # whatever a damaged or foreign file makes the reader stumble over
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MemtokError(
             f"expected a state dict of the public reproduction in {path}, found something else ({first[:120]}); memtok "
@@ -95,6 +97,16 @@ def load_state(path: Path) -> dict[str, Tensor]:
         )
     if not all(isinstance(value, Tensor) for value in state.values()):
         raise MemtokError(f"expected tensors only in {path}, found other values; export the model's state_dict() again")
+    shapes = {
+        "vit.embeddings.position_embeddings": 3,
+        CLASS_TOKEN.format(0): 3,
+        "vit.embeddings.patch_embeddings.projection.weight": 4,
+    }
+    for key, dimensions in shapes.items():
+        if entry(state, key, path).ndim != dimensions:
+            raise MemtokError(
+                f"expected {key} of {path} in {dimensions} dimensions, found {state[key].ndim}; it is damaged"
+            )
     return state
 
 
@@ -122,14 +134,13 @@ def legacy_vit(state: dict[str, Tensor], backbone: Backbone, path: str | Path) -
     layers = {int(found[1]) for key in state if (found := re.match(r"vit\.encoder\.layer\.(\d+)\.", key))}
     facts = describe(backbone.vit)
     patches = entry(state, "vit.embeddings.patch_embeddings.projection.weight", path)
-    side = round((entry(state, "vit.embeddings.position_embeddings", path).shape[1] - 1) ** 0.5)
     config = {
         "model_type": "vit",
         "hidden_size": patches.shape[0],
         "num_hidden_layers": len(layers),
         "num_attention_heads": backbone.heads,
         "intermediate_size": entry(state, "vit.encoder.layer.0.intermediate.dense.bias", path).shape[0],
-        "image_size": side * patches.shape[-1],
+        "image_size": own_image_size(state, path),
         "patch_size": patches.shape[-1],
         "hidden_act": "gelu",
         "layer_norm_eps": facts.epsilon,
@@ -156,11 +167,19 @@ def read_mask(mask: Tensor, cells: Sequence[int], path: str | Path) -> list[list
     return [[other for other in range(index) if sees[index][other]] for index in range(count)]
 
 
-def legacy_preprocessing(backbone: Backbone) -> Preprocessing:
-    """What the reproduction did to images: resized to the model's size, pixels in [0, 1], not normalised."""
+def own_image_size(state: dict[str, Tensor], path: str | Path) -> int:
+    """Pixels of the square images that an old checkpoint was trained on, from its position embeddings and patches."""
+    patches = entry(state, "vit.embeddings.patch_embeddings.projection.weight", path)
+    side = round((entry(state, "vit.embeddings.position_embeddings", path).shape[1] - 1) ** 0.5)
+    return int(side * patches.shape[-1])
+
+
+def legacy_preprocessing(state: dict[str, Tensor], backbone: Backbone, path: str | Path) -> Preprocessing:
+    """What the reproduction did to images: resized to its model's size, pixels in [0, 1], not normalised."""
+    size = own_image_size(state, path)
     return Preprocessing(
-        image_size=backbone.preprocessing.image_size,
-        resize=backbone.preprocessing.image_size,
+        image_size=(size, size),
+        resize=(size, size),
         crop=False,
         interpolation="bilinear",
         mean=(0.0, 0.0, 0.0),

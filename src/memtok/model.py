@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -35,7 +37,7 @@ class MemoryViT(nn.Module):
         check_tasks(backbone, tasks)
         self.backbone = backbone
         self._tasks = nn.ModuleList(tasks)
-        self._answered = tuple(task.name for task in tasks)
+        self._answered = tuple(range(len(tasks)))  # positions in self._tasks
         self._explicit = preprocessing
         self.preprocessing = common_preprocessing(backbone, tasks, preprocessing)
         composable = [task for task in tasks if task.composable]
@@ -52,7 +54,15 @@ class MemoryViT(nn.Module):
     @property
     def names(self) -> tuple[str, ...]:
         """The tasks that are answered, in order."""
-        return self._answered
+        return tuple(self.tasks[position].name for position in self._answered)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Lets the tasks train, or stops them. The backbone and what a task extends stay frozen."""
+        extended = {id(ancestor) for task in self.tasks for ancestor in task.ancestors()}
+        for task in self.tasks:
+            if id(task) not in extended:
+                task.requires_grad_(requires_grad)
+        return self
 
     def forward(self, images: Tensor, *, base: bool = True, attention: bool = False) -> Outputs:
         """Answers (B, 3, height, width) images that went through `self.preprocessing`.
@@ -69,7 +79,7 @@ class MemoryViT(nn.Module):
 
     def trace(self, images: Tensor, *, base: bool = True) -> Trace:
         """The trunk's pass over images; `answer` turns it into outputs, for this model or one made from it."""
-        reads_features = any(task.name in self._answered and not task.queries for task in self.tasks)
+        reads_features = any(not self.tasks[position].queries for position in self._answered)
         streams = self.streams is not None
         return self.backbone.trace(images, keys_and_values=streams, outputs=base or reads_features or not streams)
 
@@ -87,38 +97,50 @@ class MemoryViT(nn.Module):
         tokens: dict[int, Tensor] = {}
         looks: dict[int, TaskAttention] = {}
         if self.streams is not None:
+            if not trace.keys:
+                raise MemtokError(
+                    "expected a trace with keys and values, found none; make it with a model that has tasks"
+                )
             tokens, looks = self.streams(self.backbone, tasks, trace, attention)
         logits, looked = {}, {}
-        positions = {task.name: position for position, task in enumerate(tasks)}
-        for name in self._answered:
-            position = positions[name]
+        for position in self._answered:
             task = tasks[position]
             features = tokens.get(position, trace.features)
             if features is None:
-                raise MemtokError(f"expected a trace with features for {name!r}, found none; make it with base=True")
-            logits[name] = task(features)
+                raise MemtokError(
+                    f"expected a trace with features for {task.name!r}, found none; make it with base=True"
+                )
+            logits[task.name] = task(features)
             if position in looks:
-                looked[name] = looks[position]
+                looked[task.name] = looks[position]
         return Outputs(trace.features if base else None, trace.base if base else None, logits, looked)
 
     def concat(self, other: MemoryViT, *, preprocessing: Preprocessing | None = None) -> MemoryViT:
         """A model with the tasks of both. A task that tasks of both extend is taken once."""
+        if not isinstance(other, MemoryViT):
+            raise MemtokError(f"expected a model to concatenate, found {type(other).__name__}; use add() for a task")
         if other.backbone.fingerprint != self.backbone.fingerprint:
             raise MemtokError(
                 f"expected models of one backbone, found {self.backbone.source} ({self.backbone.fingerprint[:19]}) and "
                 f"{other.backbone.source} ({other.backbone.fingerprint[:19]}); train the tasks on the same backbone"
             )
         refuse_alone("concatenate", (*self.tasks, *other.tasks))
-        return self._derive(
-            merge(self.tasks, other.tasks),
-            (*self._answered, *other._answered),
-            preprocessing or self._explicit,
-        )
+        chosen = preprocessing or self._agreed(other.tasks, other._explicit)
+        if preprocessing is None and chosen is not None and self._explicit is None:
+            check_agreement(chosen, self.tasks)
+        # A task that others extend may be answered by both.
+        answered = tuple(dict.fromkeys((*self.names, *other.names)))
+        return self._derive(merge(self.tasks, other.tasks), answered, chosen)
 
     def add(self, task: Task, *, preprocessing: Preprocessing | None = None) -> MemoryViT:
         """A model with one more task; all that it extends must be here already."""
+        if not isinstance(task, Task):
+            raise MemtokError(f"expected a task to add, found {type(task).__name__}; load one with memtok.load_task")
         refuse_alone("add", (*self.tasks, task))
-        return self._derive(merge(self.tasks, (task,)), (*self._answered, task.name), preprocessing or self._explicit)
+        if task.name in self.names:
+            raise two_of_one_name(task.name)
+        chosen = preprocessing or self._agreed([task], None)
+        return self._derive(merge(self.tasks, (task,)), (*self.names, task.name), chosen)
 
     def remove(self, name: str) -> MemoryViT:
         """A model without one task; MemtokError if another extends it."""
@@ -129,8 +151,7 @@ class MemoryViT(nn.Module):
                     f"expected a task that no other extends, found {name!r}, which {task.name!r} extends; remove "
                     f"{task.name!r} first, or use select() to stop answering {name!r}"
                 )
-        left = tuple(other for other in self._answered if other != name)
-        return self._derive([task for task in self.tasks if task.name != name], left, self._explicit)
+        return self.select([other for other in self.names if other != name])
 
     def select(self, names: Sequence[str]) -> MemoryViT:
         """A model that answers these tasks only. What they extend is computed and not answered."""
@@ -143,13 +164,24 @@ class MemoryViT(nn.Module):
         needed = {task.name for task in topological([by_name[name] for name in names])}
         return self._derive([task for task in self.tasks if task.name in needed], tuple(names), self._explicit)
 
+    def _agreed(self, tasks: Sequence[Task], explicit: Preprocessing | None) -> Preprocessing | None:
+        """The explicit preprocessing that a model with these tasks too keeps; MemtokError if they do not share it."""
+        if self._explicit is not None and explicit is not None and self._explicit != explicit:
+            raise MemtokError(
+                f"expected models of one preprocessing, found a difference: "
+                f"{self._explicit.difference(explicit)}; give preprocessing="
+            )
+        if self._explicit is not None and explicit is None:
+            check_agreement(self._explicit, tasks)
+        return self._explicit or explicit
+
     def extra_repr(self) -> str:
-        return f"answers {list(self._answered)}"
+        return f"answers {list(self.names)}"
 
     def _check_known(self, names: Sequence[str]) -> None:
         known = {task.name for task in self.tasks}
         for name in names:
-            if name not in known:
+            if not isinstance(name, str) or name not in known:
                 listed = ", ".join(repr(other) for other in sorted(known)) or "none"
                 raise MemtokError(f"expected one of the tasks {listed}, found {name!r}; check the spelling")
 
@@ -157,11 +189,19 @@ class MemoryViT(nn.Module):
         self, tasks: Sequence[Task], answered: tuple[str, ...], preprocessing: Preprocessing | None
     ) -> MemoryViT:
         model = MemoryViT(self.backbone, tasks, preprocessing=preprocessing)
-        if len(set(answered)) != len(answered):
-            twice = next(name for name in answered if answered.count(name) > 1)
-            raise two_of_one_name(twice)
-        model._answered = answered
+        positions = {task.name: position for position, task in enumerate(tasks)}
+        model._answered = tuple(positions[name] for name in answered)
         return model
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy of everything, the backbone too; tasks of the copy belong to it and extend each other."""
+        copy.deepcopy(self.backbone, memo)
+        for task in topological(self.tasks):
+            copy.deepcopy(task, memo)
+        clone = self.__class__.__new__(self.__class__)
+        memo[id(self)] = clone
+        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return clone
 
 
 def two_of_one_name(name: str) -> MemtokError:
@@ -181,15 +221,15 @@ def refuse_alone(verb: str, tasks: Sequence[Task]) -> None:
 
 def merge(tasks: Sequence[Task], others: Sequence[Task]) -> list[Task]:
     """Both, where a task that others extend and that stands in both (by content) is taken once."""
-    merged = list(tasks)
+    merged = {task.name: task for task in tasks}
     extended = {id(ancestor) for task in (*tasks, *others) for ancestor in task.ancestors()}
     for other in others:
-        same = next((task for task in merged if task.name == other.name), None)
+        same = merged.get(other.name)
         if same is None:
-            merged.append(other)
+            merged[other.name] = other
         elif not ({id(same), id(other)} & extended) or not same_task(same, other):
             raise two_of_one_name(other.name)
-    return merged
+    return list(merged.values())
 
 
 def same_task(one: Task, other: Task) -> bool:
@@ -199,7 +239,7 @@ def same_task(one: Task, other: Task) -> bool:
 
 def check_tasks(backbone: Backbone, tasks: Sequence[Task]) -> None:
     """MemtokError unless these tasks can stand beside this backbone in one model."""
-    if isinstance(tasks, Task) or not all(isinstance(task, Task) for task in tasks):
+    if not isinstance(tasks, Sequence) or not all(isinstance(task, Task) for task in tasks):
         raise MemtokError("expected a list of memtok tasks, found something else; write MemoryViT(backbone, [task])")
     topological(tasks)  # names a cycle
     seen: set[str] = set()
@@ -219,6 +259,16 @@ def check_tasks(backbone: Backbone, tasks: Sequence[Task]) -> None:
             )
     if len(tasks) > 1:
         refuse_alone("put side by side", tasks)
+
+
+def check_agreement(preprocessing: Preprocessing, tasks: Sequence[Task]) -> None:
+    """MemtokError unless these tasks were trained with this preprocessing."""
+    for task in tasks:
+        if task.preprocessing != preprocessing:
+            raise MemtokError(
+                f"expected tasks of the model's preprocessing, found a difference in {task.name!r}: "
+                f"{preprocessing.difference(task.preprocessing)}; give preprocessing="
+            )
 
 
 def resolve_extends(tasks: Sequence[Task]) -> list[list[int]]:

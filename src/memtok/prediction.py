@@ -77,6 +77,8 @@ def predict(
     """
     if top < 1:
         raise MemtokError(f"expected top as a number of classes of 1 or more, found {top}; ask for 1")
+    if batch_size < 1:
+        raise MemtokError(f"expected batch_size of 1 or more, found {batch_size}; change it")
     if on_bad_image not in ("fail", "skip"):
         raise MemtokError(f"expected on_bad_image 'fail' or 'skip', found {on_bad_image!r}; choose one of these")
     found = find_images(paths)

@@ -28,11 +28,9 @@ def attention_mask(trunk_tokens: int, tasks: Sequence[Task]) -> Tensor:
     each task in order. Trunk tokens see trunk tokens only. A class token sees these, the class tokens and memory of its
     own task, and those of every task that its own extends.
     """
-    names = [task.name for task in tasks]
-    row_owner = [None] * trunk_tokens + [task.name for task in tasks for _ in range(task.queries)]
-    column_owner = row_owner + [task.name for task in tasks for _ in range(task.cells)]
-    sees = {task.name: {task.name, *(ancestor.name for ancestor in task.ancestors())} for task in tasks}
-    assert len(set(names)) == len(names)
+    row_owner = [None] * trunk_tokens + [id(task) for task in tasks for _ in range(task.queries)]
+    column_owner = row_owner + [id(task) for task in tasks for _ in range(task.cells)]
+    sees = {id(task): {id(task), *(id(ancestor) for ancestor in task.ancestors())} for task in tasks}
     mask = torch.zeros(len(row_owner), len(column_owner), dtype=torch.bool)
     for i, row in enumerate(row_owner):
         for j, column in enumerate(column_owner):

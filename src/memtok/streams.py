@@ -149,11 +149,13 @@ class AdapterGroup(nn.Module):
 
         down: (K, rank, inputs), up: (K, outputs, rank), for the K tasks of the group.
         """
-        picked = tokens.index_select(1, self.index)
-        picked = picked.reshape(tokens.shape[0], len(self.members), -1, tokens.shape[2])  # (B, K, queries, inputs)
+        index = self.index.to(tokens.device)  # models share backbone and tasks, which another model may have moved
+        picked = tokens.index_select(1, index)
+        queries = len(index) // len(self.members)
+        picked = picked.reshape(tokens.shape[0], len(self.members), queries, tokens.shape[2])  # (B, K, queries, inputs)
         low = picked @ down.transpose(-2, -1)  # (B, K, queries, rank)
         update = (low @ up.transpose(-2, -1)).flatten(1, 2)  # (B, K queries, outputs)
-        return total.index_add(1, self.index, update.to(total.dtype))
+        return total.index_add(1, index, update.to(total.dtype))
 
 
 class TaskStreams(nn.Module):
@@ -328,7 +330,7 @@ def attend_bucket(
     over_memory = grouped @ memory_key.transpose(-2, -1)  # (B, H, G, t, m), the same cells for every image
     family = torch.cat([over_tokens, over_memory], dim=-1)
     if mask is not None:
-        family = family.masked_fill(~mask, float("-inf"))
+        family = family.masked_fill(~mask.to(family.device), float("-inf"))
     probabilities = torch.cat([over_trunk, family], dim=-1).softmax(dim=-1).to(trunk[1].dtype)
 
     on_trunk, on_tokens, on_memory = torch.split(probabilities, [count, t, m], dim=-1)

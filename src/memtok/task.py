@@ -67,7 +67,7 @@ class Task(nn.Module):
         """From given tensors, named as in a task file; MemtokError if a shape does not fit the backbone."""
         super().__init__()
         self._bound = (backbone,)  # a tuple, so that the backbone does not become a submodule
-        self.name = check_name(name)
+        self._name = check_name(name)
         self.classes = check_classes(classes)
         self.regime = check_choice("regime", regime, tuple(REGIMES))
         self.placement = check_choice("memory placement", placement, PLACEMENTS)
@@ -89,6 +89,8 @@ class Task(nn.Module):
                 self.adapters[key.removeprefix("adapters.").replace(".", "_")] = own
         for ancestor in self.ancestors():
             ancestor.requires_grad_(False)
+            for parameter in ancestor.parameters():
+                parameter.grad = None  # or an optimizer that holds it would move it once more
 
     @classmethod
     def create(
@@ -103,17 +105,23 @@ class Task(nn.Module):
         extends: Sequence[Task] = (),
         regime: str = "memory",
         placement: str = "before-norm",
+        preprocessing: Preprocessing | None = None,
         seed: int | None = None,
     ) -> Task:
         """A new task, ready to train.
 
         memory: cells per layer, 0 or more (5 unless told, in regimes that have memory). queries: class tokens, 1 or
         more. adapter_rank: 0 for none. extends: tasks that this one may see; they are frozen from now on.
+        preprocessing: what images go through; that of the extended tasks, else the backbone's, unless told.
         seed: of the initial values; without it they come from torch's global generator.
 
         Memory is drawn from N(0, 0.02). The first class token is a copy of the base one, further ones are copies with
         N(0, 0.02) added. Raises MemtokError for values that make no task.
         """
+        if not isinstance(backbone, Backbone):
+            raise MemtokError(
+                f"expected a memtok backbone, found {type(backbone).__name__}; wrap it with memtok.load_backbone(model)"
+            )
         check_choice("regime", regime, tuple(REGIMES))
         has_memory, _ = REGIMES[regime]
         cells = (DEFAULT_CELLS if has_memory else 0) if memory is None else memory
@@ -127,9 +135,14 @@ class Task(nn.Module):
                 f"expected queries=1 and adapter_rank=0 in regime {regime!r}, found queries={queries} and "
                 f"adapter_rank={adapter_rank}; use regime 'memory'"
             )
+        if seed is not None:
+            check_count("seed", seed, 0)
+            if seed >= 2**63:
+                raise MemtokError(f"expected seed below 2**63, found {seed}; choose a smaller one")
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
         tokens = 0 if regime == "head" else queries
         tensors = initial_tensors(backbone, regime, len(check_classes(classes)), cells, tokens, adapter_rank, generator)
+        extends = check_extends(check_name(name), backbone, regime, extends)
         return cls(
             backbone,
             name=name,
@@ -138,7 +151,17 @@ class Task(nn.Module):
             regime=regime,
             placement=placement,
             extends=extends,
+            preprocessing=preprocessing or preprocessing_of(name, extends),
         )
+
+    @property
+    def name(self) -> str:
+        """What it is called in outputs and files; assign to it to rename the task."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._name = check_name(name)
 
     @property
     def backbone(self) -> Backbone:
@@ -182,14 +205,17 @@ class Task(nn.Module):
 
         Its name and the names of its classes are not part of it: a renamed task is the same task.
         """
-        return content_fingerprint(
-            self.tensors(),
-            backbone=self.backbone.fingerprint,
-            extends=[task.fingerprint for task in self.extends],
-            placement=self.placement,
-            preprocessing=self.preprocessing.to_dict(),
-            regime=self.regime,
-        )
+        known: dict[int, str] = {}
+        for task in topological([self]):  # each ancestor once, however often it is extended
+            known[id(task)] = content_fingerprint(
+                task.tensors(),
+                backbone=task.backbone.fingerprint,
+                extends=[known[id(ancestor)] for ancestor in task.extends],
+                placement=task.placement,
+                preprocessing=task.preprocessing.to_dict(),
+                regime=task.regime,
+            )
+        return known[id(self)]
 
     def save(self, path: str | Path) -> None:
         """Writes a task file, atomically; see `memtok.bundle`."""
@@ -212,7 +238,7 @@ class Task(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy of what it owns; the backbone and the tasks that it extends stay shared."""
         for shared in (self.backbone, *self.extends):
-            memo[id(shared)] = shared
+            memo.setdefault(id(shared), shared)  # unless it is being copied as well, as part of a model
         clone = self.__class__.__new__(self.__class__)
         memo[id(self)] = clone
         clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -259,6 +285,18 @@ def topological(tasks: Sequence[Task], trail: tuple[Task, ...] = ()) -> tuple[Ta
     for task in tasks:
         visit(task, trail)
     return tuple(ordered.values())
+
+
+def preprocessing_of(name: str, extends: Sequence[Task]) -> Preprocessing | None:
+    """What images of the extended tasks go through, None without any; MemtokError if these differ."""
+    for task in extends[1:]:
+        if task.preprocessing != extends[0].preprocessing:
+            raise MemtokError(
+                f"expected tasks of one preprocessing for {name!r} to extend, found a difference between "
+                f"{extends[0].name!r} and {task.name!r}: {extends[0].preprocessing.difference(task.preprocessing)}; "
+                "give preprocessing="
+            )
+    return extends[0].preprocessing if extends else None
 
 
 def adapter_shapes(backbone: Backbone, rank: int) -> dict[str, tuple[int, int, int]]:
@@ -320,6 +358,11 @@ def check_tensors(name: str, backbone: Backbone, regime: str, classes: int, tens
     down = tensors.get("adapters.qkv.down")
     rank = down.shape[1] if down is not None and down.ndim == 3 else 0
     shapes = tensor_shapes(backbone, regime, classes, cells, queries, rank)
+    if queries < 0 or cells < 0:
+        raise MemtokError(
+            f"expected class_tokens (queries, {backbone.dim}) and memory (layers, cells, {backbone.dim}) in task "
+            f"{name!r}, found {tuple(tensors['class_tokens'].shape)}, {tuple(tensors['memory'].shape)}; another format"
+        )
     for key in sorted(shapes.keys() | tensors.keys()):
         if key not in tensors:
             raise MemtokError(f"expected the tensor {key} in task {name!r}, found none; the file is not whole")
@@ -353,9 +396,12 @@ def check_name(name: str) -> str:
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """Class names in order, at least one, no two alike."""
-    if isinstance(classes, str) or not all(isinstance(item, str) for item in classes):
+    if isinstance(classes, str) or not isinstance(classes, Sequence) or not all(isinstance(c, str) for c in classes):
         raise MemtokError(f"expected class names as a list of strings, found {classes!r}; write ['cat', 'dog']")
     names = tuple(classes)
+    for name in names:
+        if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
+            raise MemtokError(f"expected class names that UTF-8 can write, found {name!r}; rename that class")
     if not names:
         raise MemtokError("expected at least one class name, found none; name the classes in order")
     if len(set(names)) != len(names):
@@ -380,7 +426,7 @@ def check_count(what: str, value: int, least: int) -> None:
 
 def check_extends(name: str, backbone: Backbone, regime: str, extends: Sequence[Task]) -> tuple[Task, ...]:
     """The tasks to extend, in the given order: composable, of this backbone, of different names."""
-    if isinstance(extends, Task) or not all(isinstance(task, Task) for task in extends):
+    if not isinstance(extends, Sequence) or not all(isinstance(task, Task) for task in extends):
         raise MemtokError("expected extends= as a list of tasks, found something else; load them with memtok.load_task")
     if extends and regime != "memory":
         raise MemtokError(f"expected regime 'memory' for a task that extends others, found {regime!r}")

@@ -51,7 +51,7 @@ class VerifyReport:
     @property
     def ok(self) -> bool:
         """Whether all checks passed."""
-        return not self.failures
+        return self.images > 0 and not self.failures
 
     @property
     def largest_difference(self) -> float:
@@ -116,6 +116,8 @@ def verify(
         raise MemtokError(
             f"expected a backbone in float32 to verify, found {backbone.dtype}; load it with dtype=torch.float32"
         )
+    if images < 1 or batch_size < 1 or (isinstance(data, Tensor) and not len(data)):
+        raise MemtokError("expected at least one image to verify on, found none; give images, and batch_size from 1 on")
     models = [MemoryViT(backbone, [task for task in tasks if task.composable], preprocessing=preprocessing)]
     models += [MemoryViT(backbone, [task], preprocessing=preprocessing) for task in tasks if not task.composable]
     original = read_original(backbone, source)
@@ -191,7 +193,9 @@ def read_original(backbone: Backbone, source: str | Path | nn.Module | None) -> 
             raise MemtokError(
                 f"expected source= for a backbone made from an object, found none ({source}); give the model itself"
             )
-    checkpoint = read_checkpoint(source, image_size=backbone.preprocessing.image_size)
+    checkpoint = read_checkpoint(
+        source, image_size=backbone.preprocessing.image_size, architecture=backbone.architecture
+    )
     if checkpoint.fingerprint != backbone.fingerprint:
         raise MemtokError(
             f"expected the backbone {backbone.fingerprint[:19]} in {checkpoint.source}, found "

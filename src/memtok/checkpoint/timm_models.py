@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -88,6 +89,9 @@ def _create(name: str, **arguments: Any) -> nn.Module:
             f"expected a folder, a .safetensors file, org/name on the Hub or a timm model name, found {name!r}; "
             + (f"did you mean {', '.join(similar)}?" if similar else "check the spelling")
         )
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)  # it would print every try to reach the Hub; the error below says it once
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             vit: nn.Module = timm.create_model(name, **arguments).float()
@@ -95,6 +99,8 @@ def _create(name: str, **arguments: Any) -> nn.Module:
         raise MemtokError(
             f"expected to make timm's {name}, found: {one_line(error)}; check the name, its settings and the connection"
         ) from error
+    finally:
+        hub.setLevel(level)
     return vit
 
 

@@ -40,6 +40,9 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `memtok` with `arguments` (without the program's name; the process's own if None); returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by whoever started us
+            setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as we run
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no failure
     debug = "--debug" in words
@@ -112,9 +115,12 @@ def describe(error: Exception, debug: bool) -> str:
     if isinstance(error, MemtokError):
         return text
     if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.strerror}: {error.filename}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        text = f"out of memory ({textwrap.shorten(text, 120)}); try a smaller --batch-size"
+        return f"expected to reach {error.filename}, found: {error.strerror}; check the path and its permissions"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
+        return (
+            f"expected enough memory, found too little ({textwrap.shorten(text, 120)}); try smaller numbers, such as "
+            "--batch-size, --memory or --image-size"
+        )
     hint = "" if debug else "; run again with --debug for the traceback"
     return f"unexpected {type(error).__name__}: {text}{hint}"
 

@@ -31,14 +31,10 @@ def configure(parser: Parser) -> None:
 def run(options: Namespace) -> int:
     """Reads, checks, writes, prints."""
     require(options, "FILE", "--out")
-    check_outputs(options.out, options.json)
+    check_outputs(options.out, options.json, inputs=options.files)
     out = Path(options.out)
     if out.suffix != ".safetensors":
         raise UsageError(f"expected --out as FILE.safetensors, found {options.out!r}; change the ending")
-    if any(out.resolve() == Path(path).resolve() for path in options.files):
-        raise UsageError(
-            f"expected --out as a file of its own, found {options.out!r} among the task files; name another"
-        )
     from memtok.bundle import write_stored
     from memtok.cli.sources import check_same_preprocessing, in_order, read_files
 

@@ -32,7 +32,7 @@ def configure(parser: Parser) -> None:
 def run(options: Namespace) -> int:
     """Reads every header, then prints."""
     require(options, "FILE")
-    check_outputs(options.json)
+    check_outputs(options.json, inputs=options.files)
     found = [look(path) for path in options.files]
     write_result(options.json, {"files": found})
     for number, contents in enumerate(found):

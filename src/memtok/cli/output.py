@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,18 @@ def write_result(path: str | None, result: Any) -> None:
         write_json(path, result)
 
 
-def check_outputs(*paths: str | None) -> None:
-    """Raises for a result file that could not be written; found before the work, not after."""
+def check_outputs(*paths: str | None, inputs: Iterable[str | None] = ()) -> None:
+    """Raises for a result file that could not be written, or that would take the place of another file of the command.
+
+    Found before the work, not after. inputs: what the command reads.
+    """
+    read = {Path(path).resolve() for path in inputs if path is not None}
+    written: set[Path] = set()
+    for path in (Path(path).resolve() for path in paths if path is not None):
+        if path in written or path in read:
+            found = "a file that the command reads" if path in read else "the place of another result"
+            raise UsageError(f"expected a file of its own for each result, found {path.name} as {found}; name another")
+        written.add(path)
     for path in (Path(path) for path in paths if path is not None):
         if path.is_dir():
             raise UsageError(f"expected a file name for the result, found the folder {path}; name a file in it")

@@ -81,7 +81,16 @@ def open_backbone(
                 f"expected images of {wanted[0]}x{wanted[1]} px, with which {headers[0]['name']!r} was trained, found "
                 f"--image-size {image_size}; leave it out"
             )
-    return load_backbone(word, image_size=wanted, dtype=PRECISIONS[precision], device=device)
+    try:
+        return load_backbone(word, image_size=wanted, dtype=PRECISIONS[precision], device=device)
+    except MemtokError as error:
+        if not headers or "multiple of the patch" not in str(error):
+            raise
+        own = headers[0]["backbone"]
+        raise MemtokError(
+            f"expected the backbone {own['source']} ({own['fingerprint'][:19]}), on which {headers[0]['name']!r} was "
+            f"trained, found {word}, which cannot take its images; load that one"
+        ) from error
 
 
 def check_same_preprocessing(headers: Sequence[dict[str, Any]]) -> None:
@@ -129,6 +138,11 @@ def in_order(tasks: Sequence[tuple[StoredTask, str]]) -> list[tuple[StoredTask, 
         if not ready:
             stored, path = waiting[0]
             lacking = next(entry for entry in stored.header["extends"] if entry["fingerprint"] not in known)
+            if any(lacking["fingerprint"] == other.header["fingerprint"] for other, _ in waiting):
+                raise MemtokError(
+                    f"expected tasks that extend each other without a cycle, found one through {stored.name!r} in "
+                    f"{path} and {lacking['name']!r}; get the files again"
+                )
             raise MemtokError(
                 f"expected {lacking['name']!r} ({lacking['fingerprint'][:19]}), which {stored.name!r} in {path} "
                 "extends, found no such task in the given files; give its file too"

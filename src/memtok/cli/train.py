@@ -87,7 +87,9 @@ def configure(parser: Parser) -> None:
 def run(options: Namespace) -> int:
     """Checks all arguments, then loads, trains, prints."""
     require(options, "--backbone", "--data", "--out")
-    check_outputs(options.json)
+    backbone_file = str(Path(options.backbone) / "model.safetensors")
+    inputs = [*(options.extends or []), options.backbone, backbone_file]
+    check_outputs(options.out, options.json, inputs=inputs)
     check_regime(options)
     check_spec(options.data)
     from memtok.training import train

@@ -88,6 +88,8 @@ def read_image(path: str | Path) -> Image.Image:
     Raises UnreadableImageError (a MemtokError) for a file that is missing, cut short, not an image, or that would
     unpack to more than twice `PIL.Image.MAX_IMAGE_PIXELS`.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise UnreadableImageError(path, "not a regular file")  # a named pipe would never answer
     with _quiet():
         return _decode(path)
 

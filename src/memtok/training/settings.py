@@ -207,6 +207,9 @@ def check_out(out: Path) -> None:
         raise MemtokError(f"expected a file name for the task, found the folder {out}; name a file in it")
     if out.suffix != ".safetensors":
         raise MemtokError(f"expected a file name that ends in .safetensors, found {out}; write {out}.safetensors")
+    run = out.with_suffix(".run")
+    if run.exists() and not run.is_dir():
+        raise MemtokError(f"expected {run} free for the state of the run, found a file there; choose another --out")
     folder = out.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent  # the first that is there; the others are made when the run starts

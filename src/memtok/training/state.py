@@ -177,21 +177,29 @@ def read_state(
 
     own, optimizer, best_tensors = part("parameters."), part("optimizer."), part("best.")
     pending = list(tensors.pop("pending", torch.empty(0, 2)))
-    best, last = (Validation(**header[key]) if header[key] else None for key in ("best", "last"))
-    if best and best.step == header["step"]:
+    try:
+        best, last = (Validation(**header[key]) if header[key] else None for key in ("best", "last"))
+        history = [dict(row) for row in header["history"]]
+        step, seconds, training_seconds = header["step"], header["seconds"], header["training_seconds"]
+        finished = step == header["config"]["steps"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise MemtokError(f"expected a whole state in {path}, found a damaged one; overwrite it") from error
+    if finished and not (best and last):
+        raise MemtokError(f"expected the best and the last state in {path}, found none; start anew with overwrite")
+    if best and best.step == step:
         best_tensors = {name: value.clone() for name, value in own.items()}
     expected = {name: tuple(value.shape) for name, value in parameters.items()}
     for found in (own, best_tensors) if best else (own,):
         if tensors or {name: tuple(value.shape) for name, value in found.items()} != expected:
             raise MemtokError(f"expected the tensors of this task in {path}, found others; start anew with overwrite")
     state = RunState(
-        step=header["step"],
-        seconds=header["seconds"],
-        training_seconds=header["training_seconds"],
+        step=step,
+        seconds=seconds,
+        training_seconds=training_seconds,
         best=best,
         last=last,
         best_tensors=best_tensors,
-        history=list(header["history"]),
+        history=history,
         pending=pending,
     )
     return state, own, optimizer
