@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before torch is imported. Two tests run at once on two cores (`pytest -n 2`), so each gets one thread;
@@ -15,6 +16,10 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 # No test may reach the network: a Hub id that is not on this machine fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# A loaded machine is no failure; a failing example is printed so that it can be repeated.
+hypothesis.settings.register_profile("memtok", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("memtok")
 
 ROOT = Path(__file__).resolve().parent.parent
 

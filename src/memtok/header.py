@@ -86,8 +86,9 @@ def parse_header(path: Path, body: bytes, data_bytes: int) -> tuple[dict[str, st
             f"expected the header of a safetensors file, found a damaged one in {path}; get it again"
         ) from error
     if end != data_bytes:
+        how = "truncated" if data_bytes < end else "longer than it says"
         raise MemtokError(
-            f"expected {end:,} bytes of numbers in {path}, found {data_bytes:,}: it is damaged; get it again"
+            f"expected {end:,} bytes of numbers in {path}, found {data_bytes:,}: the file is {how}; get it again"
         )
     return {str(key): str(value) for key, value in metadata.items()}, tensors
 

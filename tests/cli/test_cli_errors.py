@@ -64,9 +64,25 @@ WRONG_ARGUMENTS = {
     "no top": (("predict", *BACKBONE, "--images", "photos", "--top", "0"), "expected --top as a whole number of 1"),
     "concat nothing": (("concat", "--out", "all.safetensors"), "expected FILE, found none"),
     "concat nowhere": (("concat", "pets.safetensors"), "expected --out, found none"),
+    "result over an input": (
+        ("concat", "pets.safetensors", "--out", "all.safetensors", "--json", "pets.safetensors"),
+        "found pets.safetensors as a file that the command reads",
+    ),
+    "prediction over an image": (
+        ("predict", "pets.safetensors", *BACKBONE, "--images", "photos/class 0/0.png", "--csv", "photos/class 0/0.png"),
+        "found 0.png as a file that the command reads",
+    ),
+    "two results in one file": (
+        ("predict", "pets.safetensors", *BACKBONE, "--images", "photos", "--csv", "o", "--json", "o"),
+        "found o as the place of another result",
+    ),
+    "task over what it extends": (
+        ("train", *BACKBONE, "--data", "folder:photos", "--extends", "pets.safetensors", "--out", "pets.safetensors"),
+        "found pets.safetensors as a file that the command reads",
+    ),
     "concat over its source": (
         ("concat", "pets.safetensors", "head.safetensors", "--out", "./pets.safetensors"),
-        "expected --out as a file of its own",
+        "expected a file of its own for each result, found pets.safetensors as a file that the command reads",
     ),
     "concat to another ending": (("concat", "pets.safetensors", "--out", "all.zip"), "expected --out as FILE."),
     "verify unknown data": (("verify", *BACKBONE, "--data", "cifar11"), "expected a data set"),
@@ -347,7 +363,7 @@ def test_running_out_of_memory_says_what_to_try(workspace: Path, run: Run, monke
         raise torch.cuda.OutOfMemoryError("tried to allocate")
 
     monkeypatch.setattr(inspect, "run", broken)
-    assert "try a smaller --batch-size" in run("inspect", "pets.safetensors").error
+    assert "try smaller numbers, such as --batch-size" in run("inspect", "pets.safetensors").error
 
 
 def test_results_go_where_they_can(workspace: Path, run: Run) -> None:

@@ -140,7 +140,7 @@ def test_the_digest_is_over_parts_and_names_in_any_order() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 1.5, True, "1"])
 def test_bad_seeds(seed: object) -> None:
-    with pytest.raises(MemtokError, match="expected a seed that is a whole number from 0 on, found"):
+    with pytest.raises(MemtokError, match="expected a seed that is a whole number from 0 to"):
         check_seed(seed)  # type: ignore[arg-type]
 
 

@@ -43,7 +43,7 @@ def shuffled(count: int, *key: int) -> Indices:
 
 
 def check_seed(seed: int) -> int:
-    """Returns `seed`, or raises MemtokError if it is not a whole number from 0 on."""
+    """Returns `seed`, or raises MemtokError if it is not a whole number from 0 to 2**63 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
         raise MemtokError(f"expected a seed that is a whole number from 0 to 2**63 - 1, found {seed!r}; choose another")
     return int(seed)
