@@ -18,7 +18,7 @@ EXAMPLES = """
 
 def configure(parser: Parser) -> None:
     """Adds the options."""
-    add(parser, "--out", None, "DIR", "where task files and the report go", "memtok-quickstart")
+    add(parser, "--out", None, "DIR", "where task files and the report go", "quickstart")
     add(parser, "--seed", whole("--seed"), "S", "of everything that is drawn", 0)
     add_json(parser)
 

@@ -1,0 +1,17 @@
+"""`memtok quickstart`: the main job on what is installed, with a report of it."""
+
+from __future__ import annotations
+
+from memtok.quickstart.console import Listener, RichListener
+from memtok.quickstart.job import run
+from memtok.quickstart.result import PredictedImage, QuickstartResult, QuickstartSettings, TrainedRun
+
+__all__ = [
+    "Listener",
+    "PredictedImage",
+    "QuickstartResult",
+    "QuickstartSettings",
+    "RichListener",
+    "TrainedRun",
+    "run",
+]
