@@ -86,6 +86,7 @@ def test_train_every_regime(regime: str, workspace: Path, run: Run) -> None:
 def test_train_from_a_file_with_overrides(workspace: Path, run: Run) -> None:
     Path("train.yaml").write_text(
         "backbone: tiny.safetensors\ndata: folder:photos\nsteps: 2\nbatch-size: 4\nlearning-rate: 1e-3\nmemory: 2\n"
+        "accumulate: null\nregime: null\n"
         "extends: [more.safetensors, pets.safetensors]\n"
     )
     found = run(

@@ -187,7 +187,11 @@ def add_json(parser: Parser) -> None:
 def parse(parser: Parser, words: list[str]) -> Namespace | None:
     """The options in `words`; None where --help or --print-config was answered. Raises UsageError."""
     try:
-        return parser.parse_args(words)
+        options: Namespace = parser.parse_args(words)
+        for key, default in vars(parser.get_defaults()).items():
+            if default is not None and options[key] is None:  # `null` in a YAML file: as if it were not there
+                options[key] = default
+        return options
     except SystemExit as end:
         if not end.code:
             return None
