@@ -22,11 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from memtok.backbone import Backbone
+from memtok.checks import check_classes, check_name
 from memtok.errors import MemtokError
 from memtok.files import atomic_write
 from memtok.header import FORMAT_VERSION, read_header
 from memtok.preprocessing import Preprocessing
-from memtok.task import Task, check_classes, check_name, content_fingerprint, topological
+from memtok.task import Task, content_fingerprint, topological
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from memtok.backbone import Backbone
+from memtok.checks import check_choice, check_classes, check_count, check_name
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
 
@@ -381,47 +382,6 @@ def check_tensors(name: str, backbone: Backbone, regime: str, classes: int, tens
         raise MemtokError(f"expected class tokens that fit regime {regime!r} in task {name!r}, found {queries}")
     if cells and not REGIMES[regime][0]:
         raise MemtokError(f"expected no memory in task {name!r} of regime {regime!r}, found {cells} cells")
-
-
-def check_name(name: str) -> str:
-    """A task's name: printable, not empty, and not `base`, which names the backbone's own answer."""
-    if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 200:
-        raise MemtokError(f"expected a printable task name of 1 to 200 characters, found {name!r}; choose another name")
-    if name == "base":
-        raise MemtokError(
-            "expected a task name other than 'base', which means the backbone's own answer; rename the task"
-        )
-    return name
-
-
-def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Class names in order, at least one, no two alike."""
-    if isinstance(classes, str) or not isinstance(classes, Sequence) or not all(isinstance(c, str) for c in classes):
-        raise MemtokError(f"expected class names as a list of strings, found {classes!r}; write ['cat', 'dog']")
-    names = tuple(classes)
-    for name in names:
-        if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
-            raise MemtokError(f"expected class names that UTF-8 can write, found {name!r}; rename that class")
-    if not names:
-        raise MemtokError("expected at least one class name, found none; name the classes in order")
-    if len(set(names)) != len(names):
-        twice = next(item for item in names if names.count(item) > 1)
-        raise MemtokError(f"expected different class names, found {twice!r} twice; rename one")
-    return names
-
-
-def check_choice(what: str, value: str, choices: tuple[str, ...]) -> str:
-    """`value` if it is one of `choices`."""
-    if value not in choices:
-        hint = "; 'full' trains a whole model: use memtok.FullModel" if value == "full" else "; choose one of these"
-        raise MemtokError(f"expected {what} {', '.join(choices)}, found {value!r}{hint}")
-    return value
-
-
-def check_count(what: str, value: int, least: int) -> None:
-    """`value` as a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise MemtokError(f"expected {what} as a whole number of {least} or more, found {value!r}; change it")
 
 
 def check_extends(name: str, backbone: Backbone, regime: str, extends: Sequence[Task]) -> tuple[Task, ...]:

@@ -120,7 +120,7 @@ def check_regime(options: Namespace) -> None:
 
 def check_settings(options: Namespace) -> dict[str, Any]:
     """The arguments of `memtok.train`, checked before anything is loaded."""
-    from memtok.task import check_name
+    from memtok.checks import check_name
     from memtok.training.settings import Settings
 
     settings: dict[str, Any] = {

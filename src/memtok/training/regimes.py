@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from memtok.backbone import Backbone
 from memtok.checkpoint import save_checkpoint
+from memtok.checks import check_classes, check_name
 from memtok.errors import MemtokError
 from memtok.model import MemoryViT
 from memtok.preprocessing import Preprocessing
-from memtok.task import HEAD_STD, Task, check_classes, check_name
+from memtok.task import HEAD_STD, Task
 from memtok.task import REGIMES as TASK_REGIMES
 
 FULL = "full"
