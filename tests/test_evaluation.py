@@ -15,7 +15,7 @@ from PIL import Image
 
 import memtok
 from memtok import evaluation
-from memtok.data import DataSource, evaluation_transform, from_dataset
+from memtok.data import DataSource, evaluation_transform, from_dataset, recorded
 from memtok.errors import MemtokError
 from tests.tiny import bytes_of, tiny_backbone, tiny_task, tiny_vit
 
@@ -116,7 +116,7 @@ def test_one_spec_for_several_tasks_is_opened_once(model: memtok.MemoryViT, monk
         opened.append(spec)
         return source_of(Pictures(6, 0), spec)
 
-    monkeypatch.setattr(evaluation, "open_data", open_once)
+    monkeypatch.setattr(recorded, "open_data", open_once)
     memtok.evaluate(model, {"pets": "somewhere", "head": "somewhere"})
     assert opened == ["somewhere"]
 
@@ -184,6 +184,7 @@ def test_json_csv_and_pairs(model: memtok.MemoryViT, tmp_path: Path) -> None:
         "base": None,
         "alone": {name: dict(score) for name, score in table.alone.items()},
         "skipped_images": 0,
+        "splits": {name: {"spec": "pictures", "part": "test", **source.split} for name in ("pets", "more")},
     }
     assert table.to_json()["tasks"]["pets"].keys() == {"top1", "top5", "images"}
     pairs = dict(table)

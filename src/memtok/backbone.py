@@ -52,6 +52,7 @@ class Backbone(nn.Module):
         vit: the timm model. fingerprint: "sha256:..." of its trunk. source: where it came from, for people.
         preprocessing: what an image goes through before it gets here.
         classes: names of the base classes where the checkpoint has them, else empty.
+        record: how memtok trained it in regime `full`; empty for every other checkpoint.
         architecture: timm's name as it was given to `load_backbone`, None if it was not.
     """
 
@@ -62,6 +63,7 @@ class Backbone(nn.Module):
         self.preprocessing: Preprocessing = checkpoint.preprocessing
         self.source: str = checkpoint.source
         self.classes: tuple[str, ...] = checkpoint.classes
+        self.record: dict[str, Any] = checkpoint.record
         self.architecture: str | None = None
         self.requires_grad_(False)
         self.register_load_state_dict_pre_hook(refuse_other_weights)  # type: ignore[no-untyped-call]

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from memtok.data import DataSource, ImageSet, batches, evaluation_transform, from_dataset, open_data
+from memtok.data import DataSource, ImageSet, batches, evaluation_transform, from_dataset
+from memtok.data.recorded import open_as_trained, opening_key
 from memtok.errors import MemtokError
 from memtok.files import write_text
 from memtok.metrics import Score, Tally
@@ -41,12 +42,14 @@ class EvaluationTable:
 
     tasks: composed, that is in one pass of the whole model. alone: in a model of that task and what it extends; empty
     unless asked for. base: of the backbone's own classifier, None unless asked for. skipped: images left out.
+    splits: how the data of each task, or of `base`, are split, and which part was looked at; not for a bare ImageSet.
     """
 
     tasks: dict[str, Score]
     alone: dict[str, Score] = field(default_factory=dict)
     base: Score | None = None
     skipped: tuple[str, ...] = ()
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[str, float]]:
         """(name, value) pairs: `pets/top1`, `pets/top5`, `pets/images`, `pets/alone_top1` ..., `base/top1` ..."""
@@ -57,12 +60,16 @@ class EvaluationTable:
             yield f"{name}/alone_top5", score.top5
 
     def to_json(self) -> dict[str, Any]:
-        """{"tasks": {NAME: {"top1", "top5", "images"}}, "base": the same or null, "alone": as "tasks"}, in [0, 1]."""
+        """{"tasks": {NAME: {"top1", "top5", "images"}}, "base": the same or null, "alone": as "tasks"}, in [0, 1].
+
+        And "splits": {NAME: {"spec", "part", "kind", "seed", "fraction", "digest", "counts"}}.
+        """
         return {
             "tasks": {name: dict(score) for name, score in self.tasks.items()},
             "base": None if self.base is None else dict(self.base),
             "alone": {name: dict(score) for name, score in self.alone.items()},
             "skipped_images": len(self.skipped),
+            "splits": self.splits,
         }
 
     def write_csv(self, path: str | Path) -> None:
@@ -88,6 +95,16 @@ class Pass:
     labels: dict[str, Tensor | None]  # task or `base` -> its class number for each label; None: the label itself
 
 
+@dataclass(frozen=True)
+class Opening:
+    """How data that are given by name are to be opened; see `evaluate`."""
+
+    part: str
+    split: str | None
+    data_dir: Path | None
+    on_bad_image: str
+
+
 @dataclass
 class Tallies:
     """The counts of an evaluation while it runs."""
@@ -106,6 +123,7 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 0,
     data_dir: Path | None = None,
+    split: str | None = None,
     on_bad_image: str = "fail",
     progress: Progress | None = None,
 ) -> EvaluationTable:
@@ -114,14 +132,17 @@ def evaluate(
     data: for each task to measure, by name, its data; or, for a model with one task, the data alone. base: data for
     the backbone's own classifier, matched by class names where the checkpoint has them, else by position.
     alone: also measure each task without the others. part: of a data source, "test", "validation" or "train".
+    split: "official" or "80-20", of data given by name; None is the split that the task was trained with, which its
+    record says, if the data are the same, else as in `open_data`.
 
     A data set's classes are matched to the task's by name, so their order does not matter and some may be missing.
-    Raises MemtokError for an unknown task, for a class that a task does not know, and for data that cannot be read.
+    Raises MemtokError for an unknown task, for a class that a task does not know, for data that cannot be read, and
+    for a split by which a task would be tested on images that it was trained on.
     """
     wanted = by_task(model, data)
     if base is not None:
         wanted[BASE] = base
-    passes, skipped = plan(model, wanted, part, data_dir=data_dir, on_bad_image=on_bad_image)
+    passes, skipped, splits = plan(model, wanted, Opening(part, split, data_dir, on_bad_image))
     singles = {name: model.select([name]) for name in wanted if name != BASE} if alone else {}
     tallies = Tallies()
     total, done = sum(len(walk.images) for walk in passes), 0
@@ -135,7 +156,7 @@ def evaluate(
                     progress(done, total)
     scores = {name: tallies.composed[name].score() for name in wanted}
     base_score = scores.pop(BASE, None)
-    return EvaluationTable(scores, {name: tallies.alone[name].score() for name in singles}, base_score, skipped)
+    return EvaluationTable(scores, {name: tallies.alone[name].score() for name in singles}, base_score, skipped, splits)
 
 
 def count(
@@ -175,39 +196,66 @@ def by_task(model: MemoryViT, data: Data | Mapping[str, Data]) -> dict[str, Data
 
 
 def plan(
-    model: MemoryViT, wanted: Mapping[str, Data], part: str, *, data_dir: Path | None, on_bad_image: str
-) -> tuple[list[Pass], tuple[str, ...]]:
-    """The walks to make, one per data set, and the images that could not be read."""
+    model: MemoryViT, wanted: Mapping[str, Data], opening: Opening
+) -> tuple[list[Pass], tuple[str, ...], dict[str, dict[str, Any]]]:
+    """The walks to make, one per data set and split, the images that could not be read, and the splits by task."""
+    part = opening.part
     if part not in PARTS:
         raise MemtokError(f"expected one of the parts {', '.join(PARTS)}, found {part!r}; choose one of these")
     opened: dict[object, DataSource | ImageSet] = {}
     passes: dict[object, Pass] = {}
     skipped: dict[str, None] = {}
+    splits: dict[str, dict[str, Any]] = {}
     for name, given in wanted.items():
-        key: object = given if isinstance(given, str) else id(given)
+        # Tasks that were trained with different splits of one data set walk over different images.
+        key: object = opening_key(given, record_of(model, name)) if isinstance(given, str) else id(given)
         if key not in opened:
-            opened[key] = open_any(given, classes_of(model, name), data_dir, on_bad_image)
+            opened[key] = open_any(given, model, name, opening)
         source = opened[key]
         images = getattr(source, part) if isinstance(source, DataSource) else source
         numbers = None
         if isinstance(source, DataSource):
+            key = (given, source.split_digest) if isinstance(given, str) else key
             numbers = class_numbers(model, name, source)
             skipped |= dict.fromkeys(source.skipped)
+            splits[name] = {"spec": source.spec, "part": part, **source.split}
         passes.setdefault(key, Pass(images, {})).labels[name] = numbers
-    return list(passes.values()), tuple(skipped)
+    return list(passes.values()), tuple(skipped), splits
 
 
-def open_any(given: Data, classes: tuple[str, ...], data_dir: Path | None, on_bad_image: str) -> DataSource | ImageSet:
-    """What `given` names or holds; `classes` name the labels of a torch data set that does not name them itself."""
+def open_any(given: Data, model: MemoryViT, name: str, opening: Opening) -> DataSource | ImageSet:
+    """What `given`, the data for task `name`, names or holds."""
+    classes = classes_of(model, name)
     if isinstance(given, str):
-        return open_data(given, data_dir=data_dir, on_bad_image=on_bad_image)
+        return open_as_trained(
+            given,
+            record_of(model, name),
+            who="the backbone" if name == BASE else f"task {name!r}",
+            classes=classes,
+            part=opening.part,
+            split=opening.split,
+            data_dir=opening.data_dir,
+            on_bad_image=opening.on_bad_image,
+        )
+    if opening.split is not None:
+        raise MemtokError(
+            f"expected split only with data given by name, found {opening.split!r} with a {type(given).__name__}; "
+            "give it to open_data"
+        )
     if isinstance(given, DataSource | ImageSet):
         return given
     inner: Any = given
     while isinstance(inner, Subset):
         inner = inner.dataset
-    names = getattr(inner, "classes", None) or classes
+    names = getattr(inner, "classes", None) or classes  # those of the task, if the data set does not name them
     return from_dataset(given, names, validation=given)  # all of it validates, none is split off
+
+
+def record_of(model: MemoryViT, name: str) -> dict[str, Any]:
+    """The training record of a task, or of the backbone."""
+    if name == BASE:
+        return model.backbone.record
+    return next(task.record for task in model.tasks if task.name == name)
 
 
 def classes_of(model: MemoryViT, name: str) -> tuple[str, ...]:

@@ -149,7 +149,11 @@ def test_evaluate_json_is_the_contract(workspace: Path, run: Run) -> None:
     )  # fmt: skip
     assert found.code == 0, found.err
     result = load_json("out.json")
-    assert set(result) == {"tasks", "base", "alone", "skipped_images"}
+    assert set(result) == {"tasks", "base", "alone", "skipped_images", "splits"}
+    assert {name: (split["spec"], split["part"]) for name, split in result["splits"].items()} == dict.fromkeys(
+        ("pets", "more", "head"), ("folder:photos", "train")
+    )
+    assert all(split["digest"].startswith("sha256:") for split in result["splits"].values())
     assert result["base"] is None
     assert list(result["tasks"]) == ["pets", "more", "head"]
     for name, row in result["tasks"].items():

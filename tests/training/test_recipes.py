@@ -12,6 +12,7 @@ from memtok.errors import MemtokError
 from memtok.training.recipes import RECIPES, find_recipe, images_seen, learning_rate_at
 
 PAPER = RECIPES["paper"]
+REPRODUCTION = RECIPES["reproduction"]
 
 
 def rates(steps: int, warmup: int, peak: float = 1.0) -> list[float]:
@@ -44,6 +45,30 @@ def test_rate_never_rises_again_after_the_warm_up() -> None:
     assert found[-1] < 1e-6
 
 
+def test_reproduction_is_what_its_code_and_readme_say() -> None:
+    assert (REPRODUCTION.optimizer, REPRODUCTION.learning_rate, REPRODUCTION.momentum) == ("sgd", 0.1, 0.9)
+    assert (REPRODUCTION.weight_decay, REPRODUCTION.clip_norm) == (0.0, 1.0)
+    assert (REPRODUCTION.batch_size, REPRODUCTION.warmup(15_640)) == (64, 5)
+    lengths = {"cifar100": 15_640, "inaturalist2017": 84_400, "sun397": 13_600, "places365": 84_560}
+    assert lengths == {name: REPRODUCTION.length(images=1000, batch_size=64, data=name) for name in lengths}
+
+
+def test_reproduction_takes_ten_epochs_of_other_data() -> None:
+    assert REPRODUCTION.length(images=6_400, batch_size=64, data="folder:cifar100") == 1_000
+    assert REPRODUCTION.length(images=6_401, batch_size=64) == 1_010
+
+
+def test_fault_4_schedule_of_the_reproduction_is_counted_in_steps() -> None:
+    """Its code warms up for five epochs' worth of batches and then swings; here the rate rises once and falls once."""
+    steps = REPRODUCTION.length(images=50_000, batch_size=64, data="cifar100")
+    found = rates(steps=steps, warmup=REPRODUCTION.warmup(steps), peak=REPRODUCTION.learning_rate)
+    assert found[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1])
+    assert all(later < earlier for earlier, later in pairwise(found[5:]))
+    # Its own rate is still 0.1 after one epoch of 782 steps and for four more; this one has left it.
+    assert found[782] < 0.0995
+    assert found[-1] < 1e-8
+
+
 def test_warm_up_longer_than_the_run_and_none() -> None:
     assert rates(steps=3, warmup=5) == pytest.approx([0.2, 0.4, 0.6])
     assert rates(steps=2, warmup=0) == pytest.approx([1.0, 0.5])
@@ -72,6 +97,7 @@ def test_images_seen_counts_the_smaller_last_batch() -> None:
         ({"momentum": 1.0}, "momentum in"),
         ({"betas": (0.9, 1.5)}, "beta 2 in"),
         ({"weight_decay": -0.1}, "weight_decay"),
+        ({"steps_by_data": {"cifar100": 0}}, r"steps_by_data\['cifar100'\] above 0, found 0"),
     ],
 )
 def test_bad_recipe_is_refused(change: dict[str, object], words: str) -> None:
@@ -80,5 +106,5 @@ def test_bad_recipe_is_refused(change: dict[str, object], words: str) -> None:
 
 
 def test_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(MemtokError, match=r"paper, default, found 'papr'"):
+    with pytest.raises(MemtokError, match=r"paper, reproduction, default, found 'papr'"):
         find_recipe("papr")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"precision": "fp8"}, "precision"),
     ({"workers": -1}, "workers"),
     ({"augment": "mixup"}, "augment"),
+    ({"flip": 1}, "flip as True, False or None, found 1"),
+    ({"flip": True, "augment": "none"}, "augment inception or crop where flip is on, found none"),
+    ({"split": "90-10"}, "the split official or 80-20, found '90-10'"),
+    ({"split": "80-20"}, "split only with data given by name"),
     ({"on_bad_image": "ignore"}, "on_bad_image"),
     ({"validate_every": 0}, "validate_every"),
     ({"validation_images": 0}, "validation_images"),
@@ -91,6 +96,13 @@ def test_user_values_replace_the_recipe(data: DataSource) -> None:
     assert make_plan(Settings(epochs=0.001, batch_size=10), "head", data).steps == 1
 
 
+def test_reproduction_runs_as_long_as_on_that_data_set(data: DataSource) -> None:
+    settings = Settings(recipe="reproduction")
+    assert make_plan(settings, "memory", replace(data, spec="cifar100")).steps == 15_640
+    assert make_plan(settings, "memory", replace(data, spec="digits")).steps == 10 * -(-len(data.train) // 64)
+    assert make_plan(Settings(recipe="reproduction", steps=7), "memory", replace(data, spec="cifar100")).steps == 7
+
+
 def test_validation_is_regular_and_bounded(data: DataSource) -> None:
     plan = make_plan(Settings(steps=1000), "memory", data)
     assert plan.validate_every == 100
@@ -103,3 +115,13 @@ def test_augmentation_follows_the_data(data: DataSource) -> None:
     plan = make_plan(Settings(), "memory", data)
     assert (plan.augment, plan.flip) == ("crop", False)  # a mirrored 2 is no 2
     assert make_plan(Settings(augment="none"), "memory", data).augment == "none"
+    cifar100 = replace(data, augment="crop", flip=True)
+    for settings, expected in (
+        (Settings(), ("crop", True)),
+        (Settings(flip=False), ("crop", False)),
+        (Settings(augment="inception"), ("inception", True)),
+        (Settings(augment="none"), ("none", False)),  # evaluation's transform never mirrors
+    ):
+        plan = make_plan(settings, "memory", cifar100)
+        assert (plan.augment, plan.flip) == expected
+    assert make_plan(Settings(flip=True), "memory", data).flip

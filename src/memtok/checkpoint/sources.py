@@ -14,7 +14,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ class Checkpoint:
     vit: timm's model, float32 on the CPU, in evaluation mode and without gradients, its position embeddings resized
     to preprocessing.image_size. fingerprint: of its trunk, before that. source: Hub id, timm name, path as given, or
     "object:" and the class. preprocessing_origin: "checkpoint", or whose usual preprocessing it is. classes: names of
-    the base classes where they are known. left_out: names of the checkpoint's tensors that were not read.
+    the base classes where they are known. left_out: names of the checkpoint's tensors that were not read. record: how
+    memtok trained it, empty for what memtok did not write.
     """
 
     vit: nn.Module
@@ -76,6 +77,7 @@ class Checkpoint:
     preprocessing_origin: str
     classes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(
@@ -110,7 +112,7 @@ def read_checkpoint(
     resize_positions(found.vit, preprocessing.image_size, preprocessing.position_resize)
     found.vit.requires_grad_(False).eval()
     return Checkpoint(
-        found.vit, fingerprint, preprocessing, label, found.origin, classes=found.classes, left_out=found.left_out
+        found.vit, fingerprint, preprocessing, label, found.origin, found.classes, found.left_out, found.record
     )
 
 
@@ -245,13 +247,18 @@ def _read_object(model: nn.Module, size: tuple[int, int] | None) -> Found:
 
 
 def save_checkpoint(
-    vit: nn.Module, preprocessing: Preprocessing, path: str | Path, *, classes: Sequence[str] = ()
+    vit: nn.Module,
+    preprocessing: Preprocessing,
+    path: str | Path,
+    *,
+    classes: Sequence[str] = (),
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a whole timm model as a lone `.safetensors` file that `read_checkpoint` reads back bit for bit.
 
-    The head is in it, `classes` names its outputs; the position embeddings are stored as they are now. Written to a
-    temporary file, then renamed. MemtokError for a model that cannot be described, or that does not fit the
-    preprocessing or the class names.
+    The head is in it, `classes` names its outputs; the position embeddings are stored as they are now. `record`: how
+    it was trained, JSON-able. Written to a temporary file, then renamed. MemtokError for a model that cannot be
+    described, or that does not fit the preprocessing or the class names.
     """
     architecture = describe(vit)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vit.state_dict().items()}
@@ -279,6 +286,7 @@ def save_checkpoint(
         "architecture": architecture.to_json(),
         "preprocessing": json.dumps(preprocessing.to_dict()),
         "classes": json.dumps(list(classes), ensure_ascii=False),
+        "record": json.dumps(dict(record or {})),
     }
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
@@ -303,6 +311,7 @@ def _read_saved(
         vit = build(Architecture.from_json(metadata["architecture"]))
         preprocessing = Preprocessing.from_dict(json.loads(metadata["preprocessing"]))
         classes = tuple(str(name) for name in json.loads(metadata["classes"]))
+        record = dict(json.loads(metadata.get("record", "{}")))  # the first files have none
     except MemtokError:
         raise
     except (KeyError, ValueError, TypeError, AssertionError, ArithmeticError, RuntimeError) as error:
@@ -311,4 +320,5 @@ def _read_saved(
             "get the file again"
         ) from error
     load_tensors(vit, tensors)
-    return Found(vit, preprocessing.with_image_size(size or preprocessing.image_size), "checkpoint", classes, ())
+    sized = preprocessing.with_image_size(size or preprocessing.image_size)
+    return Found(vit, sized, "checkpoint", classes, (), record)

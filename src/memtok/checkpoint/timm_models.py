@@ -10,7 +10,7 @@ import difflib
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import timm
@@ -30,7 +30,7 @@ from memtok.preprocessing import Preprocessing
 class Found:
     """What a source holds: the model with its position embeddings as stored, and its preprocessing at the size wanted.
 
-    origin, classes, left_out: as in Checkpoint.
+    origin, classes, left_out, record: as in Checkpoint.
     """
 
     vit: nn.Module
@@ -38,6 +38,7 @@ class Found:
     origin: str
     classes: tuple[str, ...]
     left_out: tuple[str, ...]
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 def read_timm_name(name: str, size: tuple[int, int] | None) -> Found:

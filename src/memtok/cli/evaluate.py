@@ -15,6 +15,7 @@ from memtok.cli.options import (
     add_files,
     add_json,
     add_list,
+    add_split,
     add_switch,
     one_of,
     require,
@@ -45,6 +46,7 @@ def configure(parser: Parser) -> None:
         "for a single task the name may be left out",
     )
     add(parser, "--part", one_of("--part", ("test", "validation", "train")), "PART", "part of the data", "test")
+    add_split(parser, "that of the training, where the data are the same")
     add_switch(parser, "--composed-only", "leave out the second measurement, of each task without the others")
     add(parser, "--batch-size", whole("--batch-size", 1), "N", "images at once", 64)
     add_data_options(parser)
@@ -81,6 +83,7 @@ def run(options: Namespace) -> int:
             batch_size=options.batch_size,
             workers=options.workers,
             data_dir=options.data_dir,
+            split=options.split,
             on_bad_image=options.on_bad_image,
             progress=report,
         )
@@ -103,6 +106,8 @@ def show(result: EvaluationTable) -> None:
         rows.append(["base", f"{score.images:,}", percent(score.top1), percent(score.top5), ""])
     columns = ["task", "images", "top-1", "top-5", "top-1 alone"]
     table(columns, rows, right=columns[1:])
+    for name, split in result.splits.items():
+        say(f"{name}: {split['part']} part of {split['spec']}, split {split['kind']}, {split['digest'][:19]}")
     for path in result.skipped:
         note(f"not readable, left out: {path}")
     if result.skipped:

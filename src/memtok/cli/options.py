@@ -8,9 +8,22 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from memtok.cli.errors import UsageError
+
+# What memtok.data knows, without importing it; a test compares the two.
+DATA_NAMES = (
+    "digits",
+    "mnist",
+    "fashion-mnist",
+    "cifar10",
+    "cifar100",
+    "inaturalist2017",
+    "places365",
+    "sun397",
+)
+SPLITS = ("official", "80-20")
 
 
 class Parser(ArgumentParser):
@@ -132,9 +145,9 @@ def add_files(parser: Parser, help: str) -> None:
     parser.add_argument("files", type=text("FILE"), nargs="*", action=Several, default=[], metavar="FILE", help=help)
 
 
-def add_list(parser: Parser, flag: str, metavar: str, help: str) -> None:
-    """A list option, which can also be repeated."""
-    parser.add_argument(flag, type=text(flag), nargs="+", action=Several, metavar=metavar, help=help)
+def add_list(parser: Parser, flag: str, metavar: str, help: str, kind: Kind | None = None) -> None:
+    """A list option, which can also be repeated; every value is a `kind`, or a text."""
+    parser.add_argument(flag, type=kind or text(flag), nargs="+", action=Several, metavar=metavar, help=help)
 
 
 def add(parser: Parser, flag: str, kind: Kind | None, metavar: str, help: str, default: Any = None) -> None:
@@ -146,6 +159,12 @@ def add(parser: Parser, flag: str, kind: Kind | None, metavar: str, help: str, d
 def add_switch(parser: Parser, flag: str, help: str) -> None:
     """An option without value, False unless given."""
     parser.add_argument(flag, action="store_true", help=help)
+
+
+def add_yes_no(parser: Parser, flag: str, help: str) -> None:
+    """`--flag` and `--no-flag`; None unless one is given."""
+    action: Any = ActionYesNo(yes_prefix="", no_prefix="no-")
+    parser.add_argument(flag, action=action, default=None, help=help)
 
 
 def add_backbone(parser: Parser) -> None:
@@ -177,6 +196,12 @@ def add_data_options(parser: Parser, workers: bool = True) -> None:
     add_on_bad_image(parser)
     if workers:
         add(parser, "--workers", whole("--workers"), "N", "processes that read images; 0 reads in this one", 0)
+
+
+def add_split(parser: Parser, default: str) -> None:
+    """`--split`; `default` says what holds without it."""
+    kind = one_of("--split", SPLITS)
+    add(parser, "--split", kind, "S", f"official parts, or 80-20: test on 20 %% of all images (default: {default})")
 
 
 def add_json(parser: Parser) -> None:

@@ -11,13 +11,16 @@ from jsonargparse import Namespace
 
 from memtok.cli.errors import UsageError, arguments, check_spec
 from memtok.cli.options import (
+    DATA_NAMES,
     Parser,
     add,
     add_backbone,
     add_data_options,
     add_json,
     add_list,
+    add_split,
     add_switch,
+    add_yes_no,
     one_of,
     positive,
     require,
@@ -43,7 +46,7 @@ EXAMPLES = """
 # What memtok.training knows, without importing it; a test compares the two.
 REGIMES = ("memory", "head", "head+class", "memory-shared", "memory-propagated", "memory-additive", "full")
 WITH_MEMORY = ("memory", "memory-shared", "memory-propagated", "memory-additive")
-RECIPES = ("default", "paper")
+RECIPES = ("default", "paper", "reproduction")
 AUGMENTATIONS = ("inception", "crop", "none")
 
 
@@ -55,8 +58,9 @@ def configure(parser: Parser) -> None:
         "--data",
         None,
         "SPEC",
-        "digits, mnist, fashion-mnist, or folder:PATH with one folder of images per class",
+        f"{', '.join(DATA_NAMES)}, or folder:PATH with one folder of images per class",
     )
+    add_split(parser, "official where there is one, else 80-20; a folder as it is")
     add(parser, "--out", None, "FILE", "the task file, FILE.safetensors; state and metrics go into FILE.run beside it")
     add(parser, "--name", None, "NAME", "what the task is called (default: FILE without its ending)")
     add(parser, "--regime", one_of("--regime", REGIMES), "R", ", ".join(REGIMES), "memory")
@@ -72,6 +76,7 @@ def configure(parser: Parser) -> None:
     add(
         parser, "--augment", one_of("--augment", AUGMENTATIONS), "A", "inception, crop or none (default: fits the data)"
     )
+    add_yes_no(parser, "--flip", "mirror one training image in two, or none (default: fits the data)")
     add(parser, "--image-size", whole("--image-size", 1), "N", "pixels (default: the checkpoint's)")
     add(parser, "--seed", whole("--seed"), "S", "of initial values, order and augmentation", 0)
     add(parser, "--accumulate", whole("--accumulate", 1), "N", "parts that a batch is cut into, to save memory", 1)
@@ -132,6 +137,7 @@ def check_settings(options: Namespace) -> dict[str, Any]:
             "batch_size",
             "learning_rate",
             "augment",
+            "flip",
             "seed",
             "accumulate",
             "device",
@@ -186,6 +192,7 @@ def open_shown(options: Namespace, progress: Any) -> DataSource:
         return open_data(
             options.data,
             data_dir=options.data_dir,
+            split=options.split,
             on_bad_image=options.on_bad_image,
             progress=progress.reading,
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "DATASETS": "datasets",
     "check_spec": "datasets",
+    "check_split": "datasets",
     "default_data_dir": "datasets",
     "open_data": "datasets",
     "IMAGE_EXTENSIONS": "images",
@@ -24,6 +25,7 @@ _HOMES = {
     "steps_per_epoch": "loader",
     "DataSource": "sources",
     "ImageSet": "sources",
+    "SPLITS": "splits",
     "AUGMENTATIONS": "transforms",
     "evaluation_transform": "transforms",
     "training_transform": "transforms",
@@ -34,12 +36,14 @@ __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
     "IMAGE_EXTENSIONS",
+    "SPLITS",
     "DataSource",
     "ImageSet",
     "UnreadableImageError",
     "as_rgb",
     "batches",
     "check_spec",
+    "check_split",
     "default_data_dir",
     "evaluation_transform",
     "from_dataset",
@@ -51,10 +55,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from memtok.data.datasets import DATASETS, check_spec, default_data_dir, open_data
+    from memtok.data.datasets import DATASETS, check_spec, check_split, default_data_dir, open_data
     from memtok.data.images import IMAGE_EXTENSIONS, UnreadableImageError, as_rgb, read_image
     from memtok.data.loader import batches, kept_random_state, steps_per_epoch
     from memtok.data.sources import DataSource, ImageSet
+    from memtok.data.splits import SPLITS
     from memtok.data.transforms import AUGMENTATIONS, evaluation_transform, training_transform
     from memtok.data.wrapped import from_dataset
 

@@ -23,7 +23,17 @@ from memtok.data.images import (
     unreadable_images,
 )
 from memtok.data.sources import DataSource, FileStore, ImageSet, listing
-from memtok.data.splits import TRAIN, VALIDATION, written_split
+from memtok.data.splits import (
+    EIGHTY_TWENTY,
+    OFFICIAL,
+    SPLIT_FILE,
+    SPLIT_FILE_80_20,
+    TEST,
+    TEST_FRACTION,
+    TRAIN,
+    VALIDATION,
+    written_split,
+)
 from memtok.errors import MemtokError
 
 logger = logging.getLogger("memtok")
@@ -34,7 +44,7 @@ PART_FOLDERS = {
     "val": VALIDATION,
     "valid": VALIDATION,
     "validation": VALIDATION,
-    "test": "test",
+    "test": TEST,
 }
 
 Files = dict[str, int]
@@ -45,12 +55,17 @@ def open_folder(
     path: str,
     *,
     data_dir: Path,
+    split: str | None = None,
     seed: int | None,
     validation_fraction: float | None,
     on_bad_image: str,
     progress: Progress | None,
 ) -> DataSource:
-    """Opens PATH as described in this module's docstring; see `open_data`."""
+    """Opens PATH as described in this module's docstring; see `open_data`.
+
+    `split`: "official" asks for part folders; "80-20" draws all parts from the images of all folders, and writes that
+    down apart.
+    """
     root = _existing_folder(path)
     try:
         classes, parts = _list_parts(root)
@@ -59,6 +74,13 @@ def open_folder(
             f"expected folders that can be read in {shown(root)}, found {shown(error.filename or root)} "
             f"({error.strerror}); change its permissions"
         ) from error
+    if split == OFFICIAL and len(parts) == 1:
+        raise MemtokError(
+            f"expected the official split in {shown(root)}, a folder train/ with test/ or val/ beside it, found only "
+            "class folders; use the 80-20 split"
+        )
+    if split == EIGHTY_TWENTY:
+        parts = {TRAIN: {name: label for files in parts.values() for name, label in files.items()}}
     listed = [name for files in parts.values() for name in files]
     bad = unreadable_images(root, listed, cache=check_cache_file(data_dir / "checked", root), progress=progress)
     if bad and on_bad_image == "fail":
@@ -67,9 +89,9 @@ def open_folder(
         part: {name: label for name, label in files.items() if name not in bad} for part, files in parts.items()
     }
     _check_trainable(root, classes, readable[TRAIN])
-    kind, drawn_seed, fraction = "folders", None, None
+    kind, drawn_seed, fraction = split or "folders", None, None
     if VALIDATION not in readable:
-        split = written_split(
+        written = written_split(
             root,
             data_dir / "splits",
             readable[TRAIN],
@@ -77,12 +99,13 @@ def open_folder(
             seed=seed,
             fraction=validation_fraction,
             default_fraction=VALIDATION_FRACTION,
+            test_fraction=TEST_FRACTION if split == EIGHTY_TWENTY else None,
         )
         whole = readable[TRAIN]
-        for part in (TRAIN, VALIDATION):
-            readable[part] = {name: label for name, label in whole.items() if split.parts[name] == part}
-        kind, drawn_seed, fraction = "drawn", split.seed, split.fraction
-        _check_drawn(root, classes, readable)
+        for part in (TRAIN, VALIDATION, *([TEST] if split == EIGHTY_TWENTY else [])):
+            readable[part] = {name: label for name, label in whole.items() if written.parts[name] == part}
+        kind, drawn_seed, fraction = split or "drawn", written.seed, written.fraction
+        _check_drawn(root, classes, readable, SPLIT_FILE_80_20 if split == EIGHTY_TWENTY else SPLIT_FILE)
     sets = {part: _image_set(root, files) for part, files in readable.items()}
     return DataSource(
         spec=f"folder:{path}",
@@ -90,7 +113,7 @@ def open_folder(
         classes=classes,
         train=sets[TRAIN],
         validation=sets[VALIDATION],
-        test=sets.get("test", sets[VALIDATION]),
+        test=sets.get(TEST, sets[VALIDATION]),
         split_kind=kind,
         seed=drawn_seed,
         fraction=fraction,
@@ -153,8 +176,8 @@ def _part_folders(root: Path) -> dict[str, Path]:
             f"expected train/ beside {next(iter(named.values())).name}/ in {shown(root)}, found none; put the "
             "training images there, one folder per class"
         )
-    if "test" in named and not _folders(named["test"]) and any(_images(named["test"], deep=False)):
-        logger.warning("%s has no class folders, so its images have no labels: left out", named.pop("test"))
+    if TEST in named and not _folders(named[TEST]) and any(_images(named[TEST], deep=False)):
+        logger.warning("%s has no class folders, so its images have no labels: left out", named.pop(TEST))
     return named
 
 
@@ -253,18 +276,18 @@ def _check_trainable(root: Path, classes: tuple[str, ...], files: Files) -> None
         )
 
 
-def _check_drawn(root: Path, classes: tuple[str, ...], parts: Mapping[str, Files]) -> None:
+def _check_drawn(root: Path, classes: tuple[str, ...], parts: Mapping[str, Files], written: str) -> None:
     """Raises MemtokError if the drawn split leaves nothing to validate on or a class without training images."""
     if not parts[VALIDATION]:
         raise MemtokError(
             f"expected images to validate on in {shown(root)}, found none (every class has one image, or its "
-            "validation images were removed); add images, or delete memtok-split.json if there is one"
+            f"validation images were removed); add images, or delete {written} if there is one"
         )
     without = set(range(len(classes))) - set(parts[TRAIN].values())
     if without:
         raise MemtokError(
             f"expected training images of every class in {shown(root)}, found none of {classes[min(without)]!r} (those "
-            "of the written split are gone); add images, or delete memtok-split.json to draw a new split"
+            f"of the written split are gone); add images, or delete {written} to draw a new split"
         )
 
 

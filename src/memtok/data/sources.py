@@ -7,7 +7,7 @@ read when they are asked for. A `DataSource` is three of them with the names of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +60,21 @@ class ArrayStore:
         return f"{self.prefix}/{position}"
 
 
+@dataclass(frozen=True)
+class JoinedStore:
+    """Two stores one behind the other; the second one begins at position `start`."""
+
+    first: ImageStore
+    second: ImageStore
+    start: int
+
+    def read(self, position: int) -> Image.Image:
+        return self.first.read(position) if position < self.start else self.second.read(position - self.start)
+
+    def identity(self, position: int) -> str:
+        return self.first.identity(position) if position < self.start else self.second.identity(position - self.start)
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Labelled pictures of one part of a data source.
@@ -92,6 +107,15 @@ class ImageSet:
         chosen = np.asarray(indices, dtype=np.int64)
         return ImageSet(self.store, self.positions[chosen], self.labels[chosen])
 
+    def joined(self, other: ImageSet) -> ImageSet:
+        """These pictures and then those of `other`."""
+        labels = np.concatenate([self.labels, other.labels])
+        if self.store is other.store:
+            return ImageSet(self.store, np.concatenate([self.positions, other.positions]), labels)
+        start = int(self.positions.max(initial=-1)) + 1
+        positions = np.concatenate([self.positions, other.positions + start])
+        return ImageSet(JoinedStore(self.store, other.store, start), positions, labels)
+
     def take(self, count: int, seed: int = 0) -> ImageSet:
         """`count` pictures, classes in proportion and each at least once where `count` allows; all if there are fewer.
 
@@ -111,8 +135,9 @@ class DataSource:
 
     `spec`: what was asked for, such as `digits` or `folder:photos`; `name`: a short name. `classes`: their names in the
     order of the labels. `test` is the official test part where there is one, else the validation part. `split_kind`,
-    `seed`, `fraction`: how the parts came about. `flip`: may a picture be mirrored? `skipped`: paths that could not be
-    read and were left out.
+    `seed`, `fraction`: how the parts came about. `augment`: how its images are varied in training unless told otherwise
+    ("inception", "crop" or "none"), and `flip`: are they mirrored? `skipped`: paths that could not be read and were
+    left out.
     """
 
     spec: str
@@ -125,6 +150,7 @@ class DataSource:
     seed: int | None = None
     fraction: float | None = None
     flip: bool = True
+    augment: str = "inception"
     skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -189,6 +215,16 @@ class DataSource:
             train=restrict(self.train),
             validation=restrict(self.validation),
             test=restrict(self.test),
+        )
+
+    def without(self, identities: Container[str], skipped: tuple[str, ...]) -> DataSource:
+        """The source without the images of these identities; `skipped` are their paths."""
+
+        def rest(part: ImageSet) -> ImageSet:
+            return part.select([index for index, name in enumerate(part.identities) if name not in identities])
+
+        return replace(
+            self, train=rest(self.train), validation=rest(self.validation), test=rest(self.test), skipped=skipped
         )
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,19 @@ from memtok.errors import MemtokError
 from memtok.files import atomic_write
 
 SPLIT_FILE = "memtok-split.json"
+SPLIT_FILE_80_20 = "memtok-split-80-20.json"
 FORMAT = "memtok-split"
 VERSION = 1
 
 TRAIN = "train"
 VALIDATION = "validation"
+TEST = "test"
+
+OFFICIAL, EIGHTY_TWENTY = "official", "80-20"
+SPLITS = (OFFICIAL, EIGHTY_TWENTY)
+"""What can be asked for: the published training and test parts, or a drawn test part of 20 % of all images."""
+
+TEST_FRACTION = 0.2
 
 logger = logging.getLogger("memtok")
 
@@ -78,20 +86,23 @@ def draw_validation(
     `assigned` {name: "train" | "validation"} holds; the other names fill the classes up to their share. Which ones are
     taken follows from the seed and the names alone. A class of one image trains.
     """
-    assigned = assigned or {}
-    members: defaultdict[int, list[str]] = defaultdict(list)
-    for name, label in zip(names, labels, strict=True):
-        members[int(label)].append(name)
-    chosen: set[str] = set()
-    for images in members.values():
-        held = [name for name in images if assigned.get(name) == VALIDATION]
-        free = [name for name in images if name not in assigned]
-        trained = len(images) - len(held) - len(free)
-        wanted = validation_count(len(images), fraction) - len(held)
-        wanted = max(0, min(wanted, len(free) - (trained == 0)))
-        chosen.update(held)
-        chosen.update(sorted(free, key=lambda name: (_rank(seed, name), name))[:wanted])
-    return chosen
+    numbers = np.asarray(labels, dtype=np.int64)
+    parts = [assigned.get(name) for name in names] if assigned else [None] * len(names)
+    free = np.array([part is None for part in parts], dtype=bool)
+    held = np.array([part == VALIDATION for part in parts], dtype=bool)
+    first, second = _ranks(seed, names)
+    # Class by class; in each the free ones first, by rank.
+    order = np.lexsort((second, first, ~free, numbers))
+    bounds = [*np.flatnonzero(np.diff(numbers[order], prepend=-1)), len(order)]
+    chosen = [*np.flatnonzero(held)]
+    for start, end in pairwise(bounds):
+        images = order[start:end]
+        held_here, free_here = int(held[images].sum()), int(free[images].sum())
+        trained = len(images) - held_here - free_here
+        wanted = validation_count(len(images), fraction) - held_here
+        wanted = max(0, min(wanted, free_here - (trained == 0)))
+        chosen += list(images[:wanted])
+    return {names[position] for position in chosen}
 
 
 def stratified_order(labels: Indices, seed: int) -> Indices:
@@ -114,15 +125,34 @@ def stratified_order(labels: Indices, seed: int) -> Indices:
 def digest(parts: Mapping[str, Iterable[str]]) -> str:
     """`sha256:` over the sorted lines "part, tab, identity": the same for the same images in the same parts."""
     lines = sorted(f"{part}\t{identity}\n" for part, identities in parts.items() for identity in identities)
-    total = hashlib.sha256()
-    for line in lines:
-        total.update(_bytes(line))
-    return f"sha256:{total.hexdigest()}"
+    return f"sha256:{hashlib.sha256(_bytes(''.join(lines))).hexdigest()}"
+
+
+def draw_parts(
+    names: Mapping[str, int],
+    *,
+    fraction: float,
+    seed: int,
+    test_fraction: float | None = None,
+    assigned: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """{name: "train" | "validation" | "test"} of the images `names` {name: label}, drawn as by `draw_validation`.
+
+    With a `test_fraction` the test part is drawn first, and validation from what is left. `assigned` holds.
+    """
+    assigned = assigned or {}
+    test: set[str] = set()
+    if test_fraction is not None:
+        held = {name: VALIDATION if part == TEST else TRAIN for name, part in assigned.items()}
+        test = draw_validation(list(names), list(names.values()), fraction=test_fraction, seed=seed, assigned=held)
+    rest = {name: label for name, label in names.items() if name not in test}
+    validation = draw_validation(list(rest), list(rest.values()), fraction=fraction, seed=seed, assigned=assigned)
+    return {name: TEST if name in test else VALIDATION if name in validation else TRAIN for name in names}
 
 
 @dataclass(frozen=True)
 class FolderSplit:
-    """The split of a folder of images as it is written down: {name: "train" | "validation"}, with its seed."""
+    """The split of a folder of images as it is written down: {name: part}, with its seed."""
 
     seed: int
     fraction: float
@@ -138,16 +168,19 @@ def written_split(
     seed: int | None,
     fraction: float | None,
     default_fraction: float,
+    test_fraction: float | None = None,
 ) -> FolderSplit:
     """The split of the images `names` {name: label} under `root`: what is written holds, what is new is drawn.
 
-    It lives in `root`/memtok-split.json, or in the folder `fallback` where `root` cannot be written. Names that are
-    no longer among `listed` are dropped; a name that is listed but not in `names` (unreadable today) keeps its part.
-    `seed` and `fraction` of None mean "as written", else 0 and `default_fraction`; others than the written ones are
-    an error, since training and evaluation would then see different splits.
+    It lives in `root`/memtok-split.json, or in the folder `fallback` where `root` cannot be written; with a
+    `test_fraction`, a test part is drawn too, and it lives in memtok-split-80-20.json. Names that are no longer among
+    `listed` are dropped; a name that is listed but not in `names` (unreadable today) keeps its part. `seed` and
+    `fraction` of None mean "as written", else 0 and `default_fraction`; others than the written ones are an error,
+    since training and evaluation would then see different splits.
     """
-    home = root / SPLIT_FILE
-    away = fallback / f"{hashlib.sha256(_bytes(str(root.resolve()))).hexdigest()[:24]}.json"
+    home = root / (SPLIT_FILE if test_fraction is None else SPLIT_FILE_80_20)
+    key = hashlib.sha256(_bytes(str(root.resolve()))).hexdigest()[:24]
+    away = fallback / (f"{key}.json" if test_fraction is None else f"{key}-80-20.json")
     found = [(path, _read(path)) for path in (home, away) if path.is_file()]
     if found:
         path, first = found[0]
@@ -162,16 +195,24 @@ def written_split(
             before.update(split.parts)
     present = set(listed)
     kept = {name: part for name, part in before.items() if name in present}
-    validation = draw_validation(list(names), list(names.values()), fraction=fraction, seed=seed, assigned=kept)
-    drawn = {name: VALIDATION if name in validation else TRAIN for name in names}
+    drawn = draw_parts(names, fraction=fraction, seed=seed, test_fraction=test_fraction, assigned=kept)
     parts = dict(sorted({**kept, **drawn}.items()))
     if parts != before:
         _write(home, away, FolderSplit(seed, fraction, parts))
     return FolderSplit(seed, fraction, drawn)
 
 
-def _rank(seed: int, name: str) -> bytes:
-    return hashlib.sha256(_bytes(f"{seed}\t{name}")).digest()
+def _ranks(seed: int, names: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """The first 16 bytes of SHA-256 over seed and name, of each name, as two numbers: the order of the draw."""
+    seeded = hashlib.sha256(_bytes(f"{seed}\t"))
+
+    def rank(name: str) -> bytes:
+        own = seeded.copy()
+        own.update(_bytes(name))
+        return own.digest()[:16]
+
+    ranks = np.frombuffer(b"".join(map(rank, names)), dtype=">u8").reshape(-1, 2).astype(np.uint64)
+    return ranks[:, 0], ranks[:, 1]
 
 
 def _bytes(text: str) -> bytes:
@@ -202,7 +243,7 @@ def _parse(content: dict[str, Any]) -> FolderSplit:
     if content["format"] != FORMAT or content["version"] != VERSION:
         raise ValueError(f"format {content['format']!r}, version {content['version']!r}")
     parts: dict[str, str] = {}
-    for part in (TRAIN, VALIDATION):
+    for part in (TRAIN, VALIDATION, *([TEST] if TEST in content else [])):
         for name in content[part]:
             if not isinstance(name, str) or name in parts:
                 raise ValueError(f"{name!r} stands in it twice" if isinstance(name, str) else f"a name {name!r}")
@@ -220,6 +261,8 @@ def _write(home: Path, away: Path, split: FolderSplit) -> None:
         TRAIN: [name for name, part in split.parts.items() if part == TRAIN],
         VALIDATION: [name for name, part in split.parts.items() if part == VALIDATION],
     }
+    if TEST in split.parts.values():
+        content[TEST] = [name for name, part in split.parts.items() if part == TEST]
     # ASCII, so that a file name with bytes that are not UTF-8 survives too.
     text = json.dumps(content, indent=1) + "\n"
     reason = ""

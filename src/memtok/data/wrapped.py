@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Subset
 
-from memtok.data.datasets import split_off
 from memtok.data.images import as_rgb
 from memtok.data.loader import kept_random_state
+from memtok.data.published import split_off
 from memtok.data.sources import DataSource, ImageSet
 from memtok.data.splits import Indices, check_fraction, check_seed
 from memtok.errors import MemtokError
@@ -59,7 +59,8 @@ def from_dataset(
     uint8 array (height, width[, channels]). It is kept in 8 bits and memtok normalises it itself, so give it without
     normalisation. A label is a whole number from 0. `classes` are their names, by default `dataset.classes`. Without
     `validation` (another such data set) a stratified part of `dataset` is drawn from `seed`; without `test` the
-    validation part stands in for it.
+    validation part stands in for it. `flip`: may pictures be mirrored? If not, training cuts random crops and leaves
+    Inception's small parts alone, unless told otherwise.
     """
     names = tuple(str(one) for one in (_classes(dataset) if classes is None else classes))
     whole = _image_set(dataset, "train")
@@ -78,6 +79,7 @@ def from_dataset(
         seed=seed if validation is None else None,
         fraction=validation_fraction if validation is None else None,
         flip=flip,
+        augment="inception" if flip else "crop",
     )
 
 

@@ -39,6 +39,7 @@ def train(
     precision: str = "float32",
     workers: int | None = None,
     augment: str | None = None,
+    flip: bool | None = None,
     validate_every: int | None = None,
     validation_images: int | None = None,
     log_every: int | None = None,
@@ -48,6 +49,7 @@ def train(
     overwrite: bool = False,
     on_bad_image: str = "fail",
     data_dir: str | Path | None = None,
+    split: str | None = None,
     progress: bool | Progress = False,
 ) -> TrainResult:
     """Trains a Task, or a FullModel, in place and returns it with its best state loaded.
@@ -59,13 +61,13 @@ def train(
     accumulate: parts that a batch is cut into to save memory; the gradients are those of the whole batch.
     seed: of order and augmentation; the same seed gives the same tensors, on the CPU bit for bit.
     device: "auto", "cpu" or "cuda". precision: "float32" or "bf16". workers: processes that load images.
-    augment: "inception", "crop" or "none"; by default inception, or crop where pictures may not be mirrored.
+    augment: "inception", "crop" or "none"; flip: mirror one image in two. By default both as the data set has them.
     validate_every: steps between validations, by default a tenth of the run; validation_images: how many each looks
         at. log_every: steps between lines of metrics. save_every: steps between saved states (default: a minute).
     out: the task file, `NAME.safetensors`; the best state goes there, all else into `NAME.run/`. None writes nothing.
     resume: go on from the saved state in `NAME.run/`, if there is one. overwrite: start anew where an unfinished run
-        lies. on_bad_image, data_dir: as in `open_data`. progress: True for a bar, or an object with the hooks of
-        `Progress`.
+        lies. on_bad_image, data_dir, split: as in `open_data`, for data given by name. progress: True for a bar, or an
+        object with the hooks of `Progress`.
 
     The backbone, what the task extends and the global random generators stay as they are. Raises MemtokError for bad
     arguments, before anything is written, and when a loss is not finite; see docs/training.md.
@@ -83,6 +85,7 @@ def train(
         precision=precision,
         workers=workers,
         augment=augment,
+        flip=flip,
         validate_every=validate_every,
         validation_images=validation_images,
         log_every=log_every,
@@ -92,6 +95,7 @@ def train(
         overwrite=overwrite,
         on_bad_image=on_bad_image,
         data_dir=data_dir,
+        split=split,
     )
     check_trainable(task)
     check_not_unfinished(settings)
@@ -125,13 +129,22 @@ def run(
 
 
 def open_source(data: str | DataSource | Any, task: Trainable, settings: Settings, progress: Progress) -> DataSource:
-    """The data as a DataSource."""
-    if isinstance(data, DataSource):
-        return data
+    """The data as a DataSource; MemtokError for a split of data that is split already or is not memtok's to split."""
     if isinstance(data, str):
         return open_data(
-            data, data_dir=settings.data_dir, on_bad_image=settings.on_bad_image, progress=progress.reading
+            data,
+            data_dir=settings.data_dir,
+            split=settings.split,
+            on_bad_image=settings.on_bad_image,
+            progress=progress.reading,
         )
+    if settings.split is not None:
+        raise MemtokError(
+            f"expected split only with data given by name, found {settings.split!r} with a {type(data).__name__}; "
+            "give it to open_data"
+        )
+    if isinstance(data, DataSource):
+        return data
     inner = data
     while isinstance(inner, Subset):
         inner = inner.dataset

@@ -94,7 +94,7 @@ class FullModel(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Writes a `.safetensors` file that `load_backbone` reads, atomically."""
-        save_checkpoint(self.vit, self.preprocessing, path, classes=self.classes)
+        save_checkpoint(self.vit, self.preprocessing, path, classes=self.classes, record=self.record)
 
     def extra_repr(self) -> str:
         return f"{self.name!r}, full, {len(self.classes)} classes, from {self.source!r}"

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from memtok.data import DataSource, batches, training_transform
-from memtok.errors import MemtokError
+from memtok.errors import DivergedError
 from memtok.files import write_json
 from memtok.training.device import same_start
 from memtok.training.engine import Engine
@@ -213,7 +213,7 @@ class Session:
             names = [name for name, _ in self.trainable.named_parameters()]
             raise self.stopped(names[finite.index(False)], math.nan, self.state.step)
 
-    def stopped(self, what: str, value: float, step: int) -> MemtokError:
+    def stopped(self, what: str, value: float, step: int) -> DivergedError:
         """Puts the last good values back into the task, and says what happened and what to try."""
         self.engine.load(self.good)
         plan = self.plan
@@ -226,7 +226,7 @@ class Session:
         else:
             best = self.state.best
             kept = f"; the task holds its values of step {best.step}" if best else "; the task is as it was before"
-        return MemtokError(
+        return DivergedError(
             f"expected a finite {what}, found {value} at step {step} with learning rate {rate:.3g}; try {hint}{kept}"
         )
 

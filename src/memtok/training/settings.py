@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from memtok.data import AUGMENTATIONS, DataSource, steps_per_epoch
+from memtok.data import AUGMENTATIONS, DataSource, check_split, steps_per_epoch
 from memtok.data.splits import check_seed
 from memtok.errors import MemtokError
 from memtok.training.recipes import Recipe, find_recipe
@@ -44,6 +44,7 @@ class Settings:
     precision: str = "float32"
     workers: int | None = None
     augment: str | None = None
+    flip: bool | None = None
     validate_every: int | None = None
     validation_images: int | None = None
     log_every: int | None = None
@@ -53,6 +54,7 @@ class Settings:
     overwrite: bool = False
     on_bad_image: str = "fail"
     data_dir: str | Path | None = None
+    split: str | None = None
 
     def __post_init__(self) -> None:
         find_recipe(self.recipe)
@@ -78,6 +80,11 @@ class Settings:
         check_choice("on_bad_image", self.on_bad_image, ("fail", "skip"))
         if self.augment is not None:
             check_choice("augment", self.augment, AUGMENTATIONS)
+        if self.flip is not None and not isinstance(self.flip, bool):
+            raise MemtokError(f"expected flip as True, False or None, found {self.flip!r}; change it")
+        if self.flip and self.augment == "none":
+            raise MemtokError("expected augment inception or crop where flip is on, found none; leave one of them out")
+        check_split(self.split)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise MemtokError("expected a CUDA device, found none on this machine; use device='auto' or 'cpu'")
         if self.resume and self.out is None:
@@ -134,10 +141,11 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
     elif settings.epochs is not None:
         steps = max(1, math.ceil(settings.epochs * per_epoch))
     else:
-        steps = recipe.length(images, batch_size)
+        steps = recipe.length(images, batch_size, data.spec)
     validate_every = settings.validate_every or math.ceil(steps / VALIDATIONS)
     peak = recipe.full_learning_rate if regime == FULL else recipe.learning_rate
-    flip = data.flip
+    augment = settings.augment or data.augment
+    flip = augment != "none" and (data.flip if settings.flip is None else settings.flip)
     return Plan(
         recipe=name,
         optimizer=recipe.optimizer,
@@ -152,8 +160,7 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
         accumulate=settings.accumulate,
         seed=int(settings.seed),
         precision=settings.precision,
-        # Digits may not be mirrored, and a part of 8 % of a digit is no digit.
-        augment=settings.augment or ("inception" if flip else "crop"),
+        augment=augment,
         flip=flip,
         train_images=images,
         steps_per_epoch=per_epoch,

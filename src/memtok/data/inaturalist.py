@@ -1,0 +1,113 @@
+"""iNaturalist 2017: 675,170 photographs of 5,089 species; how many it has is read from its folders.
+
+Layout, torchvision's: `2017/GROUP/SPECIES/*.jpg` in the data folder. The official lists, train2017.json and
+val2017.json (579,184 and 95,986 images), are published apart and used where they are at hand.
+Source: G. Van Horn et al., The iNaturalist Species Classification and Detection Dataset, CVPR 2018.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from memtok.data.download import Archive, download, one_at_a_time
+from memtok.data.images import shown
+from memtok.data.listings import list_images
+from memtok.data.published import Published
+from memtok.data.sources import FileStore, ImageSet
+from memtok.data.splits import Indices
+from memtok.errors import MemtokError
+
+VERSION = "2017"
+LISTS = ("train2017.json", "val2017.json")
+LIST_FOLDERS = (".", "train_val2017", "annotations", VERSION)
+ARCHIVE_FOLDER = "train_val_images"  # the lists name the files as the archive does
+
+
+def read_inaturalist2017(data_dir: Path) -> Published:
+    """iNaturalist 2017; classes are `GROUP/SPECIES`, in the order of torchvision's."""
+    root = data_dir / VERSION
+    if not root.is_dir() or not any(root.iterdir()):
+        _download(data_dir)
+    classes = _classes(root)
+    listed = list_images(root, classes, data_dir)
+    empty = next((name for name, files in zip(classes, listed, strict=True) if not files), None)
+    if empty is not None:
+        raise MemtokError(
+            f"expected images of every species, found none in {shown(root / empty)}; delete {shown(root)} and unpack "
+            "it anew"
+        )
+    names = tuple(f"{folder}/{name}" for folder, files in zip(classes, listed, strict=True) for name in files)
+    labels = np.repeat(np.arange(len(classes)), [len(files) for files in listed])
+    images = ImageSet(FileStore(root, names), np.arange(len(names)), labels)
+    return Published(
+        classes,
+        images,
+        _official(data_dir, root, names),
+        lists=f"no {' and '.join(LISTS)} in {shown(data_dir)}",
+    )
+
+
+def _download(data_dir: Path) -> None:
+    from torchvision.datasets import INaturalist, inaturalist
+
+    archive = Archive(f"{VERSION}.tgz", inaturalist.DATASET_URLS[VERSION], inaturalist.DATASET_MD5[VERSION])
+    with one_at_a_time(data_dir):
+        download(
+            "iNaturalist 2017",
+            lambda: INaturalist(str(data_dir), version=VERSION, download=True),
+            root=data_dir,
+            missing=[f"{VERSION}/"],
+            archives=[archive],
+        )
+
+
+def _classes(root: Path) -> tuple[str, ...]:
+    """GROUP/SPECIES, sorted by group and then by species, as torchvision numbers them."""
+    groups = _folders(root)
+    return tuple(f"{group}/{species}" for group in groups for species in _folders(root / group))
+
+
+def _folders(path: Path) -> list[str]:
+    return sorted(child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def _official(data_dir: Path, root: Path, names: tuple[str, ...]) -> tuple[Indices, Indices] | None:
+    """The positions of the official training and validation images; None where one of the lists is not at hand."""
+    folders = [data_dir / folder for folder in LIST_FOLDERS]
+    found = [next((folder / name for folder in folders if (folder / name).is_file()), None) for name in LISTS]
+    paths = [path for path in found if path is not None]
+    if len(paths) < len(LISTS):
+        return None
+    numbers = {name: number for number, name in enumerate(names)}
+    train, test = (positions_of(read_list(path), numbers, path, root) for path in paths)
+    return train, test
+
+
+def read_list(path: Path) -> list[str]:
+    """The file names, as GROUP/SPECIES/NAME, in a list in COCO's format; MemtokError if it is something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        files = [str(image["file_name"]) for image in content["images"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MemtokError(
+            f"expected a list of images in COCO's format, found {shown(path)} "
+            f"({' '.join(str(error).split()) or type(error).__name__}); get it again"
+        ) from error
+    return [name.removeprefix(f"{ARCHIVE_FOLDER}/") for name in files]
+
+
+def positions_of(listed: list[str], numbers: dict[str, int], path: Path, root: Path) -> Indices:
+    """Where the `listed` names stand in a data set; MemtokError if one is not there or stands in the list twice."""
+    missing = [name for name in listed if name not in numbers]
+    if missing:
+        raise MemtokError(
+            f"expected the {len(listed):,} images of {shown(path)} in {shown(root)}, found {len(missing):,} of them "
+            f"missing, such as {shown(missing[0])}; get the images again, or remove the list"
+        )
+    positions = np.array([numbers[name] for name in listed], dtype=np.int64)
+    if len(np.unique(positions)) < len(positions) or not len(positions):
+        raise MemtokError(f"expected every image once in {shown(path)}, found some twice or none; get it again")
+    return np.sort(positions)

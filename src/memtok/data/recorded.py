@@ -1,0 +1,135 @@
+"""The split that a task was trained with, taken up again when the task is evaluated.
+
+The record in a task file says which data it saw and how they were split. Evaluation opens the same data with the same
+split; another one, asked for by name, is refused where it would test on images that the task was trained on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from memtok.data.datasets import check_split, open_data
+from memtok.data.sources import DataSource
+from memtok.data.splits import EIGHTY_TWENTY, SPLIT_FILE_80_20, SPLITS, check_fraction, check_seed
+from memtok.errors import MemtokError
+
+logger = logging.getLogger("memtok")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a record says of the data: as it was named, and how it was split. seed and fraction None: not drawn."""
+
+    spec: str
+    kind: str
+    seed: int | None
+    fraction: float | None
+    digest: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `open_data` is told to split alike. A folder's written split knows seed and fraction by itself."""
+        split = self.kind if self.kind in SPLITS else None
+        if self.spec.startswith("folder:"):
+            return {"split": split}
+        return {"split": split, "seed": self.seed, "validation_fraction": self.fraction}
+
+
+def trained_on(record: Mapping[str, Any]) -> Trained | None:
+    """What the record of a task, or of a whole model, says of its data; None if it says nothing of the kind."""
+    try:
+        data = record["data"]
+        split = data["split"]
+        seed, fraction = split["seed"], split["fraction"]
+        return Trained(
+            spec=str(data["spec"]),
+            kind=str(split["kind"]),
+            seed=None if seed is None else check_seed(seed),
+            fraction=None if fraction is None else check_fraction(fraction),
+            digest=str(split["digest"]),
+        )
+    except (KeyError, TypeError, MemtokError):  # an old or foreign record
+        return None
+
+
+def opening_key(spec: str, record: Mapping[str, Any]) -> tuple[str, Trained | None]:
+    """Two tasks for which this is equal get the same images from `open_as_trained`."""
+    trained = trained_on(record)
+    same = trained is not None and (trained.spec == spec or _moved_folder(spec, trained))
+    return spec, trained if same else None
+
+
+def open_as_trained(
+    spec: str,
+    record: Mapping[str, Any],
+    *,
+    who: str,
+    classes: Sequence[str],
+    part: str,
+    split: str | None = None,
+    data_dir: str | Path | None = None,
+    on_bad_image: str = "fail",
+) -> DataSource:
+    """Opens `spec` with the split that `record` names, if the record is about the same data; else as `open_data`.
+
+    `who` names the task in messages, `classes` are its own, `part` is what will be looked at: "test", "validation" or
+    "train". `split` asks for a split; MemtokError if the part then holds images that the task was trained on.
+    """
+    check_split(split)
+    open_one = partial(open_data, spec, data_dir=data_dir, on_bad_image=on_bad_image)
+    trained = trained_on(record)
+    if trained is None or trained.spec != spec:
+        if trained is not None and split is None and _moved_folder(spec, trained):
+            data = open_one(split=EIGHTY_TWENTY)
+            if _of(data, classes).split_digest == trained.digest:
+                return data
+        return open_one(split=split)
+    if split in (None, trained.arguments["split"]):
+        data = open_one(**trained.arguments)
+        now = _of(data, classes).split_digest
+        if now != trained.digest:
+            logger.warning(
+                "%s is not split as it was when %s was trained (%s then, %s now): images were added, removed or left "
+                "out, so some of the %s part may have been trained on",
+                spec,
+                who,
+                trained.digest[:19],
+                now[:19],
+                part,
+            )
+        return data
+    data = open_one(split=split)
+    if part != "train":
+        before = _of(open_one(**trained.arguments), classes)
+        check_apart(before, _of(data, classes), part, who=who)
+    return data
+
+
+def check_apart(trained: DataSource, tested: DataSource, part: str, *, who: str) -> None:
+    """Raises MemtokError if `part` of `tested` holds images of the training part of `trained`."""
+    images = getattr(tested, part).identities
+    common = len(set(trained.train.identities).intersection(images))
+    if common:
+        raise MemtokError(
+            f"expected a {part} part that {who} was not trained on, found {common:,} of its training images (split "
+            f"{trained.split_kind}) among the {len(images):,} of {tested.spec} (split {tested.split_kind}); leave the "
+            "split out to take that of the training"
+        )
+
+
+def _of(data: DataSource, classes: Sequence[str]) -> DataSource:
+    """The images of these classes, which may be some of those in the data or all, in any order."""
+    if set(classes) < set(data.classes) and len(classes) > 1:
+        return data.only(classes)
+    return data
+
+
+def _moved_folder(spec: str, trained: Trained) -> bool:
+    """Whether `spec` may be the folder that the record names otherwise: its 80-20 split lies in it."""
+    folders = spec.startswith("folder:") and trained.spec.startswith("folder:") and trained.kind == EIGHTY_TWENTY
+    return folders and (Path(spec.removeprefix("folder:")).expanduser() / SPLIT_FILE_80_20).is_file()
