@@ -39,6 +39,7 @@ _HOMES = {
     "training_transform": "data",
     "FullModel": "training",
     "train": "training",
+    "train_together": "training",
     "verify": "verification",
 }
 
@@ -64,6 +65,7 @@ __all__ = [
     "reference_outputs",
     "save_tasks",
     "train",
+    "train_together",
     "training_transform",
     "verify",
 ]
@@ -81,7 +83,7 @@ if TYPE_CHECKING:
     from memtok.preprocessing import Preprocessing
     from memtok.reference import attention_mask, reference_outputs
     from memtok.task import Task
-    from memtok.training import FullModel, train
+    from memtok.training import FullModel, train, train_together
     from memtok.verification import verify
 
 

@@ -200,3 +200,35 @@ def variant_outputs(backbone: Backbone, task: Task, images: Tensor, *, attention
         image = torch.cat([torch.zeros_like(seen[..., :1]), seen[..., 1:count]], dim=-1)
         looked[task.name] = TaskAttention(image, seen[..., :1], seen[..., count:])
     return Outputs(None, None, logits, looked)
+
+
+def unmasked_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor) -> Outputs:
+    """Answers of tasks that are put side by side without a mask: every token sees every task. No base output.
+
+    What the mask of Table 1 prevents, to measure what it is worth. The tasks' class tokens take the place of the base
+    one, and all tokens see all class tokens and all memory cells, whatever a task was trained to see. With one task
+    of regime `head+class` or `memory-shared` this is `variant_outputs`. Raises MemtokError for tasks without class
+    tokens, with adapters, or with memory that walks through the layers.
+    """
+    for task in tasks:
+        if not task.queries or task.adapter_rank or task.regime in ("memory-propagated", "memory-additive"):
+            raise MemtokError(
+                f"expected tasks with class tokens and memory in every layer, found {task.name!r} of regime "
+                f"{task.regime!r}; train it with regime 'memory' or 'memory-shared'"
+            )
+    with torch.no_grad():
+        rest = backbone.vit.norm_pre(backbone.embed(backbone.check_images(images))[:, 1:])
+    tokens = torch.cat([task.class_tokens for task in tasks]).to(rest.dtype)
+    x = torch.cat([backbone.embed_class_tokens(tokens).expand(len(rest), -1, -1), rest], dim=1)  # (B, T + N - 1, D)
+    for layer, block in enumerate(backbone.vit.blocks):
+        normed = block.norm1(x)
+        query, key, value = split_heads(block.attn, block.attn.qkv(normed))
+        cells = torch.cat([place(task, task.memory[layer].to(x.dtype), block.norm1) for task in tasks])  # (M, D)
+        memory_key, memory_value = project_keys_and_values(block.attn, cells.expand(len(x), -1, -1))
+        key, value = torch.cat([key, memory_key], dim=2), torch.cat([value, memory_value], dim=2)
+        heads, _ = masked_attention(block.attn, query, key, value, None)
+        x = x + block.ls1(block.attn.proj(join_heads(block.attn, heads, normed)))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    final = backbone.final_norm(x[:, : len(tokens)])
+    rows = slices([task.queries for task in tasks])
+    return Outputs(None, None, {task.name: task(final[:, row]) for task, row in zip(tasks, rows, strict=True)})

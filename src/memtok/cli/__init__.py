@@ -25,7 +25,8 @@ from memtok.errors import MemtokError
 
 DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 
-# Command -> what it does, in the order in which a newcomer meets them. The module has the command's name.
+# Command -> what it does, in the order in which a newcomer meets them. The module has the command's name,
+# with underscores for hyphens.
 COMMANDS = {
     "quickstart": "train two small tasks, compose, verify and predict, with nothing but what is installed",
     "train": "train a task on a data set and write a task file",
@@ -34,6 +35,8 @@ COMMANDS = {
     "concat": "put task files together in one file",
     "verify": "prove that tasks change neither the backbone nor each other",
     "inspect": "show what is in a file",
+    "import-legacy": "turn checkpoints of the public reproduction into task files",
+    "reproduce": "run the experiments of the paper, with its figures beside the new ones",
 }
 
 
@@ -53,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # a closed pipe shows here, not when Python ends
         return code
     except KeyboardInterrupt:
-        hint = "; the same command with --resume goes on" if "train" in program else ""
+        hint = {
+            "memtok train": "; the same command with --resume goes on",
+            "memtok reproduce": "; the same command goes on",
+        }.get(program, "")
         complain(program, f"interrupted, what was written stays{hint}")
         return INTERRUPTED
     except BrokenPipeError:
@@ -83,7 +89,7 @@ def dispatch(words: list[str]) -> int:
     from memtok.cli.options import build_parser, parse  # brings jsonargparse along
 
     command = words[0]
-    module = importlib.import_module(f"memtok.cli.{command}")
+    module = importlib.import_module(f"memtok.cli.{command.replace('-', '_')}")
     parser = build_parser(command, f"{COMMANDS[command]}.", module.USAGE, module.EXAMPLES)
     module.configure(parser)
     options = parse(parser, words[1:])

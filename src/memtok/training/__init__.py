@@ -7,6 +7,7 @@ from memtok.training.progress import Progress, RichProgress, RunInfo
 from memtok.training.recipes import RECIPES, Recipe
 from memtok.training.regimes import REGIMES, FullModel, Regime, create
 from memtok.training.result import TrainResult
+from memtok.training.together import train_together
 
 __all__ = [
     "RECIPES",
@@ -20,4 +21,5 @@ __all__ = [
     "TrainResult",
     "create",
     "train",
+    "train_together",
 ]

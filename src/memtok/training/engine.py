@@ -42,18 +42,25 @@ class Engine:
 
         The result stays on the device, nothing waits for it. The norm is that before clipping.
         """
-        self.seed(number)  # for backbones with dropout, in regime `full`
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(number)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.begin(number)
         loss = torch.zeros((), device=self.device)
         for part, answers, weight in self.parts(images, labels):
             with self.accelerator.autocast():
                 logits = self.forward(part)
-            # A sum over the size of the whole batch: parts of different size then count as they should.
-            share = F.cross_entropy(logits.float(), answers, reduction="sum") * (weight / len(labels))
+            share = share_of_loss(logits, answers, weight / len(labels))
             self.accelerator.backward(share)
             loss += share.detach()
+        return self.apply(loss)
+
+    def begin(self, number: int) -> None:
+        """Makes ready for the gradients of step `number`."""
+        self.seed(number)  # for backbones with dropout, in regime `full`
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(number)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def apply(self, loss: Tensor) -> Tensor:
+        """Clips the gradients and moves the parameters; returns (2,): `loss` of all processes, and gradient norm."""
         add_up_gradients(self.accelerator, self.parameters)
         (loss,) = add_up(self.accelerator, [loss])
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.plan.clip_norm)
@@ -81,14 +88,11 @@ class Engine:
             if len(labels):
                 with self.accelerator.autocast():
                     logits = self.forward(images.to(self.device, non_blocking=True)).float()
-                rank = ranks(logits, labels)
-                loss = F.cross_entropy(logits, labels, reduction="sum")
-                sums.append(torch.stack([(rank == 0).sum().float(), (rank < 5).sum().float(), loss]))
+                sums.append(tallied(logits, labels))
         total = torch.stack(sums).to("cpu", torch.float64).sum(dim=0)
         (total,) = add_up(self.accelerator, [total.to(self.device, torch.float32)])
         self.set_mode(training=True)
-        right, five, loss_sum = (value / len(image_set) for value in total.tolist())
-        return Validation(step=step, top1=right, top5=five, loss=loss_sum)
+        return found(step, total, len(image_set))
 
     def seed(self, number: int) -> None:
         """Seeds torch's generators for step `number`."""
@@ -111,3 +115,24 @@ class Engine:
         """Copies values into the parameters."""
         for name, parameter in self.trainable.named_parameters():
             parameter.copy_(tensors[name])
+
+
+def share_of_loss(logits: Tensor, answers: Tensor, weight: float) -> Tensor:
+    """The cross-entropy of a part of a batch, (part, C) and (part,), as its share of the mean over the batch.
+
+    `weight`: 1 / images of the whole batch. Parts of different size then count as they should.
+    """
+    return F.cross_entropy(logits.float(), answers, reduction="sum") * weight
+
+
+def tallied(logits: Tensor, labels: Tensor) -> Tensor:
+    """(3,) of a batch (B, C), (B,): how many are right, right among the first five, and the sum of the losses."""
+    rank = ranks(logits, labels)
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    return torch.stack([(rank == 0).sum().float(), (rank < 5).sum().float(), loss])
+
+
+def found(step: int, total: Tensor, images: int) -> Validation:
+    """What `tallied` comes to over all images after `step` steps."""
+    right, five, loss = (value / images for value in total.tolist())
+    return Validation(step=step, top1=right, top5=five, loss=loss)

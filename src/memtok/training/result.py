@@ -25,6 +25,7 @@ class TrainResult:
     best state. best_accuracy, final_accuracy: of the best and of the last state. history: the rows of metrics.jsonl.
     seconds: in all, over all sessions; images_per_second: while training, validation left out. skipped_images: paths
     that could not be read. out: the task file, None if nothing was written. record: as in the task file.
+    diverged_at: the step whose loss or gradient was not finite, of tasks trained together; `train` raises instead.
     """
 
     model: Trainable
@@ -41,6 +42,7 @@ class TrainResult:
     split_digest: str
     out: Path | None
     record: dict[str, Any] = field(repr=False)
+    diverged_at: int | None = None
 
     @property
     def task(self) -> Task:

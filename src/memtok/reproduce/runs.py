@@ -1,0 +1,71 @@
+"""The runs of a grid: what one is, what it costs, who is told of it, and who may work on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from memtok.errors import MemtokError
+from memtok.reproduce.columns import Column
+from memtok.reproduce.records import RunRecord
+from memtok.training.progress import Progress
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the grid at one rate with one seed."""
+
+    column: Column
+    rate: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.column.name}, rate {self.rate:g}, seed {self.seed}"
+
+
+def cost(runs: Sequence[Run], together: int) -> float:
+    """What training these takes, in passes of a data set through the trunk; near enough to tell the time left."""
+    shared = sum(run.column.composable for run in runs)
+    return math.ceil(shared / together) + 0.15 * shared + 2.5 * (len(runs) - shared)
+
+
+class Listener:
+    """What a grid tells while it works. Silent; override what you want to hear."""
+
+    def left(self, amount: float) -> None:
+        """What is left to train, in units of `cost`. Called before the first run and after each training."""
+
+    def done(self, data: str, runs: Sequence[Run], records: Sequence[RunRecord]) -> None:
+        """These were trained (together)."""
+
+    def chosen(self, data: str, column: Column, rate: float) -> None:
+        """This rate is taken for a column."""
+
+    def tested(self, data: str, runs: Sequence[Run], records: Sequence[RunRecord]) -> None:
+        """These were tested."""
+
+    def training(self) -> Progress:
+        """Who listens to the steps of the next training."""
+        return Progress()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second process from training the same runs; MemtokError if one does already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise MemtokError(
+            f"expected nobody else at work in {folder}, found another process; wait for it, or use another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

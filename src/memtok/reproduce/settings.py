@@ -1,0 +1,132 @@
+"""What a grid of runs is asked for, checked before any work starts, and the part of it that may not change later."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memtok.errors import MemtokError
+from memtok.reproduce.columns import PAPER_COLUMNS, Column, find_columns
+
+RATE_FACTORS = (0.3, 1.0, 3.0)
+"""Learning rates that are tried unless told otherwise, as multiples of the recipe's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridSettings:
+    """One backbone, some data sets, some columns, some seeds.
+
+    data: specs as on the command line. columns: as in memtok.reproduce.columns. seeds: of initial values, order and
+    augmentation; the learning rate is chosen with the first one. out: the folder that everything is written to.
+    learning_rates, full_learning_rates: those to choose among, by default three around the recipe's; the second of
+    regime `full`. validation_images, test_images: how many are looked at, stratified; None means all. together: how
+    many configurations train over one pass of the trunk at most. keep_models: keep trained models of regime `full` as
+    well. The others are arguments of `memtok.train`.
+    """
+
+    backbone: str
+    data: tuple[str, ...]
+    out: Path
+    columns: tuple[str, ...] = PAPER_COLUMNS
+    seeds: tuple[int, ...] = (0,)
+    recipe: str = "paper"
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int | None = None
+    accumulate: int = 1
+    image_size: int | None = None
+    learning_rates: tuple[float, ...] | None = None
+    full_learning_rates: tuple[float, ...] | None = None
+    split: str | None = None
+    augment: str | None = None
+    flip: bool | None = None
+    validation_images: int | None = None
+    test_images: int | None = None
+    device: str = "auto"
+    precision: str = "float32"
+    workers: int | None = None
+    data_dir: str | None = None
+    on_bad_image: str = "fail"
+    together: int = 24
+    keep_models: bool = False
+
+    def __post_init__(self) -> None:
+        from memtok.data.datasets import check_spec
+        from memtok.training.settings import Settings, check_whole
+
+        find_columns(self.columns)
+        for what, values in (("data", self.data), ("columns", self.columns), ("seeds", self.seeds)):
+            if not values or len(set(values)) != len(values):
+                raise MemtokError(
+                    f"expected {what}, each once, found {', '.join(map(str, values)) or 'none'}; name some"
+                )
+        for spec in self.data:
+            check_spec(spec)
+        for name in ("validation_images", "test_images", "together"):
+            check_whole(name, getattr(self, name), least=1)
+        for seed in self.seeds:
+            Settings(**self.training(), seed=seed)
+        for rates in (self.learning_rates, self.full_learning_rates):
+            if rates is not None and (not rates or len(set(rates)) != len(rates)):
+                raise MemtokError(f"expected learning rates, each once, found {rates}; name some")
+            for rate in rates or ():
+                Settings(learning_rate=rate)
+
+    def training(self) -> dict[str, Any]:
+        """The arguments of `train` that all runs share."""
+        names: tuple[str, ...] = ("recipe", "steps", "epochs", "batch_size", "accumulate", "augment", "flip")
+        names += ("validation_images", "device", "precision", "workers", "on_bad_image", "data_dir")
+        return {name: getattr(self, name) for name in names}
+
+    def fixed(self, fingerprint: str, image_size: tuple[int, int]) -> dict[str, Any]:
+        """What must be the same whenever the grid in `out` goes on, as JSON-able values."""
+        names: tuple[str, ...] = ("recipe", "steps", "epochs", "batch_size", "accumulate", "split", "augment", "flip")
+        names += ("validation_images", "test_images", "precision")
+        return {
+            "backbone": fingerprint,
+            "image_size": list(image_size),
+            "first_seed": self.seeds[0],
+            **{name: getattr(self, name) for name in names},
+        }
+
+    def rates(self, column: Column) -> tuple[float, ...]:
+        """Learning rates to choose among, ascending."""
+        from memtok.training.recipes import find_recipe
+
+        _, recipe = find_recipe(self.recipe)
+        full = column.regime == "full"
+        given = self.full_learning_rates if full else self.learning_rates
+        middle = recipe.full_learning_rate if full else recipe.learning_rate
+        return tuple(sorted(given or (float(f"{middle * factor:.6g}") for factor in RATE_FACTORS)))
+
+
+def slug(text: str) -> str:
+    """`text` as the name of a folder: letters, digits, dots, hyphens; with a digest where that changed it."""
+    import hashlib
+
+    plain = re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.")[-60:]
+    return plain if plain == text else f"{plain or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def check_fixed(path: Path, fixed: dict[str, Any]) -> None:
+    """MemtokError unless a grid in this folder was made with these settings; writes them down where there is none."""
+    from memtok.files import write_json
+
+    if not path.exists():
+        write_json(path, fixed)
+        return
+    try:
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise MemtokError(
+            f"expected the settings of a grid in {path}, found something else; use another --out"
+        ) from error
+    for key in sorted(found.keys() | fixed.keys()):
+        if found.get(key) != fixed.get(key):
+            raise MemtokError(
+                f"expected the settings of the grid in {path.parent}, {key} {json.dumps(found.get(key))}, found "
+                f"{json.dumps(fixed.get(key))}; use the same, or another --out"
+            )

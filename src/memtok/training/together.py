@@ -1,0 +1,353 @@
+"""Many tasks trained at once on one data set, over one pass of the trunk: `train_together`.
+
+Tasks that compose never see each other, so the gradient of the sum of their losses is, for each task, that of its own
+loss. Every task has its own optimizer, rate, decay and clipping and ends with the tensors that it would have alone (to
+float32 rounding); only the trunk's pass over the images is shared. A task whose loss stops being finite is put back to
+its initial values, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from memtok.data import DataSource, batches, evaluation_transform, training_transform
+from memtok.errors import MemtokError
+from memtok.files import atomic_write
+from memtok.model import MemoryViT
+from memtok.task import Task, topological
+from memtok.training.device import accelerator_for, add_up, kept_gpu_state, moved, own_rows, same_start
+from memtok.training.engine import Engine, found, share_of_loss, tallied
+from memtok.training.loop import as_found, matching, open_source
+from memtok.training.optim import optimizer_tensors, restore_optimizer
+from memtok.training.progress import Progress, RichProgress, RunInfo
+from memtok.training.recipes import images_seen
+from memtok.training.regimes import check_trainable, count_parameters, frozen_parts
+from memtok.training.result import TrainResult, make_record
+from memtok.training.session import configuration
+from memtok.training.settings import SAVE_SECONDS, Plan, Settings, default_workers, make_plan
+from memtok.training.state import FORMAT, RunState, Validation, check_same_run, read_header
+
+
+def train_together(
+    tasks: Sequence[Task],
+    data: str | DataSource | Any,
+    *,
+    learning_rates: Sequence[float] | None = None,
+    weight_decays: Sequence[float] | None = None,
+    state: str | Path | None = None,
+    progress: bool | Progress = False,
+    **shared: Any,
+) -> list[TrainResult]:
+    """Trains composable tasks of one backbone at once, in place; returns their results in order.
+
+    learning_rates, weight_decays: one per task, else as the recipe has them. state: a file that the run is saved to
+    now and then and goes on from if it is there; removed by nobody. shared: arguments of `train`, the same for all:
+    recipe, steps or epochs, batch_size, accumulate, seed, device, precision, workers, augment, flip, validation_images,
+    log_every, on_bad_image, data_dir. The tasks are validated once, after the last step, and keep their last state.
+
+    A task that diverged has `diverged_at` set in its result, an accuracy of 0, and its initial values.
+    Raises MemtokError for tasks that cannot share a pass and for bad arguments.
+    """
+    for name in ("out", "resume", "overwrite", "save_every", "validate_every", "learning_rate", "weight_decay"):
+        if name in shared:
+            raise MemtokError(f"expected no {name} for tasks trained together, found one; leave it out")
+    settings = Settings(**shared)
+    check_together(tasks, {"learning_rates": learning_rates, "weight_decays": weight_decays})
+    listener = progress if isinstance(progress, Progress) else RichProgress() if progress else Progress()
+    with ExitStack() as stack:
+        accelerator = stack.enter_context(accelerator_for(settings.device, settings.precision))
+        if not accelerator.is_main_process:
+            listener = Progress()
+        stack.callback(listener.close)
+        for task in tasks:
+            stack.enter_context(as_found(task))
+        with accelerator.main_process_first():
+            source = matching(open_source(data, tasks[0], settings, listener), tasks[0])
+        common = make_plan(settings, tasks[0].regime, source)
+        plans = [
+            replace(
+                common,
+                learning_rate=common.learning_rate if learning_rates is None else float(learning_rates[index]),
+                weight_decay=common.weight_decay if weight_decays is None else float(weight_decays[index]),
+            )
+            for index in range(len(tasks))
+        ]
+        home = tasks[0].class_tokens.device
+        place = home if settings.device == "auto" and home.type != "cpu" else accelerator.device
+        stack.enter_context(moved(modules_of(tasks), place))
+        stack.enter_context(kept_gpu_state(place))
+        path = None if state is None else Path(state)
+        return Together(tasks, source, plans, settings, accelerator, place, listener, path).run()
+
+
+def check_together(tasks: Sequence[Task], per_task: Mapping[str, Sequence[float] | None]) -> None:
+    """MemtokError unless these tasks can be trained in one pass."""
+    if not tasks or not all(isinstance(task, Task) for task in tasks):
+        raise MemtokError("expected a list of tasks to train together, found another; make them with Task.create")
+    for task in tasks:
+        check_trainable(task)
+        if task.classes != tasks[0].classes:
+            raise MemtokError(
+                f"expected tasks of the same classes, found others in {task.name!r} than in {tasks[0].name!r}; "
+                "train them apart"
+            )
+    for name, values in per_task.items():
+        if values is not None and len(values) != len(tasks):
+            raise MemtokError(f"expected {len(tasks)} {name}, one per task, found {len(values)}; give one for each")
+        for value in values or ():
+            if not math.isfinite(value) or value < 0 or (value == 0 and name == "learning_rates"):
+                raise MemtokError(f"expected finite {name} above 0, found {value!r}; change it")
+
+
+def modules_of(tasks: Sequence[Task]) -> list[torch.nn.Module]:
+    """The tasks and all that their passes need, each once."""
+    everything = [part for task in tasks for part in (task, *frozen_parts(task))]
+    return list({id(module): module for module in everything}.values())
+
+
+class Together:
+    """One run of several tasks, from its start or its saved state to its end. Modules are on `device` already."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        data: DataSource,
+        plans: Sequence[Plan],
+        settings: Settings,
+        accelerator: Accelerator,
+        device: torch.device,
+        progress: Progress,
+        path: Path | None,
+    ) -> None:
+        self.tasks, self.data, self.plans, self.plan = tasks, data, plans, plans[0]
+        self.accelerator, self.device, self.progress, self.path = accelerator, device, progress, path
+        self.workers = default_workers(device) if settings.workers is None else settings.workers
+        self.engines = [Engine(task, plan, accelerator, device) for task, plan in zip(tasks, plans, strict=True)]
+        names = [task.name for task in tasks]
+        self.model = MemoryViT(tasks[0].backbone, topological(tasks)).select(names)
+        self.initial = [engine.snapshot() for engine in self.engines]
+        self.validation_set = data.validation.take(self.plan.validation_images, seed=0)
+        self.configs = [configuration(task, data, plan) for task, plan in zip(tasks, plans, strict=True)]
+        self.step, self.seconds = 0, 0.0
+        self.pending: list[Tensor] = []
+        self.history: list[list[dict[str, Any]]] = [[] for _ in tasks]
+        self.diverged: list[int | None] = [None for _ in tasks]
+
+    def run(self) -> list[TrainResult]:
+        """Goes to the last step, validates and returns the results."""
+        self.restore()
+        self.progress.start(self.info())
+        begun = saved = time.perf_counter()
+        before = self.seconds
+        transform = training_transform(self.tasks[0].preprocessing, self.plan.augment, self.plan.flip)
+        for images, labels, _ in batches(
+            self.data.train,
+            transform,
+            batch_size=self.plan.batch_size,
+            seed=self.plan.seed,
+            shuffle=True,
+            start_step=self.step,
+            steps=self.plan.steps,
+            workers=self.workers,
+        ):
+            self.pending.append(self.train_step(images, labels))
+            self.step += 1
+            self.progress.step(self.step)
+            self.seconds = before + time.perf_counter() - begun
+            if self.step % self.plan.log_every == 0 or self.step == self.plan.steps:
+                self.log()
+            if self.path and time.perf_counter() - saved >= SAVE_SECONDS:
+                self.save()
+                saved = time.perf_counter()
+        validations = self.validate()
+        return [self.result(index, validations[index]) for index in range(len(self.tasks))]
+
+    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One step of every task on images (B, 3, H, W) and labels (B,); returns (tasks, 2): losses, gradient norms."""
+        for engine in self.engines:
+            engine.begin(self.step)
+        losses = [torch.zeros((), device=self.device) for _ in self.tasks]
+        for part, answers, weight in self.engines[0].parts(images, labels):
+            with self.accelerator.autocast():
+                out = self.model(part, base=False)
+            shares = [share_of_loss(out[task.name], answers, weight / len(labels)) for task in self.tasks]
+            self.accelerator.backward(torch.stack(shares).sum())
+            for loss, share in zip(losses, shares, strict=True):
+                loss += share.detach()
+        return torch.stack([engine.apply(loss) for engine, loss in zip(self.engines, losses, strict=True)])
+
+    def log(self) -> None:
+        """Reads the losses since the last time, notices who diverged, and tells the progress."""
+        values = torch.stack(self.pending).to("cpu", torch.float64)  # (steps, tasks, 2); waits for the device
+        first = self.step - len(values) + 1
+        self.pending = []
+        for index, engine in enumerate(self.engines):
+            finite = values[:, index].isfinite().all(dim=1).tolist()
+            if self.diverged[index] is None and not all(finite):
+                self.diverged[index] = first + finite.index(False)
+            if self.diverged[index] is None:
+                loss, norm = values[:, index].mean(dim=0).tolist()
+                rate = engine.rate(self.step - 1)
+                self.history[index].append(
+                    {"step": self.step, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
+                )
+        alive = [rows[-1]["loss"] for rows, lost in zip(self.history, self.diverged, strict=True) if lost is None]
+        seen = images_seen(self.step, self.plan.train_images, self.plan.batch_size)
+        self.progress.log(
+            {
+                "step": self.step,
+                "epoch": round(seen / self.plan.train_images, 4),
+                "loss": min(alive, default=math.nan),
+                "learning_rate": self.engines[0].rate(self.step - 1),
+                "gradient_norm": 0.0 if not alive else max(rows[-1]["gradient_norm"] for rows in self.history if rows),
+                "images_per_second": round(seen / max(self.seconds, 1e-9), 2),
+                "seconds": round(self.seconds, 3),
+            }
+        )
+
+    @torch.no_grad()
+    def validate(self) -> list[Validation]:
+        """Accuracy and loss of every task on the validation images."""
+        transform = evaluation_transform(self.tasks[0].preprocessing)
+        size = math.ceil(self.plan.batch_size / self.plan.accumulate)
+        sums = torch.zeros(len(self.tasks), 3, device=self.device, dtype=torch.float64)
+        for images, labels, _ in batches(self.validation_set, transform, batch_size=size, workers=self.workers):
+            images, labels = own_rows(self.accelerator, images), own_rows(self.accelerator, labels).to(self.device)
+            if len(labels):
+                with self.accelerator.autocast():
+                    out = self.model(images.to(self.device, non_blocking=True), base=False)
+                sums += torch.stack([tallied(out[task.name].float(), labels) for task in self.tasks])
+        (total,) = add_up(self.accelerator, [sums])
+        return [found(self.step, row, len(self.validation_set)) for row in total.cpu()]
+
+    def result(self, index: int, validation: Validation) -> TrainResult:
+        """What one task came to; a diverged one gets its initial values back."""
+        task, plan, engine = self.tasks[index], self.plans[index], self.engines[index]
+        finite = all(bool(parameter.isfinite().all()) for parameter in engine.parameters)
+        if self.diverged[index] is None and not (finite and math.isfinite(validation.loss)):
+            self.diverged[index] = self.step
+        if self.diverged[index] is not None:
+            engine.load(self.initial[index])
+            validation = Validation(step=self.step, top1=0.0, top5=0.0, loss=0.0)
+        state = RunState(step=self.step, seconds=self.seconds, best=validation, last=validation)
+        record = make_record(task, self.data, plan, state, validation, self.device.type)
+        record["together"] = len(self.tasks)
+        if self.diverged[index] is not None:
+            record["metrics"] = {"diverged_at": self.diverged[index]}
+        task.record = record
+        trained, total = count_parameters(task)
+        return TrainResult(
+            model=task,
+            steps=self.step,
+            best_step=self.step,
+            best_accuracy=validation.top1,
+            final_accuracy=validation.top1,
+            history=self.history[index],
+            seconds=self.seconds,
+            images_per_second=images_seen(self.step, plan.train_images, plan.batch_size) / max(self.seconds, 1e-9),
+            trainable_parameters=trained,
+            total_parameters=total,
+            skipped_images=tuple(self.data.skipped),
+            split_digest=self.data.split_digest,
+            out=None,
+            record=record,
+            diverged_at=self.diverged[index],
+        )
+
+    # The saved state
+
+    def save(self) -> None:
+        """Writes all that going on needs, atomically."""
+        if self.path is None or not self.accelerator.is_main_process:
+            return
+        tensors: dict[str, Tensor] = {}
+        for index, (task, engine) in enumerate(zip(self.tasks, self.engines, strict=True)):
+            tensors |= {f"{index}.parameters.{name}": value for name, value in engine.snapshot().items()}
+            tensors |= {f"{index}.initial.{name}": value for name, value in self.initial[index].items()}
+            kept = optimizer_tensors(task, engine.optimizer)
+            tensors |= {f"{index}.optimizer.{name}": value.detach().cpu() for name, value in kept.items()}
+        if self.pending:
+            tensors["pending"] = torch.stack(self.pending).cpu()
+        header = {
+            "format": FORMAT,
+            "configs": self.configs,
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "diverged": self.diverged,
+        }
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
+        with atomic_write(self.path) as temporary:
+            save_file(tensors, temporary, metadata={"memtok-run": json.dumps(header, allow_nan=False)})
+
+    def restore(self) -> None:
+        """Takes over the saved state, if there is one of this very run; MemtokError if it is of another."""
+        header = read_header(self.path) if self.path else None
+        if header is None:
+            for engine in self.engines:
+                same_start(self.accelerator, engine.parameters)
+            return
+        assert self.path
+        found = header.get("configs", [])
+        if len(found) != len(self.tasks):
+            raise MemtokError(
+                f"expected the state of {len(self.tasks)} tasks in {self.path}, found that of {len(found)}; delete it, "
+                "or train the same tasks"
+            )
+        for mine, other in zip(self.configs, found, strict=True):
+            check_same_run(other, mine, self.path)
+        with safe_open(self.path, framework="pt") as stream:
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
+        for index, (task, engine) in enumerate(zip(self.tasks, self.engines, strict=True)):
+            part = {
+                kind: {
+                    key.removeprefix(f"{index}.{kind}."): value
+                    for key, value in tensors.items()
+                    if key.startswith(f"{index}.{kind}.")
+                }
+                for kind in ("parameters", "initial", "optimizer")
+            }
+            engine.load(part["parameters"])
+            self.initial[index] = part["initial"]
+            restore_optimizer(task, engine.optimizer, part["optimizer"], str(self.path))
+        self.pending = list(tensors.get("pending", torch.empty(0)).to(self.device))
+        self.step, self.seconds = header["step"], header["seconds"]
+        self.history, self.diverged = header["history"], header["diverged"]
+
+    def info(self) -> RunInfo:
+        """What progress is told at the start."""
+        plan = self.plan
+        counts = [count_parameters(task) for task in self.tasks]
+        rates = sorted({each.learning_rate for each in self.plans})
+        return RunInfo(
+            name=f"{len(self.tasks)} tasks together",
+            regime=", ".join(sorted({task.regime for task in self.tasks})),
+            classes=len(self.tasks[0].classes),
+            trainable_parameters=sum(own for own, _ in counts),
+            total_parameters=sum(own for own, _ in counts) + counts[0][1] - counts[0][0],
+            train_images=plan.train_images,
+            validation_images=plan.validation_images,
+            steps=plan.steps,
+            start_step=self.step,
+            epochs=plan.steps / plan.steps_per_epoch,
+            batch_size=plan.batch_size,
+            learning_rate=rates[-1],
+            recipe=plan.recipe,
+            augment=plan.augment,
+            device=self.device.type,
+            precision=plan.precision,
+            out=self.path,
+        )

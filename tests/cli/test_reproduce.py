@@ -1,0 +1,167 @@
+"""`memtok reproduce`: what it prints and writes, presets, and its errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from memtok.cli import reproduce
+from memtok.presets import PRESETS, find_preset
+from memtok.training import RECIPES
+from tests.cli.conftest import Run
+
+QUICK = (
+    *("--backbone", "tiny.safetensors", "--recipe", "default", "--steps", "2", "--batch-size", "4"),
+    *("--learning-rates", "0.01", "--full-learning-rates", "0.001", "--augment", "none", "--device", "cpu"),
+)
+PHOTOS = ("--data", "folder:photos")
+
+
+@pytest.fixture
+def photos(workspace: Path) -> Path:
+    return workspace
+
+
+def test_table2(photos: Path, run: Run) -> None:
+    words = (
+        "table2",
+        *QUICK,
+        *PHOTOS,
+        "--columns",
+        "full",
+        "head",
+        "memory-1",
+        "memory-1-unmasked",
+        "--seeds",
+        "0",
+        "1",
+    )
+    found = run("reproduce", *words, "--out", "grid", "--json", "result.json")
+    assert found.code == 0, found.err
+    for ending in ("json", "csv", "md", "png"):
+        assert f"wrote grid/table2.{ending}" in found.out
+        assert (photos / "grid" / f"table2.{ending}").stat().st_size > 100
+    assert "1 cell, no mask" in found.out
+    assert "left for training" in found.err
+    assert json.loads(Path("result.json").read_text()) == json.loads(Path("grid/table2.json").read_text())
+    again = run("reproduce", *words, "--out", "grid")
+    assert again.code == 0, again.err
+    assert "validation part" not in again.err  # nothing was left to train
+    assert again.out == found.out
+
+
+def test_architectures(photos: Path, run: Run) -> None:
+    words = [*QUICK, "stranger.safetensors"]
+    words.insert(2, words.pop())  # two backbones
+    found = run("reproduce", "architectures", *words, *PHOTOS, "--columns", "head", "--seeds", "0", "--out", "grid")
+    assert found.code == 0, found.err
+    rows = json.loads(Path("grid/architectures.json").read_text())["rows"]
+    assert [row["backbone"] for row in rows] == ["tiny.safetensors", "stranger.safetensors"]
+
+
+def test_concat_and_extension(photos: Path, run: Run) -> None:
+    (photos / "photos").rename(photos / "one")
+    import shutil
+
+    shutil.copytree(photos / "one", photos / "two")
+    data = ("--data", "folder:one", "folder:two", "--memory", "1", "--seeds", "0")
+    for experiment in ("concat", "extension"):
+        found = run("reproduce", experiment, *QUICK, *data, "--out", "grid", "--json", "result.json")
+        assert found.code == 0, found.err
+        assert "answers exactly as many test images right as it did alone" in found.out
+        assert json.loads(Path("result.json").read_text())["unchanged"] is True
+        assert (photos / "grid" / f"{experiment}.png").exists()
+
+
+def test_a_preset_that_does_not_fit_the_backbone(photos: Path, run: Run) -> None:
+    found = run("reproduce", "table2", "--preset", "paper-cifar100", "--image-size", "32", *QUICK, "--out", "grid")
+    assert found.code == 1
+    assert "ViT-B/32" in found.error
+    assert not (photos / "grid").exists()
+
+
+def test_presets_fill_in_what_is_not_given() -> None:
+    from jsonargparse import Namespace
+
+    for name in PRESETS:
+        preset = find_preset(name)
+        keys = (
+            "backbone",
+            "data",
+            "columns",
+            "recipe",
+            "steps",
+            "epochs",
+            "image_size",
+            "split",
+            "learning_rates",
+            "memory",
+        )
+        options = Namespace(experiment=preset.experiment, preset=name, **dict.fromkeys(keys))
+        options.recipe = "default"  # what the user typed stays
+        reproduce.apply_preset(options)
+        assert options.recipe == "default"
+        assert options.data == list(preset.data)
+        assert options.steps == preset.steps
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_what_a_preset_spells_is_what_it_fills_in(workspace: Path, name: str) -> None:
+    import shlex
+
+    from memtok.cli.options import build_parser, parse
+
+    settings = []
+    for command in (find_preset(name).command, find_preset(name).spelled):
+        parser = build_parser("reproduce", "d", reproduce.USAGE, reproduce.EXAMPLES)
+        reproduce.configure(parser)
+        options = parse(parser, shlex.split(command)[2:])
+        assert options is not None
+        reproduce.apply_preset(options)
+        settings.append((reproduce.settings_of(options), options.memory))
+    assert settings[0] == settings[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "expected an experiment (table2, architectures, concat, extension), found none"),
+        (("table3", "--out", "x"), "found 'table3'"),
+        (("table2",), "expected --out"),
+        (("table2", "--out", "x", "--columns", "heads"), "expected a column (full, head"),
+        (("table2", "--out", "x", "--data", "cifar1000"), "cifar100"),
+        (("table2", "--out", "x", "--preset", "paper"), "paper-sun397"),
+        (("concat", "--out", "x", "--preset", "paper-sun397"), "memtok reproduce table2 --preset paper-sun397"),
+        (("table2", "--out", "x", "--backbone", "a", "b"), "one --backbone"),
+        (("table2", "--out", "x", "--memory", "3"), "no --memory for table2"),
+        (("concat", "--out", "x", "--columns", "head"), "no --columns for concat"),
+        (("table2", "--out", "x", "--seeds", "one"), "expected --seeds as a whole number"),
+        (("table2", "--out", "x", "--steps", "5", "--epochs", "1"), "steps or epochs"),
+    ],
+)
+def test_wrong_arguments(workspace: Path, run: Run, words: tuple[str, ...], expected: str) -> None:
+    found = run("reproduce", *words)
+    assert found.code == 2
+    assert expected in found.error
+    assert not (workspace / "x").exists()
+
+
+def test_failures_leave_nothing(photos: Path, run: Run) -> None:
+    for words, expected in (
+        ((*QUICK, "--data", "folder:nowhere"), "nowhere"),
+        (("--backbone", "missing.safetensors", *QUICK[2:], *PHOTOS), "missing.safetensors"),
+    ):
+        found = run("reproduce", "table2", *words, "--seeds", "0", "--out", "grid")
+        assert found.code == 1
+        assert expected in found.error
+        assert not list(photos.glob("grid/runs/*/*/*"))
+
+
+def test_recipes_are_those_of_training() -> None:
+    assert set(reproduce.RECIPES) == set(RECIPES)
+
+
+def test_durations() -> None:
+    assert [reproduce.duration(seconds) for seconds in (5, 100, 3600, 6000)] == ["5 s", "2 min", "60 min", "1 h 40 min"]

@@ -1,0 +1,120 @@
+"""Tasks that are trained together end as they do alone, whatever the others do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import memtok
+from memtok.backbone import Backbone
+from memtok.data import DataSource
+from memtok.training import train, train_together
+from tests.training.helpers import Recorder, fingerprint, new_task
+
+SHARED: dict[str, Any] = {
+    "steps": 8,
+    "batch_size": 16,
+    "device": "cpu",
+    "workers": 0,
+    "augment": "none",
+    "log_every": 2,
+}
+CONFIGURATIONS: list[dict[str, Any]] = [
+    {"memory": 0},
+    {"memory": 3},
+    {"memory": 3, "seed": 1},
+    {"memory": 1, "queries": 2},
+    {"memory": 2, "adapter_rank": 2},
+    {"regime": "head", "memory": None},
+]
+RATES = [0.02, 0.05, 0.01, 0.02, 0.03, 0.1]
+DECAYS = [0.0, 0.1, 0.01, 0.0, 0.2, 0.05]
+
+
+def fresh(backbone: Backbone, data: DataSource) -> list[memtok.Task]:
+    """A new task for every configuration."""
+    return [new_task(backbone, data, name=f"task-{n}", **more) for n, more in enumerate(CONFIGURATIONS)]
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_each_task_ends_as_it_does_alone(backbone: Backbone, data: DataSource, recipe: str) -> None:
+    before = fingerprint(backbone)
+    together = fresh(backbone, data)
+    results = train_together(together, data, learning_rates=RATES, weight_decays=DECAYS, recipe=recipe, **SHARED)
+    assert fingerprint(backbone) == before
+    for index, alone in enumerate(fresh(backbone, data)):
+        single = train(
+            alone,
+            data,
+            recipe=recipe,
+            learning_rate=RATES[index],
+            weight_decay=DECAYS[index],
+            validate_every=SHARED["steps"],
+            **SHARED,
+        )
+        for (name, one), other in zip(together[index].named_parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        assert results[index].final_accuracy == pytest.approx(single.final_accuracy, abs=0.02)
+        assert results[index].record["hyperparameters"]["learning_rate"] == RATES[index]
+        assert results[index].record["together"] == len(CONFIGURATIONS)
+
+
+def test_accumulation_gives_the_same(backbone: Backbone, data: DataSource) -> None:
+    whole, parts = fresh(backbone, data)[:2], fresh(backbone, data)[:2]
+    train_together(whole, data, **SHARED)
+    train_together(parts, data, accumulate=3, **SHARED)
+    for one, other in zip(whole, parts, strict=True):
+        for left, right in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_one_that_diverges_does_not_touch_the_others(backbone: Backbone, data: DataSource) -> None:
+    tasks = fresh(backbone, data)[:3]
+    start = fingerprint(tasks[1])
+    results = train_together(tasks, data, learning_rates=[0.02, 1e38, 0.01], recipe="paper", **SHARED)
+    assert results[1].diverged_at is not None
+    assert results[1].final_accuracy == 0
+    assert fingerprint(tasks[1]) == start  # its initial values
+    quiet = fresh(backbone, data)
+    train_together([quiet[0], quiet[2]], data, learning_rates=[0.02, 0.01], recipe="paper", **SHARED)
+    for one, other in ((tasks[0], quiet[0]), (tasks[2], quiet[2])):
+        for left, right in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_goes_on_from_its_saved_state(
+    backbone: Backbone, data: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memtok.training.together.SAVE_SECONDS", 0.0)  # after every step
+    state = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train_together(fresh(backbone, data), data, state=state, progress=Recorder(stop=5), **SHARED)
+    resumed, straight = fresh(backbone, data), fresh(backbone, data)
+    train_together(resumed, data, state=state, **SHARED)
+    train_together(straight, data, **SHARED)
+    assert [fingerprint(task) for task in resumed] == [fingerprint(task) for task in straight]
+    with pytest.raises(memtok.MemtokError, match="batch_size"):
+        train_together(fresh(backbone, data), data, state=state, **(SHARED | {"batch_size": 8}))
+
+
+def test_bad_arguments_are_one_line(backbone: Backbone, data: DataSource) -> None:
+    task = fresh(backbone, data)[0]
+    other = new_task(backbone, data, regime="memory-shared", name="other")
+    for arguments, words in (
+        (([], data), "list of tasks"),
+        (([task, other], data), "composable"),
+        (([task, task], data), "each task once"),
+    ):
+        with pytest.raises(memtok.MemtokError, match=words):
+            train_together(*arguments, **SHARED)  # type: ignore[arg-type]
+    for more, words in (
+        ({"learning_rates": [0.1, 0.2]}, "expected 1 learning_rates"),
+        ({"learning_rates": [0.0]}, "above 0"),
+        ({"out": "x.safetensors"}, "no out"),
+        ({"steps": 3, "epochs": 1}, "steps or epochs"),
+    ):
+        with pytest.raises(memtok.MemtokError, match=words):
+            train_together([task], data, **(SHARED | more))
