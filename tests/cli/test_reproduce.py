@@ -16,7 +16,7 @@ QUICK = (
     *("--backbone", "tiny.safetensors", "--recipe", "default", "--steps", "2", "--batch-size", "4"),
     *("--learning-rates", "0.01", "--full-learning-rates", "0.001", "--augment", "none", "--device", "cpu"),
 )
-PHOTOS = ("--data", "folder:photos")
+PHOTOS = ("--data", "folder:photos", "--split", "80-20")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_concat_and_extension(photos: Path, run: Run) -> None:
     import shutil
 
     shutil.copytree(photos / "one", photos / "two")
-    data = ("--data", "folder:one", "folder:two", "--memory", "1", "--seeds", "0")
+    data = ("--data", "folder:one", "folder:two", "--split", "80-20", "--memory", "1", "--seeds", "0")
     for experiment in ("concat", "extension"):
         found = run("reproduce", experiment, *QUICK, *data, "--out", "grid", "--json", "result.json")
         assert found.code == 0, found.err
@@ -151,6 +151,7 @@ def test_wrong_arguments(workspace: Path, run: Run, words: tuple[str, ...], expe
 def test_failures_leave_nothing(photos: Path, run: Run) -> None:
     for words, expected in (
         ((*QUICK, "--data", "folder:nowhere"), "nowhere"),
+        ((*QUICK, "--data", "folder:photos"), "one part for both"),
         (("--backbone", "missing.safetensors", *QUICK[2:], *PHOTOS), "missing.safetensors"),
     ):
         found = run("reproduce", "table2", *words, "--seeds", "0", "--out", "grid")

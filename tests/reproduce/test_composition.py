@@ -68,6 +68,22 @@ def test_extension(backbone: Backbone, pairs_of_digits: dict[str, DataSource], t
     assert again == result
 
 
+def test_a_rate_that_is_added_changes_what_is_extended(
+    backbone: Backbone, pairs_of_digits: dict[str, DataSource], tmp_path: Path
+) -> None:
+    first = extension(settings(tmp_path, data=DATA[:2], learning_rates=(1e-9,)), cells=1)
+    second = extension(settings(tmp_path, data=DATA[:2], learning_rates=(1e-9, 0.05)), cells=1)
+    fresh = extension(settings(tmp_path / "fresh", data=DATA[:2], learning_rates=(1e-9, 0.05)), cells=1)
+    assert first.rows != second.rows == fresh.rows
+
+
+def test_a_task_that_was_not_measured_has_no_mean(pairs_of_digits: dict[str, DataSource], tmp_path: Path) -> None:
+    result = extension(settings(tmp_path, data=DATA[:2]), cells=0)
+    assert result.mean("cifar100", "alone") is None
+    assert result.mean(DATA[0], "alone_unmasked") is None
+    assert set(result.steps) == set(DATA[:2])
+
+
 def test_two_data_sets_make_a_chain(backbone: Backbone, pairs_of_digits: dict[str, DataSource], tmp_path: Path) -> None:
     result = extension(settings(tmp_path, data=DATA[:2]), cells=0)
     assert result.rows[1].extends == (DATA[0],)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from memtok.reproduce.records import RunRecord, read_record, write_record
 from memtok.reproduce.records import Score as RecordedScore
 from memtok.reproduce.runs import Listener, Run, locked
 from memtok.reproduce.settings import GridSettings, slug
+from memtok.training.engine import Engine
 from tests.tiny import tiny_backbone
+from tests.training.helpers import Recorder as TrainingRecorder
 from tests.training.helpers import fingerprint
 
 
@@ -245,6 +248,75 @@ def test_another_setting_in_one_folder_is_refused(backbone: Backbone, two_digits
         Grid(settings(tmp_path), backbone).run()
 
 
+def test_another_split_under_existing_runs_is_refused(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (0, 1):
+        data = open_data("digits", seed=seed).only(["0", "1"])
+        monkeypatch.setattr(Grid, "source", lambda self, spec, data=data: data)
+        made = Grid(settings(tmp_path), backbone)
+        if seed == 0:
+            made.run()
+            continue
+        with pytest.raises(memtok.MemtokError, match="split as it was"):
+            made.run()
+
+
+def test_data_without_a_test_part_of_their_own_are_refused(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_data("digits").only(["0", "1"])
+    monkeypatch.setattr("memtok.reproduce.grid.open_data", lambda spec, **more: replace(data, test=data.validation))
+    with pytest.raises(memtok.MemtokError, match="--split 80-20"):
+        Grid(settings(tmp_path), backbone).run()
+
+
+def test_all_columns_validate_on_the_same_images(
+    backbone: Backbone, two_digits: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a run of this length would look at fewer of them by itself."""
+    monkeypatch.setattr("memtok.training.settings.LEAST_VALIDATED", 5)
+    seen: list[int] = []
+    looked = Engine.validate
+    monkeypatch.setattr(Engine, "validate", lambda self, *rest: seen.append(len(rest[1])) or looked(self, *rest))
+    asked = settings(tmp_path, columns=("head", "class-unmasked"), learning_rates=(0.01,), batch_size=4)
+    records = Grid(asked, backbone).run()
+    count = len(two_digits.validation)
+    assert seen == [count]  # the one that trains alone
+    assert [record.validation.images for record in records] == [count, count]
+
+
+def test_a_group_that_was_killed_goes_on_as_the_group_it_was(
+    backbone: Backbone, two_digits: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memtok.training.together.SAVE_SECONDS", 0.0)
+    whole = by_run(Grid(settings(tmp_path / "a"), backbone).run())
+
+    class Killed(Listener):
+        def training(self) -> TrainingRecorder:
+            return TrainingRecorder(stop=3)
+
+    with pytest.raises(KeyboardInterrupt):
+        Grid(settings(tmp_path / "b"), backbone, listener=Killed()).run()
+    steps = TrainingRecorder()
+
+    class Watched(Recorder):
+        def training(self) -> TrainingRecorder:
+            return steps
+
+    # A column that is asked for in addition does not start the others anew.
+    watched = Watched()
+    found = by_run(
+        Grid(settings(tmp_path / "b", columns=("head", "memory-1", "class")), backbone, listener=watched).run()
+    )
+    assert steps.said("step")[0] == 3  # step 3 was not saved when the kill came
+    assert [len(runs) for runs in watched.trained] == [4, 2]
+    for key, record in whole.items():
+        assert found[key].validation == record.validation, key
+        assert found[key].test == record.test, key
+    assert not list((tmp_path / "b").glob("runs/*/together-*"))
+
+
 def test_two_processes_do_not_train_the_same(backbone: Backbone, two_digits: DataSource, tmp_path: Path) -> None:
     made = Grid(settings(tmp_path), backbone)
     with locked(made.runs("digits")), pytest.raises(memtok.MemtokError, match="another process"):
@@ -271,6 +343,7 @@ def test_a_damaged_record_is_one_line(backbone: Backbone, two_digits: DataSource
         ({"seeds": (-1,)}, "seed"),
         ({"learning_rates": ()}, "learning rates"),
         ({"learning_rates": (-1.0,)}, "learning_rate"),
+        ({"learning_rates": (0.1, 0.10000001)}, "six digits"),
         ({"test_images": 0}, "test_images"),
         ({"steps": 3, "epochs": 1.0}, "steps or epochs"),
         ({"recipe": "papers"}, "recipe"),

@@ -204,11 +204,13 @@ def tables(options: Namespace, plans: Sequence[GridSettings], preset: Preset | N
     from memtok.reproduce.grid import Grid, open_backbone
     from memtok.reproduce.table import make_table
 
-    records: list[RunRecord] = []
-    for plan in plans:
+    for plan in plans:  # all of them before the first grid, which may take days
         backbone = open_backbone(plan)
         if preset is not None:
             preset.check_backbone(backbone)
+    records: list[RunRecord] = []
+    for plan in plans:
+        backbone = backbone if len(plans) == 1 else open_backbone(plan)
         records += Grid(plan, backbone, listener=console_listener()).run()
     made = make_table(records)
     for title, columns, rows, right in made.console():

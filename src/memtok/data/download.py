@@ -19,14 +19,11 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from memtok.data.images import shown
 from memtok.data.sources import listing
 from memtok.errors import MemtokError
-
-try:
-    import fcntl
-except ImportError:  # Windows: several processes must then not download at once
-    fcntl = None  # type: ignore[assignment]
 
 TIMEOUT = 60.0
 """Seconds without an answer after which a server is given up."""
@@ -49,9 +46,7 @@ def one_at_a_time(root: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # a folder that cannot be written, or locked, is for the download to say
             root.mkdir(parents=True, exist_ok=True)
-            handle = stack.enter_context((root / ".memtok-download.lock").open("w"))
-            if fcntl is not None:
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            stack.enter_context(FileLock(root / ".memtok-download.lock"))
         yield
 
 

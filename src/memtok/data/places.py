@@ -7,12 +7,13 @@ Source: B. Zhou et al., Places: A 10 Million Image Database for Scene Recognitio
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from memtok.data.download import Archive, check_unpacked, download, unpacking
+from memtok.data.download import Archive, check_unpacked, download, one_at_a_time, unpacking
 from memtok.data.images import shown
 from memtok.data.listings import check_some
 from memtok.data.published import Published
@@ -27,9 +28,8 @@ def read_places365(data_dir: Path) -> Published:
     from torchvision.datasets import Places365
 
     check_unpacked(data_dir, PARTS["val"])
-    missing = _missing(Places365, data_dir)
-    if missing:
-        _download(Places365, data_dir, missing)
+    if _missing(Places365, data_dir):
+        _download(Places365, data_dir)
     names: list[str] = []
     labels: list[int] = []
     sizes = []
@@ -67,14 +67,18 @@ def _missing(kind: Any, data_dir: Path) -> list[str]:
     return lists + [f"{folder}/" for folder in PARTS.values() if not (data_dir / folder).is_dir()]
 
 
-def _download(kind: Any, data_dir: Path, missing: list[str]) -> None:
-    files = [kind._DEVKIT_META["standard"]] if any(not name.endswith("/") for name in missing) else []
-    files += [kind._IMAGES_META[part, True] for part, folder in PARTS.items() if f"{folder}/" in missing]
-    archives = [Archive(name, kind._BASE_URL + name, md5) for name, md5 in files]
-
-    def get() -> None:
-        for part in reversed(PARTS):  # the small one first
-            kind(str(data_dir), split=part, small=True, download=True)
-
-    with unpacking(data_dir, PARTS["val"]):
-        download("Places-365", get, root=data_dir, missing=missing, archives=archives)
+def _download(kind: Any, data_dir: Path) -> None:
+    for part in reversed(PARTS):  # the small one first
+        # torchvision renames the training folder when it is whole; that of the validation images needs a mark.
+        marked = unpacking(data_dir, PARTS[part]) if part == "val" else one_at_a_time(data_dir)
+        with marked:
+            missing = _missing(kind, data_dir)
+            files = [kind._DEVKIT_META["standard"]] if any(not name.endswith("/") for name in missing) else []
+            files += [kind._IMAGES_META[name, True] for name, folder in PARTS.items() if f"{folder}/" in missing]
+            download(
+                "Places-365",
+                partial(kind, str(data_dir), split=part, small=True, download=True),
+                root=data_dir,
+                missing=missing,
+                archives=[Archive(name, kind._BASE_URL + name, md5) for name, md5 in files],
+            )

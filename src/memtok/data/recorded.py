@@ -60,7 +60,7 @@ def trained_on(record: Mapping[str, Any]) -> Trained | None:
 def opening_key(spec: str, record: Mapping[str, Any]) -> tuple[str, Trained | None]:
     """Two tasks for which this is equal get the same images from `open_as_trained`."""
     trained = trained_on(record)
-    same = trained is not None and (trained.spec == spec or _moved_folder(spec, trained))
+    same = trained is not None and (same_data(trained.spec, spec) or _moved_folder(spec, trained))
     return spec, trained if same else None
 
 
@@ -83,7 +83,7 @@ def open_as_trained(
     check_split(split)
     open_one = partial(open_data, spec, data_dir=data_dir, on_bad_image=on_bad_image)
     trained = trained_on(record)
-    if trained is None or trained.spec != spec:
+    if trained is None or not same_data(trained.spec, spec):
         if trained is not None and split is None and _moved_folder(spec, trained):
             data = open_one(split=EIGHTY_TWENTY)
             if _of(data, classes).split_digest == trained.digest:
@@ -120,6 +120,14 @@ def check_apart(trained: DataSource, tested: DataSource, part: str, *, who: str)
             f"{trained.split_kind}) among the {len(images):,} of {tested.spec} (split {tested.split_kind}); leave the "
             "split out to take that of the training"
         )
+
+
+def same_data(one: str, other: str) -> bool:
+    """Whether two specs name the same data; a folder may be spelled in two ways."""
+    folders = [spec.removeprefix("folder:") for spec in (one, other) if spec.startswith("folder:")]
+    if len(folders) == 2:
+        return Path(folders[0]).expanduser().resolve() == Path(folders[1]).expanduser().resolve()
+    return one == other
 
 
 def _of(data: DataSource, classes: Sequence[str]) -> DataSource:

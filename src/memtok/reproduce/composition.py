@@ -7,6 +7,7 @@ trained apart and concatenated. Learning rates are chosen as in a grid, whose ru
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -47,7 +48,7 @@ def concat(settings: GridSettings, *, cells: int = 5, listener: Listener | None 
             together = together.concat(MemoryViT(grid.backbone, [task]))
         table = evaluate(together, images, alone=True)
         seen_by_all = [grid.task(data, unmasked, seed) for data in settings.data]
-        mixed = evaluate_unmasked(grid.backbone, seen_by_all, images)
+        mixed = evaluate_unmasked(grid.backbone, seen_by_all, images, workers=grid.workers)
         for data in settings.data:
             name = slug(data)
             rows.append(
@@ -84,11 +85,15 @@ def extension(settings: GridSettings, *, cells: int = 5, listener: Listener | No
 
     for position, data in enumerate(chain[1:], start=1):
         before = chain[:position]
+        # A rate that is added later can change what is extended; runs that extend something else lie apart.
+        bases = " ".join(task_of(other, settings.seeds[0]).fingerprint for other in before)
         extended[data] = Grid(
             replace(settings, data=(data,), columns=(column.name,)),
             backbone,
             listener=listener,
-            folder=settings.out / "extended" / slug("+".join(before)),
+            folder=settings.out
+            / "extended"
+            / f"{slug('+'.join(before))}-{hashlib.sha256(bases.encode()).hexdigest()[:8]}",
             extends=lambda seed, before=before: tuple(task_of(other, seed) for other in before),  # type: ignore[misc]
         )
         extended[data].run()
@@ -130,7 +135,8 @@ def check_data(settings: GridSettings, *, least: int) -> None:
 def outcome(experiment: str, grid: Grid, column: Column, rows: Sequence[Standing]) -> Outcome:
     """The rows with what they were made from."""
     height, width = grid.backbone.preprocessing.image_size
-    plan = grid.plan(grid.settings.data[0], column, grid.settings.rates(column)[0])
+    rate = grid.settings.rates(column)[0]
+    plan = grid.plan(grid.settings.data[0], column, rate)
     return Outcome(
         experiment=experiment,
         backbone=grid.settings.backbone,
@@ -138,7 +144,7 @@ def outcome(experiment: str, grid: Grid, column: Column, rows: Sequence[Standing
         image_size=(height, width),
         column=column.name,
         recipe=plan.recipe,
-        steps=plan.steps,
+        steps={data: grid.plan(data, column, rate).steps for data in grid.settings.data},
         batch_size=plan.batch_size,
         splits={data: grid.source(data).split_digest for data in grid.settings.data},
         rows=tuple(rows),
@@ -146,13 +152,15 @@ def outcome(experiment: str, grid: Grid, column: Column, rows: Sequence[Standing
 
 
 @torch.no_grad()
-def evaluate_unmasked(backbone: Backbone, tasks: Sequence[Task], images: Mapping[str, ImageSet]) -> dict[str, float]:
+def evaluate_unmasked(
+    backbone: Backbone, tasks: Sequence[Task], images: Mapping[str, ImageSet], *, workers: int = 0
+) -> dict[str, float]:
     """Top-1 accuracy of each task on its own images, by name, while all see each other."""
     transform = evaluation_transform(tasks[0].preprocessing)
     found = {}
     for task in tasks:
         tally = Tally(task.classes)
-        for pictures, labels, _ in batches(images[task.name], transform, batch_size=64):
+        for pictures, labels, _ in batches(images[task.name], transform, batch_size=64, workers=workers):
             tally.add(unmasked_outputs(backbone, tasks, pictures.to(backbone.device))[task.name], labels)
         found[task.name] = tally.score().top1
     return found

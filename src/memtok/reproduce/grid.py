@@ -13,10 +13,13 @@ on where it stopped.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,9 +28,10 @@ from memtok.bundle import load_task
 from memtok.data import DataSource, ImageSet, open_data
 from memtok.errors import DivergedError, MemtokError
 from memtok.evaluation import evaluate
+from memtok.files import write_json
 from memtok.metrics import Score
 from memtok.model import MemoryViT
-from memtok.reproduce.columns import Column, find_columns
+from memtok.reproduce.columns import Column, find_column, find_columns
 from memtok.reproduce.records import RunRecord, read_record, write_record
 from memtok.reproduce.records import Score as RecordedScore
 from memtok.reproduce.runs import Listener, Run, cost, locked
@@ -36,7 +40,7 @@ from memtok.task import Task, topological
 from memtok.training import TrainResult, create, train, train_together
 from memtok.training.regimes import FULL, Trainable, count_parameters
 from memtok.training.result import versions
-from memtok.training.settings import Plan, Settings, make_plan
+from memtok.training.settings import Plan, Settings, default_workers, make_plan
 
 
 class Grid:
@@ -97,9 +101,15 @@ class Grid:
         """The data, opened once."""
         if data not in self.sources:
             settings = self.settings
-            self.sources[data] = open_data(
+            source = open_data(
                 data, data_dir=settings.data_dir, split=settings.split, on_bad_image=settings.on_bad_image
             )
+            if not set(source.test.identities).isdisjoint(source.validation.identities):
+                raise MemtokError(
+                    f"expected a test part apart from the validation part in {data}, found one part for both; use "
+                    "--split 80-20, or add a folder test/"
+                )
+            self.sources[data] = source
         return self.sources[data]
 
     def task(self, data: str, column: Column, seed: int) -> Task:
@@ -124,6 +134,7 @@ class Grid:
 
     def run_data(self, data: str) -> None:
         """Trains, chooses and tests on one data set."""
+        self.check_split(data)
         first, *others = self.settings.seeds
         self.train_missing(
             data, [Run(column, rate, first) for column in self.columns for rate in self.settings.rates(column)]
@@ -136,6 +147,17 @@ class Grid:
         for seed in self.settings.seeds:
             self.test_missing(data, [Run(column, rate, seed) for column, rate in rates.items()])
         self.settle(data, [Run(column, rate, seed) for column, rate in rates.items() for seed in self.settings.seeds])
+
+    def check_split(self, data: str) -> None:
+        """MemtokError if earlier runs saw another split: what is tested now may have been trained on then."""
+        digest = self.source(data).split_digest
+        for path in sorted(self.runs(data).glob("*/rate-*.json")):
+            found = read_record(path).split["digest"]
+            if found != digest:
+                raise MemtokError(
+                    f"expected {data} split as it was for {path} ({found[:19]}), found {digest[:19]}; restore the "
+                    "data, give the same --split, or use another --out"
+                )
 
     def left(self) -> float:
         """What is left to train on all data sets, in units of `cost`; later seeds count with any rate."""
@@ -156,19 +178,37 @@ class Grid:
 
     def train_missing(self, data: str, runs: Sequence[Run]) -> None:
         """Trains those without a record: composable columns together, others one by one."""
+        for group in self.interrupted(data):
+            self.train_shared(data, group)
         missing = [run for run in runs if not self.path(data, run).exists()]
         shared = [run for run in missing if run.column.composable]
-        for start in range(0, len(shared), self.settings.together):
-            self.train_shared(data, shared[start : start + self.settings.together])
+        # Tasks that extend the same one are computed as one family, in which a task that diverges spoils the others.
+        size = 1 if shared and self.extends(shared[0].seed) else self.settings.together
+        for start in range(0, len(shared), size):
+            self.train_shared(data, shared[start : start + size])
         for run in missing:
             if not run.column.composable:
                 self.train_single(data, run)
+
+    def interrupted(self, data: str) -> list[list[Run]]:
+        """Groups whose training together has a saved state and still lacks records."""
+        groups = []
+        for path in sorted(self.runs(data).glob("together-*.json")):
+            state = path.with_suffix(".safetensors")
+            runs = [Run(find_column(name), rate, seed) for name, rate, seed in json.loads(path.read_text())]
+            if state.exists() and not all(self.path(data, run).exists() for run in runs):
+                groups.append(runs)
+            else:
+                state.unlink(missing_ok=True)
+                path.unlink()
+        return groups
 
     def train_shared(self, data: str, runs: Sequence[Run]) -> None:
         """Trains composable runs of one seed over one pass of the trunk."""
         seed = runs[0].seed
         tasks = [self.create(data, run, name=f"task-{number}") for number, run in enumerate(runs)]
         state = self.runs(data) / f"together-{self.key(runs)}.safetensors"
+        write_json(state.with_suffix(".json"), [[run.column.name, run.rate, run.seed] for run in runs])
         results = train_together(
             [task for task in tasks if isinstance(task, Task)],
             self.source(data),
@@ -176,18 +216,19 @@ class Grid:
             seed=seed,
             state=state,
             progress=self.listener.training(),
-            **self.settings.training(),
+            **self.training(data),
         )
         for run, result in zip(runs, results, strict=True):
             result.task.name = run.column.name
             self.keep(data, run, result, together=len(runs), model=result.task)
         state.unlink(missing_ok=True)
+        state.with_suffix(".json").unlink()
         self.listener.done(data, runs, [read_record(self.path(data, run)) for run in runs])
         self.listener.left(self.left())
 
     def key(self, runs: Sequence[Run]) -> str:
         """Tells one set of runs from another."""
-        return slug("/".join(map(str, runs)))[-8:]
+        return hashlib.sha256("/".join(map(str, runs)).encode()).hexdigest()[:8]
 
     def train_single(self, data: str, run: Run) -> None:
         """Trains a run on its own; it goes on from the state that an interrupted one saved."""
@@ -195,7 +236,7 @@ class Grid:
         path = self.model_path(data, run)
         folder = path.with_suffix(".run")
         source = self.source(data)
-        settings = self.settings.training()
+        settings = self.training(data)
         steps = self.plan(data, run.column, run.rate).steps
         try:
             result: TrainResult | None = train(
@@ -231,7 +272,12 @@ class Grid:
 
     def plan(self, data: str, column: Column, rate: float) -> Plan:
         """The numbers of a run."""
-        return make_plan(Settings(**self.settings.training(), learning_rate=rate), column.regime, self.source(data))
+        return make_plan(Settings(**self.training(data), learning_rate=rate), column.regime, self.source(data))
+
+    def training(self, data: str) -> dict[str, Any]:
+        """The arguments of `train` that all runs on a data set share. Every column validates on the same images."""
+        images = self.settings.validation_images or len(self.source(data).validation)
+        return self.settings.training() | {"validation_images": images}
 
     def keep(self, data: str, run: Run, result: TrainResult | None, *, together: int, model: Trainable) -> None:
         """Writes what a run trained and then its record. Without a result, or with a diverged one, accuracy is 0."""
@@ -306,7 +352,7 @@ class Grid:
         """Accuracies on the test images of runs that share a pass, or of one that does not."""
         images = self.test_images(data)
         size = self.plan(data, runs[0].column, runs[0].rate).batch_size
-        workers = self.settings.workers or 0
+        workers = self.workers
         if runs[0].column.regime == FULL:
             whole = load_backbone(self.model_path(data, runs[0])).to(self.backbone.device)
             table = evaluate(MemoryViT(whole), {}, base=images, batch_size=size, workers=workers)
@@ -316,6 +362,12 @@ class Grid:
         model = MemoryViT(self.backbone, topological(tasks))
         table = evaluate(model, {task.name: images for task in tasks}, batch_size=size, workers=workers)
         return [table.tasks[task.name] for task in tasks]
+
+    @property
+    def workers(self) -> int:
+        """Processes that load test images, as in training."""
+        given = self.settings.workers
+        return default_workers(self.backbone.device) if given is None else given
 
     def test_images(self, data: str) -> ImageSet:
         """The test images that are looked at, classes in proportion; always the same ones."""
@@ -337,7 +389,10 @@ class Grid:
                     if record.chosen:
                         write_record(path, replace(record, chosen=False, test=None))
                     path.with_suffix(".safetensors").unlink(missing_ok=True)
-                elif path in kept and column.regime == FULL and not self.settings.keep_models:
+                shutil.rmtree(path.with_suffix(".run"), ignore_errors=True)  # left by a kill after the record
+                if record.learning_rate != rate:
+                    continue
+                if path in kept and column.regime == FULL and not self.settings.keep_models:
                     path.with_suffix(".safetensors").unlink(missing_ok=True)
 
 

@@ -34,7 +34,7 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """All rows of an experiment with what they were made from."""
+    """All rows of an experiment with what they were made from. steps, splits: by data set."""
 
     experiment: str
     backbone: str
@@ -42,7 +42,7 @@ class Outcome:
     image_size: tuple[int, int]
     column: str
     recipe: str
-    steps: int
+    steps: dict[str, int]
     batch_size: int
     splits: dict[str, str]
     rows: tuple[Standing, ...]
@@ -60,7 +60,7 @@ class Outcome:
     def mean(self, task: str, field: str) -> float | None:
         """The mean of a field over the seeds, None where it was not measured."""
         values = [getattr(row, field) for row in self.rows if row.task == task]
-        return None if any(value is None for value in values) else fmean(values)
+        return fmean(values) if values and None not in values else None
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Headings and a row per task, means over the seeds in percent."""
@@ -114,9 +114,10 @@ class Outcome:
     def caption(self) -> str:
         """What was trained how, in one line."""
         seeds = len({row.seed for row in self.rows})
+        steps = " to ".join(f"{count:,}" for count in sorted({min(self.steps.values()), max(self.steps.values())}))
         return (
             f"Top-1 accuracy in %, {self.backbone}, {self.image_size[0]} px, {self.column}, recipe {self.recipe}, "
-            f"{self.steps:,} steps of {self.batch_size}, {seeds} seed{'s' if seeds > 1 else ''}"
+            f"{steps} steps of {self.batch_size}, {seeds} seed{'s' if seeds > 1 else ''}"
         )
 
     def sentence(self) -> str:

@@ -70,8 +70,10 @@ class GridSettings:
         for seed in self.seeds:
             Settings(**self.training(), seed=seed)
         for rates in (self.learning_rates, self.full_learning_rates):
-            if rates is not None and (not rates or len(set(rates)) != len(rates)):
-                raise MemtokError(f"expected learning rates, each once, found {rates}; name some")
+            if rates is not None and (not rates or len({f"{rate:g}" for rate in rates}) != len(rates)):
+                raise MemtokError(
+                    f"expected learning rates, each once, found {rates}; name some that differ in six digits"
+                )
             for rate in rates or ():
                 Settings(learning_rate=rate)
 

@@ -205,14 +205,19 @@ def read_state(
     return state, own, optimizer
 
 
-def check_same_run(found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
-    """MemtokError that names the first difference, unless a saved run was configured as this one is."""
+def check_same_run(
+    found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path, anew: str = "overwrite to start anew"
+) -> None:
+    """MemtokError that names the first difference, unless a saved run was configured as this one is.
+
+    anew: what to do to start anew.
+    """
     for key in sorted(found.keys() | expected.keys()):
         if found.get(key) != expected.get(key):
             raise MemtokError(
                 f"expected the configuration of the run in {folder} to resume it, found "
                 f"{shown(key, expected.get(key))} where that run has {shown(key, found.get(key))}; use the same, or "
-                "overwrite to start anew"
+                f"{anew}"
             )
 
 

@@ -58,6 +58,7 @@ def train_together(
     recipe, steps or epochs, batch_size, accumulate, seed, device, precision, workers, augment, flip, validation_images,
     log_every, on_bad_image, data_dir. The tasks are validated once, after the last step, and keep their last state.
 
+    Tasks that extend the same task are computed as one family: one that diverges takes its family with it.
     A task that diverged has `diverged_at` set in its result, an accuracy of 0, and its initial values.
     Raises MemtokError for tasks that cannot share a pass and for bad arguments.
     """
@@ -308,7 +309,7 @@ class Together:
                 "or train the same tasks"
             )
         for mine, other in zip(self.configs, found, strict=True):
-            check_same_run(other, mine, self.path)
+            check_same_run(other, mine, self.path, "delete it to start anew")
         with safe_open(self.path, framework="pt") as stream:
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
         for index, (task, engine) in enumerate(zip(self.tasks, self.engines, strict=True)):
