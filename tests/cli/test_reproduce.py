@@ -135,6 +135,16 @@ def test_what_a_preset_spells_is_what_it_fills_in(workspace: Path, name: str) ->
         (("table2", "--out", "x", "--preset", "paper"), "paper-sun397"),
         (("concat", "--out", "x", "--preset", "paper-sun397"), "memtok reproduce table2 --preset paper-sun397"),
         (("table2", "--out", "x", "--backbone", "a", "b"), "one --backbone"),
+        (("table2", "--out", "x", "--json", "x/table2.json"), "a file of its own"),
+        (("table2", "--out", "x", "--json", "x/grid.json"), "which the grid keeps"),
+        (("table2", "--out", "x", "--json", "x/runs/a/b.json"), "which the grid keeps"),
+        (("architectures", "--out", "x", "--backbone", "a", "a"), "every --backbone once"),
+        (("concat", "--out", "x", "--data", "digits"), "two data sets or more"),
+        (("table2", "--out", "x", "--learning-rates", "1e300"), "learning_rate"),
+        (("table2", "--out", "x", "--steps", "99999999999999999999"), "1,000,000,000 at most"),
+        (("table2", "--out", "x", "--columns", "memory-99999999999999999999"), "expected a column"),
+        (("table2", "--out", "x", "--columns", "memory-01"), "expected a column"),
+        (("table2", "--out", "x", "--data", "digits", "digits"), "leave one out"),
         (("table2", "--out", "x", "--memory", "3"), "no --memory for table2"),
         (("concat", "--out", "x", "--columns", "head"), "no --columns for concat"),
         (("table2", "--out", "x", "--seeds", "one"), "expected --seeds as a whole number"),
@@ -158,6 +168,40 @@ def test_failures_leave_nothing(photos: Path, run: Run) -> None:
         assert found.code == 1
         assert expected in found.error
         assert not list(photos.glob("grid/runs/*/*/*"))
+
+
+def test_what_a_grid_left_is_checked(photos: Path, run: Run) -> None:
+    words = ("reproduce", "table2", *QUICK, *PHOTOS, "--columns", "head", "--seeds", "0", "--out", "grid")
+    assert run(*words).code == 0
+    (record,) = (photos / "grid/runs").glob("*/head/*.json")
+    content = record.read_text()
+    for damaged, expected in (
+        (content.replace('"seed": 0', '"seed": 1'), "expected the record of a run"),
+        (content.replace('"learning_rate": 0.01', '"learning_rate": 0.5'), "expected the record of a run"),
+        ("[" * 100_000, "damaged"),
+    ):
+        record.write_text(damaged)
+        found = run(*words)
+        assert found.code == 1
+        assert expected in found.error
+    record.write_text(content.replace('"test": {', '"test": null, "was": {').replace('"was": {', '"test_was": {'))
+    assert "test_was" in run(*words).error
+    untested = json.loads(content) | {"test": None}
+    record.write_text(json.dumps(untested))
+    record.with_suffix(".safetensors").rename(photos / "kept.safetensors")
+    assert "delete grid/runs" in run(*words).error
+    (photos / "kept.safetensors").rename(record.with_suffix(".safetensors"))
+    assert run(*words).code == 0
+    assert json.loads(record.read_text()) == json.loads(content)
+    (photos / "grid/grid.json").write_text("[" * 100_000)
+    assert "settings of a grid" in run(*words).error
+
+
+def test_epochs_without_end_are_refused(photos: Path, run: Run) -> None:
+    words = [word for word in QUICK if word not in ("--steps", "2")]
+    found = run("reproduce", "table2", *words, "--epochs", "1e300", *PHOTOS, "--seeds", "0", "--out", "grid")
+    assert found.code in (1, 2)
+    assert "expected" in found.error
 
 
 def test_recipes_are_those_of_training() -> None:

@@ -22,6 +22,7 @@ from memtok.cli.options import (
     one_of,
     positive,
     require,
+    text,
     whole,
 )
 from memtok.cli.output import check_outputs, note, percent, say, table, write_result
@@ -49,13 +50,14 @@ EXAMPLES = """
 
 PAPER_DATA = ("sun397", "inaturalist2017", "cifar100", "places365")
 DEFAULT_CELLS = 5
+RESULTS = ("json", "csv", "md", "png")
 RECIPES = ("default", "paper", "reproduction")  # what memtok.training knows; a test compares the two
 
 
 def configure(parser: Parser) -> None:
     """Adds the options."""
     listed = "; ".join(f"{name}: {text}" for name, text in EXPERIMENTS.items())
-    parser.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help=listed)
+    parser.add_argument("experiment", nargs="?", type=text("EXPERIMENT"), metavar="EXPERIMENT", help=listed)
     add(
         parser, "--preset", None, "NAME", "a published experiment, which fills in what is not given: paper-cifar100 ..."
     )
@@ -113,7 +115,7 @@ def run(options: Namespace) -> int:
         advice = "give --memory N" if composes else "give --columns memory-N"
         raise UsageError(f"expected no {wrong[0]} for {options.experiment}, found one; {advice}")
     require(options, "--out")
-    check_outputs(options.json)
+    check_places(options)
     preset = apply_preset(options)
     with arguments():
         plans = settings_of(options)
@@ -123,6 +125,17 @@ def run(options: Namespace) -> int:
         result = compositions(options, plans[0], preset)
     write_result(options.json, result)
     return 0
+
+
+def check_places(options: Namespace) -> None:
+    """Raises for results that could not be written, and for a --json that would take the place of what a grid keeps."""
+    out = Path(options.out)
+    check_outputs(options.json, *(str(out / f"{options.experiment}.{ending}") for ending in RESULTS))
+    if options.json is not None:
+        json, folder = Path(options.json).resolve(), out.resolve()
+        kept = [folder / "grid.json", folder / "runs", folder / "extended"]
+        if any(place in (json, *json.parents) for place in kept):
+            raise UsageError(f"expected a file of its own after --json, found {options.json}, which the grid keeps")
 
 
 def apply_preset(options: Namespace) -> Preset | None:
@@ -162,6 +175,10 @@ def settings_of(options: Namespace) -> list[GridSettings]:
 
     several = options.experiment == "architectures"
     backbones = options.backbone or find_preset("paper-architectures" if several else "paper-cifar100").backbones
+    if len(set(backbones)) < len(backbones):
+        raise UsageError(f"expected every --backbone once, found {', '.join(backbones)}; leave one out")
+    if options.data is not None and len(options.data) < 2 and options.experiment in ("concat", "extension"):
+        raise UsageError(f"expected two data sets or more for {options.experiment}, found one; name more with --data")
     if len(backbones) > 1 and not several:
         raise UsageError(
             f"expected one --backbone for {options.experiment}, found {len(backbones)}; use `reproduce architectures`"

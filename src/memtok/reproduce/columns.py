@@ -28,10 +28,10 @@ EVERY_COLUMN = (
 
 FIXED = {"full": ("full", None), "head": ("head", None), "class": ("memory", 0), "class-unmasked": ("head+class", None)}
 NUMBERED = {
-    r"memory-(\d+)": "memory",
-    r"memory-(\d+)-unmasked": "memory-shared",
-    r"propagated-(\d+)": "memory-propagated",
-    r"additive-(\d+)": "memory-additive",
+    r"memory-([1-9][0-9]{0,5})": "memory",
+    r"memory-([1-9][0-9]{0,5})-unmasked": "memory-shared",
+    r"propagated-([1-9][0-9]{0,5})": "memory-propagated",
+    r"additive-([1-9][0-9]{0,5})": "memory-additive",
 }
 
 
@@ -55,8 +55,8 @@ def find_column(name: str) -> Column:
         return Column(name, *FIXED[name])
     for pattern, regime in NUMBERED.items():
         match = re.fullmatch(pattern, name)
-        if match and (cells := int(match[1])) > 0:
-            return Column(name, regime, cells)
+        if match:
+            return Column(name, regime, int(match[1]))
     raise MemtokError(
         f"expected a column ({', '.join(EVERY_COLUMN)}, or another number of cells), found {name!r}; choose one"
     )

@@ -120,9 +120,22 @@ class Grid:
                 f"expected a trained task of {column.name} on {data}, found that seed {seed} diverged at rate "
                 f"{run.rate:g}; try smaller ones"
             )
-        task = load_task(self.model_path(data, run), self.backbone, extends=self.extends(seed))
+        task = self.load(data, run)
         task.name = slug(data)
         return task
+
+    def load(self, data: str, run: Run) -> Task:
+        """The task that a run trained."""
+        self.check_model(data, run)
+        return load_task(self.model_path(data, run), self.backbone, extends=self.extends(run.seed))
+
+    def check_model(self, data: str, run: Run) -> None:
+        """MemtokError unless what a run trained is there."""
+        if not self.model_path(data, run).exists():
+            raise MemtokError(
+                f"expected {self.model_path(data, run)}, which {run} trained, found none; delete "
+                f"{self.path(data, run)} to train it again"
+            )
 
     def accuracy(self, data: str, column: Column, seed: int) -> float:
         """Top-1 of the chosen run on the test images, in [0, 1]."""
@@ -134,7 +147,7 @@ class Grid:
 
     def run_data(self, data: str) -> None:
         """Trains, chooses and tests on one data set."""
-        self.check_split(data)
+        self.check_records(data)
         first, *others = self.settings.seeds
         self.train_missing(
             data, [Run(column, rate, first) for column in self.columns for rate in self.settings.rates(column)]
@@ -148,11 +161,23 @@ class Grid:
             self.test_missing(data, [Run(column, rate, seed) for column, rate in rates.items()])
         self.settle(data, [Run(column, rate, seed) for column, rate in rates.items() for seed in self.settings.seeds])
 
-    def check_split(self, data: str) -> None:
-        """MemtokError if earlier runs saw another split: what is tested now may have been trained on then."""
+    def check_records(self, data: str) -> None:
+        """MemtokError if an earlier record is not of the run that its name says, or if the split is another now.
+
+        What is tested now may then have been trained on. Also removes what a killed process left half written.
+        """
+        for path in self.runs(data).rglob(".*.part"):
+            path.unlink(missing_ok=True)
         digest = self.source(data).split_digest
         for path in sorted(self.runs(data).glob("*/rate-*.json")):
-            found = read_record(path).split["digest"]
+            record = read_record(path)
+            run = Run(find_column(record.column), record.learning_rate, record.seed)
+            if self.path(data, run) != path or (record.data, record.fingerprint) != (data, self.backbone.fingerprint):
+                raise MemtokError(
+                    f"expected the record of a run in {path}, found that of {run} on {record.data}; delete it to train "
+                    "the run again"
+                )
+            found = record.split["digest"]
             if found != digest:
                 raise MemtokError(
                     f"expected {data} split as it was for {path} ({found[:19]}), found {digest[:19]}; restore the "
@@ -195,8 +220,13 @@ class Grid:
         groups = []
         for path in sorted(self.runs(data).glob("together-*.json")):
             state = path.with_suffix(".safetensors")
-            runs = [Run(find_column(name), rate, seed) for name, rate, seed in json.loads(path.read_text())]
-            if state.exists() and not all(self.path(data, run).exists() for run in runs):
+            try:
+                runs = [
+                    Run(find_column(name), float(rate), int(seed)) for name, rate, seed in json.loads(path.read_text())
+                ]
+            except (ValueError, TypeError, RecursionError):
+                runs = []  # damaged: they are trained anew
+            if runs and state.exists() and not all(self.path(data, run).exists() for run in runs):
                 groups.append(runs)
             else:
                 state.unlink(missing_ok=True)
@@ -354,11 +384,12 @@ class Grid:
         size = self.plan(data, runs[0].column, runs[0].rate).batch_size
         workers = self.workers
         if runs[0].column.regime == FULL:
+            self.check_model(data, runs[0])
             whole = load_backbone(self.model_path(data, runs[0])).to(self.backbone.device)
             table = evaluate(MemoryViT(whole), {}, base=images, batch_size=size, workers=workers)
             assert table.base is not None
             return [table.base]
-        tasks = [load_task(self.model_path(data, run), self.backbone, extends=self.extends(run.seed)) for run in runs]
+        tasks = [self.load(data, run) for run in runs]
         model = MemoryViT(self.backbone, topological(tasks))
         table = evaluate(model, {task.name: images for task in tasks}, batch_size=size, workers=workers)
         return [table.tasks[task.name] for task in tasks]

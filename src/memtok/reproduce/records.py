@@ -13,6 +13,7 @@ from memtok.errors import MemtokError
 from memtok.files import write_json
 
 FORMAT_VERSION = 1
+MOST = 2**63 - 1  # of any whole number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +186,7 @@ def _number(value: Any) -> bool:
 
 
 def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise MemtokError(f"expected {name} as a whole number of {least} or more, found {value!r}; correct it")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
+        shown = repr(value) if not isinstance(value, int) or abs(value) <= MOST else "one beyond all bounds"
+        raise MemtokError(f"expected {name} as a whole number of {least} or more, found {shown}; correct it")
     return int(value)

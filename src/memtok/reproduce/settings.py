@@ -60,9 +60,8 @@ class GridSettings:
         find_columns(self.columns)
         for what, values in (("data", self.data), ("columns", self.columns), ("seeds", self.seeds)):
             if not values or len(set(values)) != len(values):
-                raise MemtokError(
-                    f"expected {what}, each once, found {', '.join(map(str, values)) or 'none'}; name some"
-                )
+                found, advice = (", ".join(map(str, values)), "leave one out") if values else ("none", "name some")
+                raise MemtokError(f"expected {what}, each once, found {found}; {advice}")
         for spec in self.data:
             check_spec(spec)
         for name in ("validation_images", "test_images", "together"):
@@ -122,7 +121,7 @@ def check_fixed(path: Path, fixed: dict[str, Any]) -> None:
         return
     try:
         found = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise MemtokError(
             f"expected the settings of a grid in {path}, found something else; use another --out"
         ) from error

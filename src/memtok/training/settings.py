@@ -24,6 +24,8 @@ VALIDATIONS = 10  # of a run, unless told otherwise
 # third of its time; but each looks at LEAST_VALIDATED images if there are so many.
 VALIDATION_SHARE = 0.5
 LEAST_VALIDATED = 1000
+MOST = 1_000_000_000  # of anything that is counted
+LARGEST = 3.0e38  # near the end of single precision
 SAVE_SECONDS = 60.0  # between saved states, unless told otherwise
 SAVE_SHARE = 0.05  # saving takes at most this share of the time
 
@@ -142,6 +144,8 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
         steps = max(1, math.ceil(settings.epochs * per_epoch))
     else:
         steps = recipe.length(images, batch_size, data.spec)
+    if steps > MOST:
+        raise MemtokError(f"expected a run of {MOST:,} steps at most, found more; lower epochs")
     validate_every = settings.validate_every or math.ceil(steps / VALIDATIONS)
     peak = recipe.full_learning_rate if regime == FULL else recipe.learning_rate
     augment = settings.augment or data.augment
@@ -187,16 +191,20 @@ def default_workers(device: torch.device) -> int:
 
 
 def check_whole(name: str, value: int | None, *, least: int) -> None:
-    """MemtokError unless `value` is None or a whole number from `least` on."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+    """MemtokError unless `value` is None or a whole number from `least` to `MOST`."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise MemtokError(f"expected {name} as a whole number of {least} or more, found {value!r}; change it")
+    if value > MOST:
+        raise MemtokError(f"expected {name} of {MOST:,} at most, found more; change it")
 
 
 def check_number(name: str, value: float | None, *, above_zero: bool) -> None:
-    """MemtokError unless `value` is None or a finite number above zero (or from zero on)."""
+    """MemtokError unless `value` is None or a number above zero (or from zero on), finite in single precision."""
     if value is None:
         return
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and value <= LARGEST
     if not number or value < 0 or (above_zero and value == 0):
         bound = "above 0" if above_zero else "of 0 or more"
         raise MemtokError(f"expected {name} as a finite number {bound}, found {value!r}; change it")

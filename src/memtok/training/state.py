@@ -155,10 +155,10 @@ def read_header(path: Path) -> dict[str, Any] | None:
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']!r}")
         return dict(header)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise MemtokError(
             f"expected the state of a run of memtok (format {FORMAT}) in {path}, found something else "
-            f"({' '.join(str(error).split())}); start anew with overwrite"
+            f"({' '.join(str(error).split())}); delete it, or start anew with overwrite"
         ) from error
 
 
