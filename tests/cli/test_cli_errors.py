@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import memtok
 from memtok.cli import COMMANDS
+from memtok.cli.output import check_outputs
 from tests.cli.conftest import Run
 
 BACKBONE = ("--backbone", "tiny.safetensors")
@@ -117,7 +118,18 @@ def listing(folder: Path) -> list[str]:
         ("steps: [\n", "expected YAML in the configuration"),
         ("just words\n", "expected "),
         ("extends: pets.safetensors\n", "expected a list for --extends"),
-        ("resume: perhaps\n", "expected "),
+        ("extends: 5\n", "expected a list for --extends in the configuration, found 5; write [5]"),
+        ("extends: {a: 1}\n", "expected a list for --extends in the configuration, found {'a': 1}; write [a, b]"),
+        ("extends: [[a]]\n", "expected --extends as a text that is not empty, found ['a']; change it"),
+        ("resume: perhaps\n", "expected true or false for --resume in the configuration, found 'perhaps'; write one"),
+        ("resume: 5\n", "expected true or false for --resume in the configuration, found 5; write one of them"),
+        ("flip: 3\n", "expected true or false for --flip in the configuration, found 3; write one of them"),
+        ("backbone: [a]\n", "expected --backbone as a text that is not empty, found ['a']; change it"),
+        ("name: true\n", "expected --name as a text that is not empty, found 'True'; change it"),
+        ('out: "a\\0b"\n', "expected --out without a zero byte, found 'a\\x00b'; leave it out"),
+        ('json: "a\\0b"\n', "expected --json without a zero byte"),
+        ("a: &a [*a]\n", "expected options of this command in the configuration, found values that hold themselves"),
+        ("out: &a [*a]\n", "expected --out as a text"),
     ],
 )
 def test_wrong_configurations(content: str, expected: str, workspace: Path, run: Run) -> None:
@@ -125,6 +137,54 @@ def test_wrong_configurations(content: str, expected: str, workspace: Path, run:
     found = run("train", "--config", "train.yaml")
     assert expected in found.error
     assert found.code == 2
+
+
+def test_a_number_in_a_configuration_may_be_a_text(workspace: Path, run: Run) -> None:
+    Path("concat.yaml").write_text("files: [3]\nout: 4\n")
+    found = run("concat", "--config", "concat.yaml")
+    assert "expected --out as FILE.safetensors, found '4'" in found.error
+
+
+FOLDER = ("--backbone", "model")
+REPLACING = {
+    "train": ("train", *FOLDER, "--data", "digits", "--out", "model/part.safetensors"),
+    "train, a picture": (*TRAIN, "--json", "photos/class 0/0.png"),
+    "evaluate": ("evaluate", *FOLDER, "--data", "base=digits", "--csv", "model/config.json"),
+    "evaluate, a picture": ("evaluate", *BACKBONE, "--data", "base=folder:photos", "--json", "photos/class 0/0.png"),
+    "predict": ("predict", *FOLDER, "--images", "photos", "--json", "model/config.json"),
+    "predict, a picture": ("predict", *BACKBONE, "--images", "photos", "--csv", "photos/class 0/0.png"),
+    "verify": ("verify", *FOLDER, "--json", "model/config.json"),
+    "verify, a picture": ("verify", *BACKBONE, "--data", "folder:photos", "--json", "photos/class 0/0.png"),
+    "inspect": ("inspect", "model", "--json", "model/config.json"),
+    "through a link": ("inspect", "link", "--json", "model/config.json"),
+    "a link": ("inspect", "model", "--json", "model/linked.json"),
+}
+
+
+@pytest.mark.parametrize("words", REPLACING.values(), ids=REPLACING)
+def test_no_result_replaces_a_file_in_a_folder_that_is_read(words: tuple[str, ...], workspace: Path, run: Run) -> None:
+    Path("model").mkdir()
+    for name in ("config.json", "part.safetensors"):
+        Path("model", name).write_text("{}")
+    Path("link").symlink_to("model")
+    Path("model/linked.json").symlink_to(Path("pets.safetensors").absolute())
+    before = {path: path.read_bytes() for path in workspace.rglob("*") if path.is_file()}
+    found = run(*words)
+    assert f"found {Path(words[-1]).name} as a file that the command reads; name another" in found.error
+    assert found.code == 2
+    assert {path: path.read_bytes() for path in workspace.rglob("*") if path.is_file()} == before
+
+
+def test_results_may_lie_in_a_folder_that_is_read(workspace: Path, run: Run) -> None:
+    for _ in range(2):
+        check_outputs("photos/result.csv", inputs=["tiny.safetensors"], pictures=["photos", "pets=folder:photos"])
+        Path("photos/result.csv").write_text("")
+    check_outputs("photos/new.json", inputs=["photos"])
+    Path("photos/new.safetensors").write_text("")
+    words = ("train", "--backbone", "photos", "--data", "cifar11", "--out", "photos/new.safetensors")
+    assert "as a file that the command reads" in run(*words).error
+    Path("photos/new.run").mkdir()  # of a training that began there, and goes on
+    assert "found 'cifar11'" in run(*words).error
 
 
 def test_a_printed_configuration_can_be_read_back(workspace: Path, run: Run) -> None:

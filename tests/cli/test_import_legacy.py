@@ -245,6 +245,26 @@ WRONG = {
     ),
     "base-out is a task file": ((*IMPORT, "--out", "t", "--base-out", "t/A.safetensors"), 2, "place of another result"),
     "json is an input": ((*IMPORT, "--out", "t", "--json", "models/A_model.pt"), 2, "a file that the command reads"),
+    "json is in an input": (
+        (*("import-legacy", "models", *BACKBONE, "--out", "t"), "--json", "models/A_model.pt"),
+        *(2, "a file that the command reads"),
+    ),
+    "base-out is in the backbone": (
+        (
+            "import-legacy",
+            "models",
+            "--backbone",
+            "bb",
+            "--out",
+            "t",
+            "--base-out",
+            "bb/model.safetensors",
+            "--overwrite",
+        ),
+        *(2, "found model.safetensors as a file that the command reads"),
+    ),
+    "a folder for a task file": ((*IMPORT, "--out", "taken"), 1, "found the folder taken/A.safetensors; name a file"),
+    "deep JSON": ((*IMPORT, "--out", "t", "--classes", "deep.json"), 1, "expected a JSON list of class names"),
     "file of a file": ((*IMPORT, "--out", "t", "--file", "A_model.pt"), 1, "which is a file"),
     "two with file": ((*TWO, "--out", "t", "--file", "A_model.pt"), 2, "expected one folder"),
     "one task twice": ((*TWO, "--out", "t"), 1, "found 'A' twice"),
@@ -280,6 +300,10 @@ def test_bad_input_is_one_line_and_writes_nothing(
     words: tuple[str, ...], code: int, message: str, old: Path, run: Run
 ) -> None:
     Path("broken.json").write_text('["a", ')
+    Path("deep.json").write_text("[" * 100_000)
+    Path("taken/A.safetensors").mkdir(parents=True)
+    Path("bb").mkdir()
+    Path("bb/model.safetensors").write_bytes(Path("tiny.safetensors").read_bytes())
     Path("numbers.json").write_text("[1, 2, 3]")
     whole = Path("models/A_model.pt").read_bytes()
     Path("short_model.pt").write_bytes(whole[: len(whole) // 2])

@@ -108,6 +108,17 @@ def test_a_download_that_ends_early_is_named_and_made_up_for(
     assert len(open_data(name, data_dir=tmp_path).test) > 0
 
 
+def test_an_archive_that_is_damaged_is_named_without_a_network(
+    name: str, publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(name)
+    fakes.everywhere_offline(monkeypatch)
+    fakes.write(tmp_path, {ARCHIVES[name]: b"part"})
+    text = refused(name, tmp_path)
+    assert f"found {ARCHIVES[name]} of 4 bytes, which is damaged or not whole, and no " in text
+    assert "and the download failed" in text
+
+
 def test_an_archive_of_another_content_is_never_unpacked(
     name: str, publish: Publish, tmp_path: Path, server: Server
 ) -> None:

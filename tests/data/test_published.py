@@ -179,6 +179,32 @@ def test_lists_that_do_not_fit_are_named(place: Callable[[str], Path]) -> None:
     refused("inaturalist2017", folder, r"expected a list of images in COCO's format, found .*val2017.json")
 
 
+def test_lists_that_overlap_are_refused(place: Callable[[str], Path]) -> None:
+    folder = place("inaturalist2017")
+    names = sorted(fakes.inaturalist_files())
+    lists = fakes.inaturalist_lists(names)
+    fakes.write(folder, {"val2017.json": lists["val2017.json"], "train2017.json": lists["val2017.json"]})
+    count = len(names[::5])
+    message = rf"expected no image in both lists \(.*\), found {count}, such as {names[0]}; get them again"
+    refused("inaturalist2017", folder, message)
+    (folder / "val2017.json").write_text("[" * 100_000)
+    refused("inaturalist2017", folder, r"expected a list of images in COCO's format")
+    folder = place("sun397")
+    lists = fakes.sun_lists(fakes.sun_files())
+    both = lists["Training_01.txt"].splitlines()[0]
+    fakes.write(folder / "SUN397", lists | {"Testing_01.txt": lists["Testing_01.txt"] + b"\n" + both})
+    refused("sun397", folder, rf"found 1, such as {both.decode().lstrip('/')}; get them again")
+
+
+@pytest.mark.parametrize("line", ["/a/../../outside", "..", "/a/ab\0bey", "a//abbey", "/a/abbey", "."])
+def test_names_of_classes_lead_to_folders_of_their_own(line: str, place: Callable[[str], Path]) -> None:
+    folder = place("sun397")
+    fakes.write(folder / "outside", {"sun_1.jpg": fakes.jpeg(1)})
+    with (folder / "SUN397/ClassName.txt").open("a") as stream:
+        stream.write(f"\n{line}\n")
+    refused("sun397", folder, r"expected names of folders in .*SUN397, found .*; get it again")
+
+
 def test_eighty_twenty_is_stratified_and_covers_everything(name: str, place: Callable[[str], Path]) -> None:
     folder = place(name)
     data, official = opened(name, folder, split="80-20"), opened(name, folder)

@@ -58,7 +58,7 @@ def configure(parser: Parser) -> None:
 def run(options: Namespace) -> int:
     """Loads, measures, prints."""
     require(options, "--backbone", "--data")
-    check_outputs(options.json, options.csv, inputs=[*options.files, options.backbone])
+    check_outputs(options.json, options.csv, inputs=[*options.files, options.backbone], pictures=options.data)
     from memtok.cli.sources import BASE, choose_device, load_files, named_specs, open_backbone, read_headers
     from memtok.evaluation import evaluate
     from memtok.model import MemoryViT

@@ -57,11 +57,14 @@ def run(options: Namespace) -> int:
         raise UsageError(f"expected --base-out as FILE.safetensors, found {options.base_out!r}; change the ending")
     if options.file and len(options.files) > 1:
         raise UsageError(f"expected one folder or repository with --file, found {len(options.files)}; run it for each")
-    inputs = [*options.files, *(options.classes or []), options.backbone]
+    inputs = [*old_files(options), *(options.classes or []), options.backbone]
     check_outputs(options.json, options.base_out, inputs=inputs)
     classes = None if options.classes is None else [read_classes(path) for path in options.classes]
     base, tasks = read_all(options, classes)
     files = [out / f"{task.name}.safetensors" for task in tasks]
+    for path in files:
+        if path.is_dir():  # what the tasks are called shows only now, so the arguments were not wrong by themselves
+            raise MemtokError(f"expected a file name for the result, found the folder {path}; name a file in it")
     check_outputs(*map(str, files), options.json, options.base_out, inputs=inputs)
     if not options.overwrite:
         check_absent([*files, *([base_out] if base_out else [])])
@@ -69,6 +72,16 @@ def run(options: Namespace) -> int:
     write_result(options.json, summary(tasks, files, base, options))
     show(tasks, files, base, options)
     return 0
+
+
+def old_files(options: Namespace) -> list[str]:
+    """What is read of the old checkpoints: of a folder its *.pt, or the files that --file names."""
+    read: list[str] = []
+    for source in options.files:
+        folder = Path(source).expanduser()
+        named = [folder / name for name in options.file or []] or folder.glob("*.pt")
+        read += map(str, named) if folder.is_dir() else [source]
+    return read
 
 
 def read_classes(path: str) -> list[str]:
@@ -82,7 +95,7 @@ def read_classes(path: str) -> list[str]:
         return [line.strip() for line in text.split("\n") if line.strip()]
     try:
         names = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MemtokError(f"expected a JSON list of class names in {path}, found: {error}; mend it") from error
     if not all(isinstance(name, str) for name in names):
         raise MemtokError(f"expected a JSON list of texts in {path}, found other values; write the names in quotes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +32,33 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raises `message` as a UsageError of one line."""
+        if isinstance(ex, UsageError):
+            raise ex
         raise UsageError(explain(self.prog, message)) from ex
+
+    def _check_value_key(
+        self, action: argparse.Action, value: Any, key: str, cfg: Namespace | None, append: bool = False
+    ) -> Any:
+        check_shape(action, value)  # jsonargparse's own complaints name neither the option nor the value
+        return super()._check_value_key(action, value, key, cfg, append)
+
+
+def check_shape(action: argparse.Action, value: Any) -> None:
+    """UsageError for a list option whose value in a YAML file is no list, and for a switch whose value is no switch."""
+    flag = action.option_strings[0] if action.option_strings else action.dest
+    found = short(value)
+    if isinstance(action, Several) and not (value is None or isinstance(value, list)):
+        advice = "[a, b]" if isinstance(value, dict) else f"[{found}]"
+        raise UsageError(f"expected a list for {flag} in the configuration, found {found}; write {advice}")
+    switch = isinstance(action, argparse._StoreTrueAction | ActionYesNo)
+    words = ("true", "false", "yes", "no") if isinstance(action, ActionYesNo) else ()  # jsonargparse reads them too
+    if switch and not (value is None or isinstance(value, bool) or (isinstance(value, str) and value.lower() in words)):
+        raise UsageError(f"expected true or false for {flag} in the configuration, found {found}; write one of them")
+
+
+def short(value: Any) -> str:
+    """A value of a YAML file in one line."""
+    return textwrap.shorten(repr(value), 80, placeholder=" ...")
 
 
 class Several(argparse.Action):
@@ -65,17 +92,22 @@ class Kind:
         if value is None:
             return None
         try:
+            if isinstance(value, list | dict | bool):  # of a YAML file, where a number may stand for a text
+                raise ValueError
             return self.convert(str(value))
         except ValueError:
+            found = short(value if isinstance(value, list | dict) else str(value))
             raise argparse.ArgumentTypeError(
-                f"expected {self.flag} as {self.expected}, found {str(value)!r}; change it"
+                f"expected {self.flag} as {self.expected}, found {found}; change it"
             ) from None
 
 
 def text(flag: str) -> Kind:
-    """Any text but an empty one."""
+    """Any text but an empty one, or one with a zero byte, which no file name can have."""
 
     def convert(value: str) -> str:
+        if "\0" in value:
+            raise argparse.ArgumentTypeError(f"expected {flag} without a zero byte, found {short(value)}; leave it out")
         if not value.strip():
             raise ValueError
         return value
@@ -221,6 +253,11 @@ def parse(parser: Parser, words: list[str]) -> Namespace | None:
         if not end.code:
             return None
         raise UsageError(f"expected other arguments; see `{parser.prog} --help`") from end
+    except RecursionError as error:
+        raise UsageError(
+            "expected options of this command in the configuration, found values that hold themselves or are nested "
+            "too deep; write them out"
+        ) from error
     except (argparse.ArgumentError, argparse.ArgumentTypeError, TypeError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
@@ -238,8 +275,8 @@ def require(options: Namespace, *flags: str) -> None:
 def explain(program: str, message: str) -> str:
     """The one line that argparse's or jsonargparse's `message` amounts to."""
     line = " ".join(message.split())
-    line = re.sub(r"^(error: )?argument [^:]+: (?=expected --)", "", line)
-    if line.startswith("expected -"):
+    line = re.sub(r"^(error: )?argument [^:]+: (?=expected (--|[A-Z]+ ))", "", line)
+    if re.match(r"expected (--|[A-Z]+ )", line):
         return line
     help = f"see `{program} --help`"
     if match := re.match(r"argument ([^:]+): expected (at least )?one argument", line):
@@ -248,8 +285,6 @@ def explain(program: str, message: str) -> str:
         return f"expected options of this command, found {match[1]}; {help}"
     if match := re.match(r"Option '([^']+)' is not accepted", line):
         return f"expected options of this command in the configuration, found {match[1]!r}; {help}"
-    if match := re.match(r"Parser key \"([^\"]+)\": 'str' object does not support item assignment", line):
-        return f"expected a list for --{match[1].replace('_', '-')} in the configuration, found a text; write [a, b]"
     if match := re.match(r'Parser key "config": (.+)', line):
         return f"expected a readable YAML file after --config, found: {match[1]}; name another"
     if match := re.match(r"Problems parsing config: (.+)", line):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from memtok.cli.errors import UsageError, printable
 from memtok.errors import MemtokError
 from memtok.files import write_json
 
+DATA_FOLDER = re.compile(r"^([^=]*=)?folder:")
 PIPED_WIDTH = 100_000  # a pipe has no edge at which to break lines
 
 
@@ -70,24 +72,47 @@ def write_result(path: str | None, result: Any) -> None:
         write_json(path, result)
 
 
-def check_outputs(*paths: str | None, inputs: Iterable[str | None] = ()) -> None:
+def check_outputs(*paths: str | None, inputs: Iterable[str | None] = (), pictures: Iterable[str | None] = ()) -> None:
     """Raises for a result file that could not be written, or that would take the place of another file of the command.
 
-    Found before the work, not after. inputs: what the command reads.
+    Found before the work, not after. inputs: files and folders that the command reads; no file that lies in such a
+    folder may be replaced. pictures: images, folders of them, and data sources such as NAME=folder:PATH; no image in or
+    below them may be replaced.
     """
-    read = {Path(path).resolve() for path in inputs if path is not None}
+    read = {real(path) for path in inputs if path is not None}
+    looked_at = {real(DATA_FOLDER.sub("", path)) for path in pictures if path is not None}
     written: set[Path] = set()
-    for path in (Path(path).resolve() for path in paths if path is not None):
-        if path in written or path in read:
-            found = "a file that the command reads" if path in read else "the place of another result"
-            raise UsageError(f"expected a file of its own for each result, found {path.name} as {found}; name another")
-        written.add(path)
     for path in (Path(path) for path in paths if path is not None):
         if path.is_dir():
             raise UsageError(f"expected a file name for the result, found the folder {path}; name a file in it")
+        place = path.resolve()
+        taken = place in read | looked_at or (path.is_file() and path.parent.resolve() in read)
+        if taken or place in written or (path.is_file() and is_picture(path) and below(path, looked_at)):
+            found = "the place of another result" if place in written and not taken else "a file that the command reads"
+            raise UsageError(f"expected a file of its own for each result, found {path.name} as {found}; name another")
+        written.add(place)
+    for path in (Path(path) for path in paths if path is not None):
         above = next(folder for folder in path.absolute().parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise MemtokError(f"expected a folder that can be written for {path}, found {above}; choose another place")
+
+
+def real(path: str) -> Path:
+    """Where an input lies, whatever it is called."""
+    return Path(os.path.expanduser(path)).resolve()  # Path.expanduser raises for users that are not there
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file counts as an image by its ending."""
+    from memtok.data.images import IMAGE_EXTENSIONS
+
+    return path.suffix.lower() in IMAGE_EXTENSIONS
+
+
+def below(path: Path, folders: Iterable[Path]) -> bool:
+    """Whether a file, or what it links to, lies in or below one of the folders."""
+    above = {*(path.parent.resolve() / path.name).parents, *path.resolve().parents}
+    return not above.isdisjoint(folders)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def configure(parser: Parser) -> None:
 def run(options: Namespace) -> int:
     """Loads, answers, prints."""
     require(options, "--backbone", "--images")
-    check_outputs(options.json, options.csv, inputs=[*options.files, *options.images, options.backbone])
+    check_outputs(options.json, options.csv, inputs=[*options.files, options.backbone], pictures=options.images)
     from memtok.cli.sources import choose_device, load_files, open_backbone, read_headers
     from memtok.model import MemoryViT
     from memtok.prediction import find_images, predict

@@ -93,8 +93,12 @@ def run(options: Namespace) -> int:
     """Checks all arguments, then loads, trains, prints."""
     require(options, "--backbone", "--data", "--out")
     backbone_file = str(Path(options.backbone) / "model.safetensors")
-    inputs = [*(options.extends or []), options.backbone, backbone_file]
-    check_outputs(options.out, options.json, inputs=inputs)
+    inputs = [*(options.extends or []), backbone_file]
+    # The task of a run that began in the backbone's folder is no part of the backbone.
+    own = Path(options.backbone).is_dir() and Path(options.out).with_suffix(".run").is_dir()
+    check_outputs(options.out, inputs=[*inputs, *([] if own else [options.backbone])], pictures=[options.data])
+    check_outputs(options.json, options.out, inputs=inputs, pictures=[options.data])
+    check_outputs(options.json, inputs=[options.backbone])
     check_regime(options)
     check_spec(options.data)
     from memtok.training import train

@@ -44,7 +44,7 @@ def configure(parser: Parser) -> None:
 def run(options: Namespace) -> int:
     """Loads, checks, prints; 1 if a check fails."""
     require(options, "--backbone")
-    check_outputs(options.json, inputs=[*options.files, options.backbone])
+    check_outputs(options.json, inputs=[*options.files, options.backbone], pictures=[options.data])
     if options.data is not None:
         check_spec(options.data)
     from memtok.cli.sources import choose_device, load_files, open_backbone, read_headers

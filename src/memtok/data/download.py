@@ -66,8 +66,12 @@ def download(
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         files = ", ".join(f"{archive.name} ({archive.url}, MD5 {archive.md5})" for archive in archives)
+        broken = "".join(
+            f"{path.name} of {path.stat().st_size:,} bytes, which is damaged or not whole, and "
+            for path, _ in _damaged(root, archives)
+        )
         raise MemtokError(
-            f"expected {title} in {shown(root)}, found no {listing(missing, 4)}, and the download failed "
+            f"expected {title} in {shown(root)}, found {broken}no {listing(missing, 4)}, and the download failed "
             f"({_reason(error)}); put there, without unpacking: {files}"
         ) from error
     # RuntimeError: torchvision's, of a checksum. The others come from unpacking.
@@ -129,20 +133,26 @@ def _patience() -> Iterator[None]:
 
 def _not_whole(title: str, root: Path, archives: Sequence[Archive], error: Exception) -> MemtokError:
     """What to say of a download that ended with a wrong checksum, or of an archive that does not unpack."""
+    for path, archive in _damaged(root, archives):
+        return MemtokError(
+            f"expected {archive.name} of {title} with MD5 {archive.md5}, found {shown(path)} of "
+            f"{path.stat().st_size:,} bytes, which is damaged or not whole; run again to download it anew, or put "
+            f"there what {archive.url} gives"
+        )
+    return MemtokError(
+        f"expected to download and unpack {title} in {shown(root)}, found: {_reason(error)}; make room or choose "
+        "another data folder, and run again: what is whole stays"
+    )
+
+
+def _damaged(root: Path, archives: Sequence[Archive]) -> Iterator[tuple[Path, Archive]]:
+    """The archives that lie there and are not as published."""
     from torchvision.datasets.utils import check_integrity
 
     for archive in archives:
         path = root / archive.name
         if path.is_file() and not check_integrity(str(path), archive.md5):
-            return MemtokError(
-                f"expected {archive.name} of {title} with MD5 {archive.md5}, found {shown(path)} of "
-                f"{path.stat().st_size:,} bytes, which is damaged or not whole; run again to download it anew, or put "
-                f"there what {archive.url} gives"
-            )
-    return MemtokError(
-        f"expected to download and unpack {title} in {shown(root)}, found: {_reason(error)}; make room or choose "
-        "another data folder, and run again: what is whole stays"
-    )
+            yield path, archive
 
 
 def _reason(error: BaseException) -> str:

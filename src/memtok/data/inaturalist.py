@@ -8,6 +8,7 @@ Source: G. Van Horn et al., The iNaturalist Species Classification and Detection
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,7 @@ def _official(data_dir: Path, root: Path, names: tuple[str, ...]) -> tuple[Indic
         return None
     numbers = {name: number for number, name in enumerate(names)}
     train, test = (positions_of(read_list(path), numbers, path, root) for path in paths)
+    check_apart(train, test, names, paths)
     return train, test
 
 
@@ -91,7 +93,7 @@ def read_list(path: Path) -> list[str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         files = [str(image["file_name"]) for image in content["images"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise MemtokError(
             f"expected a list of images in COCO's format, found {shown(path)} "
             f"({' '.join(str(error).split()) or type(error).__name__}); get it again"
@@ -111,3 +113,13 @@ def positions_of(listed: list[str], numbers: dict[str, int], path: Path, root: P
     if len(np.unique(positions)) < len(positions) or not len(positions):
         raise MemtokError(f"expected every image once in {shown(path)}, found some twice or none; get it again")
     return np.sort(positions)
+
+
+def check_apart(train: Indices, test: Indices, names: Sequence[str], paths: Sequence[Path]) -> None:
+    """MemtokError if an image stands in both of the lists at `paths`: what is trained on must not be tested on."""
+    both = np.intersect1d(train, test)
+    if len(both):
+        raise MemtokError(
+            f"expected no image in both lists ({', '.join(map(shown, paths))}), found {len(both):,}, such as "
+            f"{shown(names[both[0]])}; get them again"
+        )

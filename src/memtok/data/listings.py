@@ -20,8 +20,9 @@ def list_images(root: Path, folders: Sequence[str], data_dir: Path, pattern: str
     """For each of `folders` (relative to `root`) the names in it that match `pattern`, sorted; hidden ones left out.
 
     A folder is read again when it changed since it was remembered in `data_dir`/listings. Raises MemtokError for a
-    folder that cannot be read.
+    folder that cannot be read, or lies elsewhere.
     """
+    check_folders(root, folders)
     cache = check_cache_file(data_dir / "listings", root)
     known = _read(cache, pattern)
     fresh: dict[str, tuple[int, list[str]]] = {}
@@ -44,6 +45,19 @@ def list_images(root: Path, folders: Sequence[str], data_dir: Path, pattern: str
     if fresh != known:
         _write(cache, pattern, fresh)
     return found
+
+
+def check_folders(root: Path, folders: Sequence[str]) -> None:
+    """Raises MemtokError for names, read from a list, that do not lead to folders below `root`, each to its own."""
+    seen: set[str] = set()
+    for folder in folders:
+        path = Path(folder)
+        named = bool(path.parts) and "\0" not in folder and path.as_posix() == folder
+        plain = named and ".." not in path.parts and not path.anchor
+        if not plain or folder in seen:
+            found = f"{shown(folder)} twice" if plain else repr(folder[:100])
+            raise MemtokError(f"expected names of folders in {shown(root)}, found {found}; get it again")
+        seen.add(folder)
 
 
 def check_some(root: Path, names: Sequence[str], what: str, most: int = 1000) -> None:

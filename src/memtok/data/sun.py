@@ -14,7 +14,7 @@ import numpy as np
 
 from memtok.data.download import Archive, check_unpacked, download, unpacking
 from memtok.data.images import shown
-from memtok.data.inaturalist import positions_of
+from memtok.data.inaturalist import check_apart, positions_of
 from memtok.data.listings import list_images
 from memtok.data.published import Published
 from memtok.data.sources import FileStore, ImageSet
@@ -73,6 +73,7 @@ def _official(data_dir: Path, root: Path, names: tuple[str, ...]) -> tuple[Indic
         return None
     numbers = {name: number for number, name in enumerate(names)}
     train, test = (positions_of([line.lstrip("/") for line in _lines(path)], numbers, path, root) for path in paths)
+    check_apart(train, test, names, paths)
     return train, test
 
 

@@ -18,10 +18,12 @@ PATCHES = "vit.embeddings.patch_embeddings.projection.weight"
 MLP_BIAS = "vit.encoder.layer.{}.intermediate.dense.bias"
 MEMORY = "vit.encoder.layer.{}.attention.attention.memory_tokens.{}"
 MASK = "vit.encoder.layer.{}.attention.attention.attention_mask"
+LAYER = re.compile(r"vit\.encoder\.layer\.([0-9]+)\.")
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REPLACED = ("vit.embeddings.cls_token", "classifier.weight", "classifier.bias")  # became lists there
 OWN = re.compile(
-    r"vit\.embeddings\.cls_tokens\.(?P<token>\d+)|classifiers\.(?P<head>\d+)\.(weight|bias)"
-    r"|vit\.encoder\.layer\.\d+\.attention\.attention\.(attention_mask|memory_tokens\.(?P<memory>\d+))"
+    r"vit\.embeddings\.cls_tokens\.(?P<token>[0-9]+)|classifiers\.(?P<head>[0-9]+)\.(weight|bias)"
+    r"|vit\.encoder\.layer\.[0-9]+\.attention\.attention\.(attention_mask|memory_tokens\.(?P<memory>[0-9]+))"
 )
 
 
@@ -59,11 +61,17 @@ def read_old(file: LegacyFile) -> OldCheckpoint:
             f"expected a state dict of the public reproduction in {label}, found none of its class tokens "
             f"({CLASS_TOKEN.format(0)}); import files named like {PUBLISHED[0]}"
         )
+    check_tensors(state, label)
+    check_indices(state, label)
     count = max(added_task(found) for key in state if (found := OWN.fullmatch(key)))
     if count < 1:
         raise MemtokError(f"expected at least one added task in {label}, found the base one only; name another")
-    layers = [int(found[1]) for key in state if (found := re.match(r"vit\.encoder\.layer\.(\d+)\.", key))]
-    depth = max(layers, default=-1) + 1
+    depth = max((int(found[1]) for key in state if (found := LAYER.match(key))), default=-1) + 1
+    if count * depth > len(state):  # every layer has memory of every task
+        raise MemtokError(
+            f"expected memory of {count} tasks in {depth} layers of {label}, found {len(state)} tensors only; it is "
+            "damaged"
+        )
     check_names(state, label, count, depth)
     dim = check_shapes(state, label, count)
     cells = tuple(state[MEMORY.format(0, index)].shape[-2] for index in range(count))
@@ -78,6 +86,31 @@ def read_old(file: LegacyFile) -> OldCheckpoint:
                 f"expected one attention mask in all layers of {label}, found another in layer {layer}; it is damaged"
             )
     return OldCheckpoint(file, state, depth, patches, cells, read_mask(first, cells, patches, label))
+
+
+def check_tensors(state: dict[str, Tensor], label: str) -> None:
+    """MemtokError for a tensor whose numbers cannot be read as they are: of another type, sparse, or without any."""
+    for key, value in state.items():
+        if value.dtype not in NUMBERS:
+            raise MemtokError(f"expected {key} of {label} in floating point, found {value.dtype}; it is damaged")
+        dense = value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
+        if not dense or value.numel() * value.element_size() > max(value.untyped_storage().nbytes(), 1 << 28):
+            raise MemtokError(
+                f"expected the numbers of {key} in {label}, found a tensor that lacks them; it is damaged"
+            )
+
+
+def check_indices(state: dict[str, Tensor], label: str) -> None:
+    """MemtokError for a task or a layer of a higher number than there are tensors."""
+    for key in state:
+        own, layer = OWN.fullmatch(key), LAYER.match(key)
+        found = [own["token"] or own["head"] or own["memory"]] if own else []
+        for digits in (*found, layer[1] if layer else None):
+            if digits and (len(digits) > 9 or int(digits) >= len(state)):
+                raise MemtokError(
+                    f"expected tasks and layers below {len(state)} in {label}, which has so many tensors, found "
+                    f"{key[:100]}; it is damaged"
+                )
 
 
 def added_task(found: re.Match[str]) -> int:
@@ -118,8 +151,6 @@ def check_shapes(state: dict[str, Tensor], label: str, count: int) -> int:
         if state[MEMORY.format(0, index)].ndim != 3:
             check_shape(state, MEMORY.format(0, index), (1, 1, dim), label)
     for key, value in state.items():
-        if not value.is_floating_point():
-            raise MemtokError(f"expected {key} of {label} in floating point, found {value.dtype}; it is damaged")
         if not key.endswith(".attention_mask") and not bool(torch.isfinite(value).all()):
             raise MemtokError(f"expected finite numbers in {key} of {label}, found others; get the file again")
     return dim
