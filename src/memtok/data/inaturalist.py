@@ -8,7 +8,6 @@ Source: G. Van Horn et al., The iNaturalist Species Classification and Detection
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,9 @@ import numpy as np
 from memtok.data.download import Archive, download, one_at_a_time
 from memtok.data.images import shown
 from memtok.data.listings import list_images
+from memtok.data.official import official_parts
 from memtok.data.published import Published
 from memtok.data.sources import FileStore, ImageSet
-from memtok.data.splits import Indices
 from memtok.errors import MemtokError
 
 VERSION = "2017"
@@ -46,7 +45,7 @@ def read_inaturalist2017(data_dir: Path) -> Published:
     return Published(
         classes,
         images,
-        _official(data_dir, root, names),
+        official_parts(LISTS, [data_dir / folder for folder in LIST_FOLDERS], read_list, names, root),
         lists=f"no {' and '.join(LISTS)} in {shown(data_dir)}",
     )
 
@@ -75,19 +74,6 @@ def _folders(path: Path) -> list[str]:
     return sorted(child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
-def _official(data_dir: Path, root: Path, names: tuple[str, ...]) -> tuple[Indices, Indices] | None:
-    """The positions of the official training and validation images; None where one of the lists is not at hand."""
-    folders = [data_dir / folder for folder in LIST_FOLDERS]
-    found = [next((folder / name for folder in folders if (folder / name).is_file()), None) for name in LISTS]
-    paths = [path for path in found if path is not None]
-    if len(paths) < len(LISTS):
-        return None
-    numbers = {name: number for number, name in enumerate(names)}
-    train, test = (positions_of(read_list(path), numbers, path, root) for path in paths)
-    check_apart(train, test, names, paths)
-    return train, test
-
-
 def read_list(path: Path) -> list[str]:
     """The file names, as GROUP/SPECIES/NAME, in a list in COCO's format; MemtokError if it is something else."""
     try:
@@ -99,27 +85,3 @@ def read_list(path: Path) -> list[str]:
             f"({' '.join(str(error).split()) or type(error).__name__}); get it again"
         ) from error
     return [name.removeprefix(f"{ARCHIVE_FOLDER}/") for name in files]
-
-
-def positions_of(listed: list[str], numbers: dict[str, int], path: Path, root: Path) -> Indices:
-    """Where the `listed` names stand in a data set; MemtokError if one is not there or stands in the list twice."""
-    missing = [name for name in listed if name not in numbers]
-    if missing:
-        raise MemtokError(
-            f"expected the {len(listed):,} images of {shown(path)} in {shown(root)}, found {len(missing):,} of them "
-            f"missing, such as {shown(missing[0])}; get the images again, or remove the list"
-        )
-    positions = np.array([numbers[name] for name in listed], dtype=np.int64)
-    if len(np.unique(positions)) < len(positions) or not len(positions):
-        raise MemtokError(f"expected every image once in {shown(path)}, found some twice or none; get it again")
-    return np.sort(positions)
-
-
-def check_apart(train: Indices, test: Indices, names: Sequence[str], paths: Sequence[Path]) -> None:
-    """MemtokError if an image stands in both of the lists at `paths`: what is trained on must not be tested on."""
-    both = np.intersect1d(train, test)
-    if len(both):
-        raise MemtokError(
-            f"expected no image in both lists ({', '.join(map(shown, paths))}), found {len(both):,}, such as "
-            f"{shown(names[both[0]])}; get them again"
-        )

@@ -14,11 +14,10 @@ import numpy as np
 
 from memtok.data.download import Archive, check_unpacked, download, unpacking
 from memtok.data.images import shown
-from memtok.data.inaturalist import check_apart, positions_of
 from memtok.data.listings import list_images
+from memtok.data.official import official_parts
 from memtok.data.published import Published
 from memtok.data.sources import FileStore, ImageSet
-from memtok.data.splits import Indices
 from memtok.errors import MemtokError
 
 FOLDER = "SUN397"
@@ -45,7 +44,7 @@ def read_sun397(data_dir: Path) -> Published:
     return Published(
         tuple(folder.split("/", 1)[-1] for folder in folders),  # without the letter that they are sorted under
         ImageSet(FileStore(root, names), np.arange(len(names)), labels),
-        _official(data_dir, root, names),
+        official_parts(LISTS, [data_dir / folder for folder in LIST_FOLDERS], _read_list, names, root),
         lists=f"no {' and '.join(LISTS)} in {shown(root)}",
     )
 
@@ -64,17 +63,8 @@ def _download(data_dir: Path) -> None:
         )
 
 
-def _official(data_dir: Path, root: Path, names: tuple[str, ...]) -> tuple[Indices, Indices] | None:
-    """The positions of the official training and test images; None where one of the lists is not at hand."""
-    folders = [data_dir / folder for folder in LIST_FOLDERS]
-    found = [next((folder / name for folder in folders if (folder / name).is_file()), None) for name in LISTS]
-    paths = [path for path in found if path is not None]
-    if len(paths) < len(LISTS):
-        return None
-    numbers = {name: number for number, name in enumerate(names)}
-    train, test = (positions_of([line.lstrip("/") for line in _lines(path)], numbers, path, root) for path in paths)
-    check_apart(train, test, names, paths)
-    return train, test
+def _read_list(path: Path) -> list[str]:
+    return [line.lstrip("/") for line in _lines(path)]
 
 
 def _lines(path: Path) -> list[str]:

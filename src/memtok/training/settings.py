@@ -204,7 +204,9 @@ def check_number(name: str, value: float | None, *, above_zero: bool) -> None:
     """MemtokError unless `value` is None or a number above zero (or from zero on), finite in single precision."""
     if value is None:
         return
-    number = isinstance(value, int | float) and not isinstance(value, bool) and value <= LARGEST
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if number and value > LARGEST:
+        raise MemtokError(f"expected {name} of {LARGEST:g} at most, found {value!r}; change it")
     if not number or value < 0 or (above_zero and value == 0):
         bound = "above 0" if above_zero else "of 0 or more"
         raise MemtokError(f"expected {name} as a finite number {bound}, found {value!r}; change it")
