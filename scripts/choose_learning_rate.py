@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 import memtok
-from memtok.backbone import Trace
+from memtok.trace import Trace
 
 BATCH = 64
 
@@ -39,7 +39,7 @@ class KeptTrace:
     def batch(self, index: torch.Tensor) -> Trace:
         """The trace of the images at these positions."""
         keys, values = (part[index].float().transpose(0, 1) for part in (self.keys, self.values))
-        return Trace(list(keys), list(values), self.features[index], None)
+        return Trace(list(keys), list(values), self.features[index])
 
 
 def run(task: memtok.Task, train: KeptTrace, test: KeptTrace, rate: float, steps: int) -> float:

@@ -14,7 +14,7 @@ import torch
 import memtok
 from memtok import verification
 from memtok.errors import MemtokError
-from memtok.streams import Layout
+from memtok.layout import Layout
 from memtok.verification import VerifyReport, own_forward
 from tests.tiny import bytes_of, tiny_backbone, tiny_images, tiny_task, tiny_vit
 

@@ -15,34 +15,24 @@ Source of the blocks: Dosovitskiy et al., ICLR 2021 (arXiv 2010.11929), as imple
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from memtok.attention import attend, join_heads, project_keys_and_values, split_heads
 from memtok.checkpoint import Checkpoint, read_checkpoint
+from memtok.checks import check_choice
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
+from memtok.trace import Kept, Trace
 
 logger = logging.getLogger("memtok")
 
-
-@dataclass(frozen=True)
-class Trace:
-    """What one pass of the trunk leaves behind.
-
-    keys, values: one tensor (B, H, N, d) per layer, empty lists when nobody asked for them.
-    features: (B, D) the base class token after the final norm, None when the last layer was skipped.
-    base: (B, base classes) the timm model's own answer, None without a classifier or when the last layer was skipped.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    features: Tensor | None
-    base: Tensor | None
+KEYS_AND_VALUES, INPUTS, NOTHING = "keys and values", "inputs", "nothing"
 
 
 class Backbone(nn.Module):
@@ -95,6 +85,11 @@ class Backbone(nn.Module):
     def heads(self) -> int:
         """H, the number of attention heads."""
         return int(self.vit.blocks[0].attn.num_heads)
+
+    @property
+    def tokens(self) -> int:
+        """N, the tokens of the trunk: prefix tokens and patches."""
+        return int(self.vit.patch_embed.num_patches + self.vit.num_prefix_tokens)
 
     @property
     def device(self) -> torch.device:
@@ -169,33 +164,36 @@ class Backbone(nn.Module):
         normed: Tensor = norm(tokens)
         return normed
 
-    @torch.no_grad()
-    def trace(self, images: Tensor, *, keys_and_values: bool = True, outputs: bool = True) -> Trace:
-        """Runs the trunk once over (B, 3, height, width) images.
+    def trace(
+        self,
+        images: Tensor,
+        *,
+        keep: str = KEYS_AND_VALUES,
+        outputs: bool = True,
+        visit: Callable[[int, Kept], None] | None = None,
+        run: Callable[..., tuple[Tensor, Kept]] | None = None,
+    ) -> Trace:
+        """Runs the trunk once over (B, 3, height, width) images, without gradient.
 
-        keys_and_values: keep what the task streams need. outputs: compute features and the base answer; without them
-        the last layer stops at its keys and values, for nothing after them is read.
+        keep: what stays for the task streams: "keys and values", "inputs" (half as much, see `Trace`) or "nothing".
+        outputs: compute features and the base answer; without them the last layer stops where the trace of it is
+        complete, for nothing after that is read. visit: gets the number of each layer and what was kept of it, which
+        is then not in the result; it may build a graph of gradients. run: a compiled `run_layer`.
         """
-        x = self.vit.norm_pre(self.embed(self.check_images(images)))  # (B, N, D)
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        last = self.depth - 1
+        check_choice("keep", keep, (KEYS_AND_VALUES, INPUTS, NOTHING))
+        with torch.no_grad():
+            x = self.vit.norm_pre(self.embed(self.check_images(images)))  # (B, N, D)
+        trace = Trace()
         for index, block in enumerate(self.vit.blocks):
-            normed = block.norm1(x)
-            if index == last and not outputs:
-                if keys_and_values:
-                    key, value = project_keys_and_values(block.attn, normed)
-                    keys.append(key)
-                    values.append(value)
-                return Trace(keys, values, None, None)
-            query, key, value = split_heads(block.attn, block.attn.qkv(normed))
-            if keys_and_values:
-                keys.append(key)
-                values.append(value)
-            heads = attend(block.attn, query, key, value)
-            x = x + block.drop_path1(block.ls1(block.attn.proj(join_heads(block.attn, heads, normed))))
-            x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-        return Trace(keys, values, self.final_norm(x[:, 0]), self.classify(self.vit.norm(x)))
+            stop = index == self.depth - 1 and not outputs
+            with torch.no_grad():
+                x, kept = (run or run_layer)(block, x, keep, stop)
+            if keep != NOTHING:
+                (visit(index, kept) if visit else trace.append(kept))
+        if not outputs:
+            return trace
+        with torch.no_grad():
+            return replace(trace, features=self.final_norm(x[:, 0]), base=self.classify(self.vit.norm(x)))
 
     def classify(self, tokens: Tensor) -> Tensor | None:
         """(B, base classes) from tokens after `norm`; None for a model without classifier."""
@@ -206,9 +204,24 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features (B, D) and the base answer (B, base classes) or None, of normalised (B, 3, height, width) images."""
-        trace = self.trace(images, keys_and_values=False)
+        trace = self.trace(images, keep=NOTHING)
         assert trace.features is not None
         return trace.features, trace.base
+
+
+def run_layer(block: Any, x: Tensor, keep: str, stop: bool) -> tuple[Tensor, Kept]:
+    """One layer of the trunk: tokens (B, N, D) after it, and what is kept of it for the task streams.
+
+    With `stop` it ends there, and the tokens that come back mean nothing.
+    """
+    normed = block.norm1(x)
+    if stop:
+        return x, (normed,) if keep == INPUTS else project_keys_and_values(block.attn, normed)
+    query, key, value = split_heads(block.attn, block.attn.qkv(normed))
+    heads = attend(block.attn, query, key, value)
+    x = x + block.drop_path1(block.ls1(block.attn.proj(join_heads(block.attn, heads, normed))))
+    x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    return x, (normed,) if keep == INPUTS else (key, value)
 
 
 def refuse_other_weights(backbone: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -220,45 +233,6 @@ def refuse_other_weights(backbone: nn.Module, state: dict[str, Any], prefix: str
                 f"expected the backbone's own numbers in {prefix + name}, found others; load another backbone with "
                 "memtok.load_backbone, and tasks with memtok.load_task"
             )
-
-
-def split_heads(attention: Any, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, each (B, H, n, d), of the output (B, n, 3 H d) of timm's joint projection."""
-    batch, count, _ = qkv.shape
-    heads = qkv.reshape(batch, count, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4)
-    query, key, value = heads.unbind(0)  # (B, H, n, d) each
-    return attention.q_norm(query), attention.k_norm(key), value
-
-
-def project_keys_and_values(attention: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values, each (B, H, n, d), of (B, n, D) tokens that ask nothing: a third of the projection is saved."""
-    start = attention.attn_dim
-    bias = None if attention.qkv.bias is None else attention.qkv.bias[start:]
-    projected = F.linear(tokens, attention.qkv.weight[start:], bias)  # (B, n, 2 H d)
-    batch, count, _ = projected.shape
-    key, value = projected.reshape(batch, count, 2, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4)
-    return attention.k_norm(key), value
-
-
-def attend(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """(B, H, n, d) of plain unmasked attention, by the kernel that timm would take."""
-    if attention.fused_attn:
-        return F.scaled_dot_product_attention(query, key, value)
-    scores = (query * attention.scale) @ key.transpose(-2, -1)
-    heads: Tensor = scores.softmax(dim=-1) @ value
-    return heads
-
-
-def join_heads(attention: Any, heads: Tensor, normed: Tensor) -> Tensor:
-    """(B, n, H d) what the output projection of attention gets: heads (B, H, n, d) side by side, normed and gated.
-
-    normed: (B, n, D) the input of the attention block, which the gate of some timm models reads.
-    """
-    batch, _, count, _ = heads.shape
-    joined: Tensor = attention.norm(heads.transpose(1, 2).reshape(batch, count, attention.attn_dim))
-    if attention.gate is not None:
-        joined = joined * attention.gate(normed).sigmoid()
-    return joined
 
 
 def load_backbone(

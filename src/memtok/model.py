@@ -6,15 +6,21 @@ import copy
 from collections.abc import Sequence
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
-from memtok.backbone import Backbone, Trace
+from memtok.attention import can_absorb
+from memtok.backbone import INPUTS, KEYS_AND_VALUES, NOTHING, Backbone
 from memtok.errors import MemtokError
 from memtok.outputs import Outputs, TaskAttention
 from memtok.preprocessing import Preprocessing
 from memtok.reference import variant_outputs
-from memtok.streams import TaskStreams
+from memtok.streams import TaskStreams, Walk
 from memtok.task import Task, topological
+from memtok.trace import Trace, absorbing_cost, trunk_cost
+
+# Of the trunk's arithmetic: what a step may spend on absorbed projections to halve the memory of its trace.
+INPUTS_SHARE = 0.02
 
 
 class MemoryViT(nn.Module):
@@ -75,13 +81,18 @@ class MemoryViT(nn.Module):
             own = variant_outputs(self.backbone, tasks[0], images, attention=attention)
             features, answer = self.backbone(images) if base else (None, None)
             return Outputs(features, answer, own.logits, own.attention)
-        return self.answer(self.trace(images, base=base), base=base, attention=attention)
+        if self.streams is None:
+            return self._collect(self.trace(images, base=base), None, base)
+        # Layer by layer, the streams right behind the trunk: what a layer leaves need not outlive it.
+        walk = self.streams.begin(self.backbone, tasks, len(images), attention=attention)
+        keep = self._form_of_trace()
+        trace = self.backbone.trace(images, keep=keep, outputs=self._reads_outputs(base), visit=walk.step)
+        return self._collect(trace, walk, base)
 
     def trace(self, images: Tensor, *, base: bool = True) -> Trace:
         """The trunk's pass over images; `answer` turns it into outputs, for this model or one made from it."""
-        reads_features = any(not self.tasks[position].queries for position in self._answered)
-        streams = self.streams is not None
-        return self.backbone.trace(images, keys_and_values=streams, outputs=base or reads_features or not streams)
+        keep = NOTHING if self.streams is None else KEYS_AND_VALUES
+        return self.backbone.trace(images, keep=keep, outputs=self._reads_outputs(base))
 
     def answer(self, trace: Trace, *, base: bool = True, attention: bool = False) -> Outputs:
         """Outputs of all answered tasks from one pass of the trunk; see `forward`.
@@ -94,14 +105,44 @@ class MemoryViT(nn.Module):
                 f"expected composable tasks to answer from a trace, found {tasks[0].name!r} of regime "
                 f"{tasks[0].regime!r}, whose image tokens see the task; call the model on the images"
             )
+        if self.streams is None:
+            return self._collect(trace, None, base)
+        layers = trace.layers
+        if not layers:
+            raise MemtokError(
+                "expected a trace that task streams can read, found none; make it with a model that has tasks"
+            )
+        walk = self.streams.begin(self.backbone, tasks, len(layers[0][0]), attention=attention)
+        for index, kept in enumerate(layers):
+            walk.step(index, kept)
+        return self._collect(trace, walk, base)
+
+    def _reads_outputs(self, base: bool) -> bool:
+        """Whether a pass of the trunk has to go to its end: for the base, or for a head that reads its features."""
+        return base or self.streams is None or any(not self.tasks[position].queries for position in self._answered)
+
+    def _form_of_trace(self) -> str:
+        """What the trunk keeps of a layer for a live pass.
+
+        While tasks train, it stays in memory until the backward pass. Inputs are half as large as keys and values, and
+        the trunk has them ready; absorbing their projections costs something for each query.
+        """
+        assert self.streams is not None
+        if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in self._tasks.parameters()):
+            return KEYS_AND_VALUES
+        block, tokens = self.backbone.vit.blocks[0], self.backbone.tokens
+        cost = 3 * self.streams.layout.tokens * absorbing_cost(block.attn, tokens)  # forward, and twice that backward
+        cheap = cost <= INPUTS_SHARE * trunk_cost(block, tokens) and can_absorb(block.attn)
+        return INPUTS if cheap else KEYS_AND_VALUES
+
+    def _collect(self, trace: Trace, walk: Walk | None, base: bool) -> Outputs:
+        """Outputs from the class tokens at the end of their walk, and from the trunk's own output."""
+        tasks = self.tasks
         tokens: dict[int, Tensor] = {}
         looks: dict[int, TaskAttention] = {}
-        if self.streams is not None:
-            if not trace.keys:
-                raise MemtokError(
-                    "expected a trace with keys and values, found none; make it with a model that has tasks"
-                )
-            tokens, looks = self.streams(self.backbone, tasks, trace, attention)
+        if walk is not None and self.streams is not None:
+            tokens = self.streams.split(walk.finish())
+            looks = self.streams.layout.split_attention(tasks, walk.looks) if walk.attention else {}
         logits, looked = {}, {}
         for position in self._answered:
             task = tasks[position]

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtok.backbone import Backbone, join_heads, project_keys_and_values, split_heads
+from memtok.attention import join_heads, project_keys_and_values, split_heads
+from memtok.backbone import Backbone
 from memtok.errors import MemtokError
 from memtok.outputs import Outputs, TaskAttention
 from memtok.task import Task, topological

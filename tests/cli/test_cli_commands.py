@@ -329,15 +329,15 @@ def test_verify_on_data(workspace: Path, run: Run) -> None:
 
 
 def test_verify_that_fails_exits_with_1(workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from memtok import streams
+    from memtok import layout
 
     def blind(self: Any, tasks: Any, family: Any) -> torch.Tensor:
         mask = original(self, tasks, family)
         mask[:, -1] = False  # the last memory cell is forgotten
         return mask
 
-    original = streams.Layout.family_mask
-    monkeypatch.setattr(streams.Layout, "family_mask", blind)
+    original = layout.Layout.family_mask
+    monkeypatch.setattr(layout.Layout, "family_mask", blind)
     found = run("verify", "pets.safetensors", *BACKBONE, "--json", "v.json")
     assert found.code == 1
     assert "NOT verified" in found.out

@@ -90,7 +90,10 @@ def test_streams_equal_reference(kind, graph, seed, batch, shuffle, double) -> N
     assert (out.base is None) == (bare.base is None)
     assert out.base is None or torch.equal(out.base, bare.base)
     for task in tasks:
-        torch.testing.assert_close(out[task.name], expected[task.name], atol=1e-5, rtol=1e-5)
+        # In double precision the two are alike to the rounding of the heads, which are float32. In single precision
+        # both are rounded in every layer, so the bound goes with the size of the answers.
+        bound = 1e-6 if double else 1e-5 * max(1.0, expected[task.name].abs().max().item())
+        torch.testing.assert_close(out[task.name], expected[task.name], atol=bound, rtol=0)
 
 
 @settings(max_examples=25, deadline=None, print_blob=True)

@@ -1,0 +1,151 @@
+"""The trace: what one pass of the trunk leaves behind for the task streams, and how class tokens read it.
+
+A trace has one of two forms. Keys and values of every layer are what the trunk computes anyway. The normalised inputs
+of attention take half the memory and are what is kept on disk; from them keys and values are computed anew, or, for few
+queries, their projections are absorbed: q (W x) = (q W) x, so that W meets the queries instead of all N tokens (the
+trick of multi-head latent attention, DeepSeek-V2, arXiv 2405.04434). Which of the two is cheaper follows from the
+sizes (`break_even`). Letters as in backbone.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from memtok.attention import can_absorb, key_and_value_weights, project_keys_and_values
+
+Kept = tuple[Tensor] | tuple[Tensor, Tensor]
+"""Of one layer: the normalised inputs (B, N, D), or keys and values (B, H, N, d)."""
+
+
+class TrunkLayer(Protocol):
+    """One layer of a trace, as class tokens read it."""
+
+    def scores(self, query: Tensor) -> Tensor:
+        """(B, H, T, N) products of scaled queries (B, H, T, d) with the keys of the trunk's tokens."""
+
+    def read(self, probabilities: Tensor) -> Tensor:
+        """(B, H, T, d) sums of the trunk's values, weighted by probabilities (B, H, T, N)."""
+
+
+@dataclass(frozen=True)
+class KeysAndValues:
+    """A layer's keys and values, (B, H, N, d) each."""
+
+    key: Tensor
+    value: Tensor
+
+    def scores(self, query: Tensor) -> Tensor:
+        return query @ self.key.transpose(-2, -1)
+
+    def read(self, probabilities: Tensor) -> Tensor:
+        return probabilities @ self.value
+
+
+@dataclass(frozen=True)
+class AbsorbedInputs:
+    """A layer's normalised inputs (B, N, D), whose projections are applied to the queries and to what they read."""
+
+    attention: Any
+    inputs: Tensor
+
+    def scores(self, query: Tensor) -> Tensor:
+        weight, _, bias, _ = key_and_value_weights(self.attention)
+        batch, heads, count, _ = query.shape
+        wide = per_head(query, weight)  # (B, H, T, D)
+        scores = (wide.flatten(1, 2) @ self.inputs.transpose(-2, -1)).reshape(batch, heads, count, self.inputs.shape[1])
+        # The same for all N tokens, but not for memory, which stands in the same softmax.
+        return scores if bias is None else scores + query @ bias.unsqueeze(-1)
+
+    def read(self, probabilities: Tensor) -> Tensor:
+        _, weight, _, bias = key_and_value_weights(self.attention)
+        batch, heads, count, _ = probabilities.shape
+        mixed = (probabilities.flatten(1, 2) @ self.inputs).reshape(
+            batch, heads, count, self.inputs.shape[2]
+        )  # (B, H, T, D)
+        read = per_head(mixed, weight.transpose(-2, -1))  # (B, H, T, d)
+        return read if bias is None else read + probabilities.sum(dim=-1, keepdim=True) * bias.unsqueeze(1)
+
+
+def per_head(rows: Tensor, weight: Tensor) -> Tensor:
+    """(B, H, T, outputs): rows (B, H, T, inputs) times weights (H, inputs, outputs).
+
+    A plain matmul would copy the weights for every image.
+    """
+    batch, heads, count, _ = rows.shape
+    product = rows.transpose(0, 1).flatten(1, 2) @ weight  # (H, B T, outputs)
+    return product.reshape(heads, batch, count, weight.shape[-1]).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one pass of the trunk leaves behind. Of the first three, all are empty when nobody asked for them.
+
+    keys, values: one tensor (B, H, N, d) per layer; inputs: instead of these, the output (B, N, D) of each layer's
+    first norm, in any precision. features: (B, D) the base class token after the final norm, None when the last layer
+    was skipped. base: (B, base classes) the timm model's own answer, None without a classifier or when the last layer
+    was skipped.
+    """
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    features: Tensor | None = None
+    base: Tensor | None = None
+    inputs: list[Tensor] = field(default_factory=list)
+
+    @property
+    def layers(self) -> list[Kept]:
+        """What was kept of each layer; empty if nothing was."""
+        if self.inputs:
+            return [(inputs,) for inputs in self.inputs]
+        return list(zip(self.keys, self.values, strict=True))
+
+    def append(self, kept: Kept) -> None:
+        """Adds what was kept of the next layer."""
+        if len(kept) == 1:
+            self.inputs.append(kept[0])
+        else:
+            # Copies: views would hold the queries in memory as well, and every reader would copy them anyway.
+            self.keys.append(kept[0].contiguous())
+            self.values.append(kept[1].contiguous())
+
+
+def read_layer(attention: Any, kept: Kept, queries: int) -> TrunkLayer:
+    """What was kept of a layer, as `queries` class tokens read it; `attention` is the layer's timm module."""
+    if len(kept) == 2:
+        return KeysAndValues(*kept)
+    inputs = kept[0].to(attention.qkv.weight.dtype)
+    if can_absorb(attention) and queries < break_even(attention, inputs.shape[1], training=torch.is_grad_enabled()):
+        return AbsorbedInputs(attention, inputs)
+    with torch.no_grad():
+        return KeysAndValues(*project_keys_and_values(attention, inputs))
+
+
+def break_even(attention: Any, tokens: int, *, training: bool = False) -> float:
+    """The number of queries per image from which on projecting all N `tokens` is cheaper than absorbing.
+
+    A backward pass repeats what every query costs, twice the forward pass in all, but not the projection of the trunk's
+    tokens, which has no gradient.
+    """
+    dim, inner = int(attention.qkv.weight.shape[1]), int(attention.attn_dim)
+    project = 2 * tokens * dim * inner
+    return project / (absorbing_cost(attention, tokens) * (2 if training else 1))
+
+
+def absorbing_cost(attention: Any, tokens: int) -> int:
+    """Multiply-adds of one layer and image that a query costs more with absorbed projections than without.
+
+    Without: 2 N (H d), scores and sums. With: 2 D (H d) for the two projections, and 2 N H D for scores and sums over
+    inputs that are D wide in every head.
+    """
+    dim, inner, heads = int(attention.qkv.weight.shape[1]), int(attention.attn_dim), int(attention.num_heads)
+    return 2 * dim * inner + 2 * tokens * heads * dim - 2 * tokens * inner
+
+
+def trunk_cost(block: Any, tokens: int) -> int:
+    """Multiply-adds of one layer of the trunk and one image with N `tokens`: matrices, then scores and sums."""
+    matrices = sum(int(parameter.numel()) for parameter in block.parameters() if parameter.ndim == 2)
+    return tokens * matrices + 2 * tokens * tokens * int(block.attn.attn_dim)
