@@ -187,7 +187,7 @@ class Backbone(nn.Module):
         for index, block in enumerate(self.vit.blocks):
             stop = index == self.depth - 1 and not outputs
             with torch.no_grad():
-                x, kept = (run or run_layer)(block, x, keep, stop)
+                x, kept = (run or run_layer)(block, x, keep == INPUTS, stop)
             if keep != NOTHING:
                 (visit(index, kept) if visit else trace.append(kept))
         if not outputs:
@@ -209,19 +209,19 @@ class Backbone(nn.Module):
         return trace.features, trace.base
 
 
-def run_layer(block: Any, x: Tensor, keep: str, stop: bool) -> tuple[Tensor, Kept]:
-    """One layer of the trunk: tokens (B, N, D) after it, and what is kept of it for the task streams.
+def run_layer(block: Any, x: Tensor, inputs: bool, stop: bool) -> tuple[Tensor, Kept]:
+    """One layer of the trunk: tokens (B, N, D) after it, and its trace: with `inputs` these, else keys and values.
 
-    With `stop` it ends there, and the tokens that come back mean nothing.
+    With `stop` it ends there, and the tokens that come back mean nothing. With and without tasks it is the same code.
     """
     normed = block.norm1(x)
     if stop:
-        return x, (normed,) if keep == INPUTS else project_keys_and_values(block.attn, normed)
+        return x, (normed,) if inputs else project_keys_and_values(block.attn, normed)
     query, key, value = split_heads(block.attn, block.attn.qkv(normed))
     heads = attend(block.attn, query, key, value)
     x = x + block.drop_path1(block.ls1(block.attn.proj(join_heads(block.attn, heads, normed))))
     x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-    return x, (normed,) if keep == INPUTS else (key, value)
+    return x, (normed,) if inputs else (key, value)
 
 
 def refuse_other_weights(backbone: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

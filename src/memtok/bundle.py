@@ -180,7 +180,7 @@ def revive(stored: Sequence[StoredTask], backbone: Backbone, extends: Sequence[T
         for index in ready:
             ancestors = [known[entry["fingerprint"]] for entry in stored[index].header["extends"]]
             task = revive_one(stored[index], backbone, ancestors, where)
-            built[index] = known[task.fingerprint] = task
+            built[index] = known[stored[index].header["fingerprint"]] = task  # which it was just checked against
     return [built[index] for index in range(len(stored))]
 
 

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from memtok.attention import can_absorb
-from memtok.backbone import INPUTS, KEYS_AND_VALUES, NOTHING, Backbone
+from memtok.backbone import INPUTS, KEYS_AND_VALUES, NOTHING, Backbone, run_layer
 from memtok.errors import MemtokError
 from memtok.outputs import Outputs, TaskAttention
 from memtok.preprocessing import Preprocessing
 from memtok.reference import variant_outputs
-from memtok.streams import TaskStreams, Walk
+from memtok.streams import TaskStreams, Walk, stream_layer
 from memtok.task import Task, topological
-from memtok.trace import Trace, absorbing_cost, trunk_cost
+from memtok.trace import Kept, Trace, absorbing_cost, trunk_cost
 
 # Of the trunk's arithmetic: what a step may spend on absorbed projections to halve the memory of its trace.
 INPUTS_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One layer of the trunk and of the streams, compiled: `run_layer` and `stream_layer`."""
+
+    trunk: Callable[..., tuple[Tensor, Kept]]
+    streams: Callable[..., tuple[Tensor, list[Tensor]]]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The same: code has no state of its own."""
+        return self
 
 
 class MemoryViT(nn.Module):
@@ -51,6 +64,7 @@ class MemoryViT(nn.Module):
         self.streams = (
             TaskStreams(composable, extends, backbone.device) if any(task.queries for task in composable) else None
         )
+        self._compiled: Compiled | None = None
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -60,7 +74,8 @@ class MemoryViT(nn.Module):
     @property
     def names(self) -> tuple[str, ...]:
         """The tasks that are answered, in order."""
-        return tuple(self.tasks[position].name for position in self._answered)
+        tasks = self.tasks
+        return tuple(tasks[position].name for position in self._answered)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Lets the tasks train, or stops them. The backbone and what a task extends stay frozen."""
@@ -69,6 +84,17 @@ class MemoryViT(nn.Module):
             if id(task) not in extended:
                 task.requires_grad_(requires_grad)
         return self
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the layers of trunk and streams, in place; the arguments are those of `torch.compile`.
+
+        Models made from this one (add, remove, select, concat) share the compiled code: a task swapped for another of
+        the same shape, whatever it is called, compiles nothing. The base output stays bitwise what a compiled model
+        without tasks answers, for the trunk is compiled by itself. Use this instead of `torch.compile(model)`.
+        """
+        self._compiled = Compiled(
+            torch.compile(run_layer, *args, **kwargs), torch.compile(stream_layer, *args, **kwargs)
+        )
 
     def forward(self, images: Tensor, *, base: bool = True, attention: bool = False) -> Outputs:
         """Answers (B, 3, height, width) images that went through `self.preprocessing`.
@@ -84,15 +110,14 @@ class MemoryViT(nn.Module):
         if self.streams is None:
             return self._collect(self.trace(images, base=base), None, base)
         # Layer by layer, the streams right behind the trunk: what a layer leaves need not outlive it.
-        walk = self.streams.begin(self.backbone, tasks, len(images), attention=attention)
+        walk = self._begin(len(images), attention)
         keep = self._form_of_trace()
-        trace = self.backbone.trace(images, keep=keep, outputs=self._reads_outputs(base), visit=walk.step)
+        trace = self._run_trunk(images, keep, base, walk.step)
         return self._collect(trace, walk, base)
 
     def trace(self, images: Tensor, *, base: bool = True) -> Trace:
         """The trunk's pass over images; `answer` turns it into outputs, for this model or one made from it."""
-        keep = NOTHING if self.streams is None else KEYS_AND_VALUES
-        return self.backbone.trace(images, keep=keep, outputs=self._reads_outputs(base))
+        return self._run_trunk(images, NOTHING if self.streams is None else KEYS_AND_VALUES, base)
 
     def answer(self, trace: Trace, *, base: bool = True, attention: bool = False) -> Outputs:
         """Outputs of all answered tasks from one pass of the trunk; see `forward`.
@@ -112,14 +137,26 @@ class MemoryViT(nn.Module):
             raise MemtokError(
                 "expected a trace that task streams can read, found none; make it with a model that has tasks"
             )
-        walk = self.streams.begin(self.backbone, tasks, len(layers[0][0]), attention=attention)
+        walk = self._begin(len(layers[0][0]), attention)
         for index, kept in enumerate(layers):
             walk.step(index, kept)
         return self._collect(trace, walk, base)
 
-    def _reads_outputs(self, base: bool) -> bool:
-        """Whether a pass of the trunk has to go to its end: for the base, or for a head that reads its features."""
-        return base or self.streams is None or any(not self.tasks[position].queries for position in self._answered)
+    def _run_trunk(
+        self, images: Tensor, keep: str, base: bool, visit: Callable[[int, Kept], None] | None = None
+    ) -> Trace:
+        """The trunk's pass. It goes to its end for the base, or for a head that reads its features."""
+        tasks = self.tasks
+        reads_features = any(not tasks[position].queries for position in self._answered)
+        outputs = base or self.streams is None or reads_features
+        run = self._compiled.trunk if self._compiled else None
+        return self.backbone.trace(images, keep=keep, outputs=outputs, visit=visit, run=run)
+
+    def _begin(self, batch: int, attention: bool) -> Walk:
+        """The class tokens before the first layer, of a batch of so many images."""
+        assert self.streams is not None
+        run = self._compiled.streams if self._compiled else None
+        return self.streams.begin(self.backbone, self.tasks, batch, attention=attention, run=run)
 
     def _form_of_trace(self) -> str:
         """What the trunk keeps of a layer for a live pass.
@@ -232,6 +269,7 @@ class MemoryViT(nn.Module):
         model = MemoryViT(self.backbone, tasks, preprocessing=preprocessing)
         positions = {task.name: position for position, task in enumerate(tasks)}
         model._answered = tuple(positions[name] for name in answered)
+        model._compiled = self._compiled
         return model
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
