@@ -168,10 +168,11 @@ def test_records_that_changed_places_are_noticed(manifest: Manifest, tmp_path: P
     store = disk_store(tmp_path, manifest)
     put(store, [0, 1])
     store.close()
-    with (tmp_path / disk.MARKS).open("r+b") as stream:
-        both = stream.read(2 * disk.MARK.itemsize)
-        stream.seek(0)
-        stream.write(both[disk.MARK.itemsize :] + both[: disk.MARK.itemsize])
+    for name, size in ((disk.MARKS, disk.MARK.itemsize), ("traces-00000.bin", manifest.record_bytes)):
+        with (tmp_path / name).open("r+b") as stream:
+            both = stream.read(2 * size)
+            stream.seek(0)
+            stream.write(both[size:] + both[:size])
     again = disk_store(tmp_path, manifest)
     assert there(again) == []
     again.close()

@@ -158,7 +158,7 @@ def test_beyond_the_limit_images_are_computed_each_time(
     store.close()
 
 
-def test_beyond_half_precision_images_stay_exact(images: ImageSet) -> None:
+def test_beyond_half_precision_images_stay_exact(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A norm with a huge weight takes the inputs of attention beyond the range of float16."""
     backbone = tiny_backbone()
     with torch.no_grad():
@@ -171,7 +171,9 @@ def test_beyond_half_precision_images_stay_exact(images: ImageSet) -> None:
     unfit = store.unfit(np.arange(10)).sum()
     assert unfit > 0
     assert store.kept == 10 - unfit
+    trunk = Counted(monkeypatch)
     assert equal(first, everything(reader, steps=9))
+    assert trunk.images == 3 * unfit  # once each: nobody tries to keep them again
     assert said == ["kept traces: some images are beyond the range of half precision; they are computed at every step"]
     assert any(inputs.dtype == torch.float32 and inputs.abs().max() > 65504 for inputs, _, _ in first)
     assert all(inputs.isfinite().all() for inputs, _, _ in first)
