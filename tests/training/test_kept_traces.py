@@ -291,10 +291,11 @@ def test_a_store_is_closed_when_the_run_fails(
 
     with monkeypatch.context() as patch:
         patch.setattr(KeptFeed, "share_out", fail)
-        with pytest.raises(MemtokError, match="found this"):
+        with pytest.raises(MemtokError, match="found this") as first:
             trained(backbone, data, keep_traces="disk", trace_dir=folder)
     listener = Recorder()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as second:
         trained(backbone, data, keep_traces="disk", trace_dir=folder, progress=Recorder(2))
     trained(backbone, data, keep_traces="disk", trace_dir=folder, progress=listener)
     assert not [text for text in listener.said("message") if "another run" in text]
+    assert first.tb is not second.tb  # kept until here, and with them all that the failed runs held

@@ -133,8 +133,7 @@ def describe(
 
 def trace_shape(backbone: Backbone) -> tuple[int, int, int]:
     """(L, N, D) of the trace of one image."""
-    tokens = int(backbone.vit.patch_embed.num_patches) + int(backbone.vit.num_prefix_tokens)
-    return backbone.depth, tokens, backbone.dim
+    return backbone.depth, backbone.tokens, backbone.dim
 
 
 def record_bytes(layers: int, tokens: int, dim: int) -> int:

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memtok.backbone import Backbone, Trace
+from memtok.backbone import INPUTS, Backbone
 from memtok.data.loader import BatchPlan, Key, Samples, load, steps_per_epoch
 from memtok.data.sources import ImageSet
 from memtok.data.splits import Indices
 from memtok.data.transforms import Transform
 from memtok.errors import MemtokError
+from memtok.trace import Trace
 from memtok.traces.manifest import spread
 from memtok.traces.store import Flags, Notify, Rows, Store
 
@@ -53,8 +54,7 @@ class KeptBatch:
 
     def trace(self, dtype: torch.dtype) -> Trace:
         """What the tasks of a model answer from, in the precision of the backbone."""
-        inputs = [layer.to(dtype) for layer in self.inputs]  # (B, N, D) each
-        return Trace([], [], self.features.to(dtype), None, inputs)
+        return Trace(features=self.features.to(dtype), inputs=list(self.inputs))  # (B, N, D) each, widened when read
 
 
 KeptBatches = Iterator[tuple[KeptBatch, Tensor, Tensor]]
@@ -247,7 +247,7 @@ class TraceReader:
         inputs are in the precision of the trunk, features in float32.
         """
         with self.autocast():
-            trace = self.backbone.trace(pixels.to(self.device, non_blocking=True), keep="inputs", outputs=True)
+            trace = self.backbone.trace(pixels.to(self.device, non_blocking=True), keep=INPUTS, outputs=True)
         assert trace.features is not None
         return torch.stack(trace.inputs).to(self.store.memory), trace.features.float().to(self.store.memory)
 
