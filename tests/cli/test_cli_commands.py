@@ -131,11 +131,36 @@ def test_names_known_to_the_command_line_are_those_of_the_library() -> None:
     from memtok.cli import train
     from memtok.data import AUGMENTATIONS
     from memtok.training import RECIPES, REGIMES
+    from memtok.training.settings import TRACE_PLACES
 
     assert set(train.REGIMES) == set(REGIMES)
     assert set(train.WITH_MEMORY) == {name for name, row in REGIMES.items() if row.memory}
     assert set(train.RECIPES) == set(RECIPES)
     assert set(train.AUGMENTATIONS) == set(AUGMENTATIONS)
+    assert set(train.TRACEABLE) == {name for name, row in REGIMES.items() if row.composable}
+    assert train.TRACE_PLACES == TRACE_PLACES
+
+
+def test_train_keeps_traces(workspace: Path, run: Run) -> None:
+    words = (
+        "train", *BACKBONE, "--data", "folder:photos", "--steps", "6", "--batch-size", "4", "--device", "cpu",
+        "--keep-traces", "disk", "--trace-dir", "traces", "--trace-limit", "0.1", "--views", "2",
+        "--augment", "crop", "--json", "new.json",
+    )  # fmt: skip
+    first = run(*words, "--out", "one.safetensors")
+    assert first.code == 0, first.err
+    assert "keeping traces (traces): " in first.err.replace("\n", " ")
+    traces = load_json("new.json")["record"]["traces"]
+    assert (traces["kept"], traces["views"], traces["reused"]) == ("disk", 2, 0)
+    assert traces["records"] > 0
+    second = run(*words, "--out", "two.safetensors")
+    assert second.code == 0, second.err
+    again = load_json("new.json")["record"]["traces"]
+    assert (again["reused"], again["records"]) == (traces["records"], traces["records"])
+    assert "were there before" in second.out
+    three = run(*words, "--seed", "1", "--out", "three.safetensors")
+    assert three.code == 1
+    assert "expected traces with seed 1 in traces, found 0" in three.err
 
 
 # evaluate

@@ -39,6 +39,26 @@ WRONG_ARGUMENTS = {
     "recipe": ((*TRAIN, "--recipe", "magic"), "expected --recipe as one of default, paper, reproduction, found"),
     "precision": ((*TRAIN, "--precision", "half"), "expected --precision as one of float32, bf16, found 'half'"),
     "augment": ((*TRAIN, "--augment", "cutmix"), "expected --augment as one of inception, crop, none"),
+    "traces on tape": ((*TRAIN, "--keep-traces", "tape"), "expected --keep-traces as one of ram, disk, gpu, found"),
+    "views alone": ((*TRAIN, "--views", "2"), "expected views where traces are kept, found no keep_traces"),
+    "no views": ((*TRAIN, "--keep-traces", "ram", "--views", "0"), "expected --views as a whole number of 1 or more"),
+    "a limit of traces alone": ((*TRAIN, "--trace-limit", "2"), "expected trace_limit where traces are kept"),
+    "traces in ram in a folder": (
+        (*TRAIN, "--keep-traces", "ram", "--trace-dir", "traces"),
+        "expected trace_dir where traces are kept on disk",
+    ),
+    "traces of a whole model": (
+        (*TRAIN, "--keep-traces", "ram", "--regime", "full"),
+        "expected a composable task (--regime memory or head) with --keep-traces, found --regime full",
+    ),
+    "traces among the pictures": (
+        (*TRAIN, "--keep-traces", "disk", "--trace-dir", "photos/traces"),
+        "expected --trace-dir outside the folder of images, found photos/traces in it",
+    ),
+    "traces on a GPU that is not there": (
+        (*TRAIN, "--keep-traces", "gpu", "--device", "cpu"),
+        "expected a GPU to keep traces on, found the CPU",
+    ),
     "bad image": ((*TRAIN, "--on-bad-image", "eat"), "expected --on-bad-image as one of skip, fail, found 'eat'"),
     "memory without regime": ((*TRAIN, "--regime", "head", "--memory", "3"), "expected no --memory in regime 'head'"),
     "full and extends": (

@@ -26,7 +26,7 @@ from memtok.cli.options import (
     require,
     whole,
 )
-from memtok.cli.output import check_outputs, note, percent, say, size, table, write_result
+from memtok.cli.output import check_outputs, note, percent, real, say, size, table, write_result
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
@@ -48,6 +48,8 @@ REGIMES = ("memory", "head", "head+class", "memory-shared", "memory-propagated",
 WITH_MEMORY = ("memory", "memory-shared", "memory-propagated", "memory-additive")
 RECIPES = ("default", "paper", "reproduction")
 AUGMENTATIONS = ("inception", "crop", "none")
+TRACEABLE = ("memory", "head")
+TRACE_PLACES = ("ram", "disk", "gpu")
 
 
 def configure(parser: Parser) -> None:
@@ -84,6 +86,13 @@ def configure(parser: Parser) -> None:
     add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
     add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
     add_data_options(parser, workers=False)
+    places = one_of("--keep-traces", TRACE_PLACES)
+    add(parser, "--keep-traces", places, "WHERE", "ram, disk or gpu: run the trunk once per image, not once per epoch")
+    add(
+        parser, "--trace-dir", None, "DIR", "where they lie on disk (default: a folder per data set in ~/.cache/memtok)"
+    )
+    add(parser, "--trace-limit", positive("--trace-limit"), "GB", "room for them (default: half of what is free)")
+    add(parser, "--views", whole("--views", 1), "N", "ways each kept image is varied in, by turns (default: 4)")
     add_switch(parser, "--resume", "go on with the run in FILE.run, if there is one")
     add_switch(parser, "--overwrite", "start anew where an unfinished run lies")
     add_json(parser)
@@ -99,6 +108,7 @@ def run(options: Namespace) -> int:
     check_outputs(options.out, inputs=[*inputs, *([] if own else [options.backbone])], pictures=[options.data])
     check_outputs(options.json, options.out, inputs=inputs, pictures=[options.data])
     check_outputs(options.json, inputs=[options.backbone])
+    check_trace_dir(options)
     check_regime(options)
     check_spec(options.data)
     from memtok.training import train
@@ -125,6 +135,23 @@ def check_regime(options: Namespace) -> None:
     for flag, given in own_tokens.items():
         if given and regime != "memory":
             raise UsageError(f"expected no {flag} in regime {regime!r}, found one; use --regime memory")
+    if options.keep_traces and regime not in TRACEABLE:
+        raise UsageError(
+            f"expected a composable task (--regime memory or head) with --keep-traces, found --regime {regime}, whose "
+            "image tokens change as it trains; leave --keep-traces out"
+        )
+
+
+def check_trace_dir(options: Namespace) -> None:
+    """UsageError for a folder of traces among the pictures, where it would count as a class."""
+    if options.trace_dir is None or not (options.data or "").startswith("folder:"):
+        return
+    pictures = real(options.data.removeprefix("folder:"))
+    place = real(options.trace_dir)
+    if place == pictures or pictures in place.parents:
+        raise UsageError(
+            f"expected --trace-dir outside the folder of images, found {options.trace_dir} in it; name another"
+        )
 
 
 def check_settings(options: Namespace) -> dict[str, Any]:
@@ -151,6 +178,10 @@ def check_settings(options: Namespace) -> dict[str, Any]:
             "overwrite",
             "on_bad_image",
             "data_dir",
+            "keep_traces",
+            "trace_dir",
+            "trace_limit",
+            "views",
         )
     }
     settings["out"] = Path(options.out)
@@ -240,6 +271,12 @@ def show(trainable: Trainable, result: TrainResult, options: Namespace) -> None:
         ("time", f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"),
         ("file", f"{out}, {size(out.stat().st_size)}"),
     ]
+    kept = result.record.get("traces")
+    if kept:
+        taken = size(kept["bytes"] + kept["validation_bytes"])
+        there = kept["reused"] + kept["validation_reused"]
+        count = f"{kept['records']:,} of training, {kept['validation_records']:,} of validation"
+        rows.append(("traces", f"kept ({kept['kept']}): {count}, {taken}; {there:,} were there before"))
     table(["", ""], rows)
     for path in result.skipped_images:
         note(f"not readable, left out: {path}")

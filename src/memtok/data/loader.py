@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ def batches(
     plan.check()
     if workers < 0:
         raise MemtokError(f"expected a number of workers from 0 on, found {workers}; 0 reads in this process")
-    return _load(Samples(image_set, transform, plan.seed), plan, workers)
+    return load(Samples(image_set, transform, plan.seed), plan, workers)
 
 
 def steps_per_epoch(images: int, batch_size: int, drop_last: bool = False) -> int:
@@ -163,11 +163,17 @@ def collate(samples: list[tuple[Tensor, int, int]] | Failure) -> Batch | Failure
     """Stacks the samples of a batch."""
     if isinstance(samples, Failure):
         return samples
+    if not samples:  # nobody needs an image of this batch
+        return torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
     images, labels, indices = zip(*samples, strict=True)
     return torch.stack(images), torch.tensor(labels), torch.tensor(indices)
 
 
-def _load(samples: Samples, plan: BatchPlan, workers: int) -> Iterator[Batch]:
+def load(samples: Samples, plan: Iterable[list[Key]], workers: int) -> Iterator[Batch]:
+    """The batches of these lists of keys, in their order; `workers` processes decode ahead, 0 decode here.
+
+    An empty list gives tensors of length 0. Raises MemtokError when an image cannot be read, with its path.
+    """
     with warnings.catch_warnings():
         # Results do not depend on the number of workers, so more than there are cores is the caller's business.
         warnings.filterwarnings("ignore", message="This DataLoader will create")

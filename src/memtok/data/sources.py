@@ -31,6 +31,9 @@ class ImageStore(Protocol):
     def identity(self, position: int) -> str:
         """The name under which the picture goes into a split: a relative path, or part and number."""
 
+    def mark(self, position: int) -> bytes | None:
+        """Something that changes with the picture and is known without decoding it; None where nothing is."""
+
 
 @dataclass(frozen=True)
 class FileStore:
@@ -44,6 +47,13 @@ class FileStore:
 
     def identity(self, position: int) -> str:
         return self.names[position]
+
+    def mark(self, position: int) -> bytes | None:
+        try:
+            found = (self.root / self.names[position]).stat()
+        except OSError:
+            return b"missing"
+        return f"{found.st_size} {found.st_mtime_ns}".encode()
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,10 @@ class ArrayStore:
     def identity(self, position: int) -> str:
         return f"{self.prefix}/{position}"
 
+    def mark(self, position: int) -> bytes | None:
+        pixels: NDArray[np.uint8] = self.pixels[position]
+        return pixels.tobytes()
+
 
 @dataclass(frozen=True)
 class JoinedStore:
@@ -73,6 +87,9 @@ class JoinedStore:
 
     def identity(self, position: int) -> str:
         return self.first.identity(position) if position < self.start else self.second.identity(position - self.start)
+
+    def mark(self, position: int) -> bytes | None:
+        return self.first.mark(position) if position < self.start else self.second.mark(position - self.start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +139,16 @@ class ImageSet:
         They stay in their order. With one seed, a smaller subset lies within every larger one. Raises MemtokError for
         a count below 1.
         """
+        chosen = self.chosen(count, seed)
+        return self if len(chosen) == len(self) else self.select(chosen)
+
+    def chosen(self, count: int, seed: int = 0) -> Indices:
+        """Which pictures `take` takes: their indices (count,), ascending."""
         if count < 1:
             raise MemtokError(f"expected a number of images from 1 on, found {count}; ask for more")
         if count >= len(self):
-            return self
-        return self.select(np.sort(stratified_order(self.labels, check_seed(seed))[:count]))
+            return np.arange(len(self))
+        return np.sort(stratified_order(self.labels, check_seed(seed))[:count])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -41,6 +41,9 @@ class DatasetStore:
     def identity(self, position: int) -> str:
         return f"{self.prefix}/{position}"
 
+    def mark(self, position: int) -> bytes | None:
+        return None  # only its owner knows when an item changes
+
 
 def from_dataset(
     dataset: Any,

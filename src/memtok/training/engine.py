@@ -6,17 +6,17 @@ Letters for shapes: B images of a batch, C classes.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from memtok.data import ImageSet, batches, evaluation_transform
 from memtok.metrics import ranks
+from memtok.traces import KeptBatch
 from memtok.training.device import add_up, add_up_gradients, own_rows
+from memtok.training.feed import Batches, Feed
 from memtok.training.optim import make_optimizer
 from memtok.training.recipes import learning_rate_at
 from memtok.training.regimes import FullModel, Trainable, forward_of
@@ -37,14 +37,15 @@ class Engine:
         """The learning rate of step `step`, counted from 0."""
         return learning_rate_at(step, peak=self.plan.learning_rate, warmup=self.plan.warmup, steps=self.plan.steps)
 
-    def step(self, number: int, images: Tensor, labels: Tensor) -> Tensor:
-        """Step `number`, from 0, on images (B, 3, H, W) and labels (B,); returns (2,): loss and gradient norm.
+    def step(self, number: int, batch: Tensor | KeptBatch, labels: Tensor) -> Tensor:
+        """Step `number`, from 0, on a batch and its labels (B,); returns (2,): loss and gradient norm.
 
-        The result stays on the device, nothing waits for it. The norm is that before clipping.
+        batch: images (B, 3, H, W) or their kept traces. The result stays on the device, nothing waits for it. The norm
+        is that before clipping.
         """
         self.begin(number)
         loss = torch.zeros((), device=self.device)
-        for part, answers, weight in self.parts(images, labels):
+        for part, answers, weight in self.parts(batch, labels):
             with self.accelerator.autocast():
                 logits = self.forward(part)
             share = share_of_loss(logits, answers, weight / len(labels))
@@ -67,32 +68,39 @@ class Engine:
         self.optimizer.step()
         return torch.stack([loss, norm.detach().to(loss)])
 
-    def parts(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
+    def parts(self, batch: Tensor | KeptBatch, labels: Tensor) -> Iterator[tuple[Tensor | KeptBatch, Tensor, float]]:
         """This process's rows of a batch in `accumulate` parts on the device, with their weight."""
-        images, labels, weight = own_rows(self.accelerator, images), own_rows(self.accelerator, labels), 1.0
-        if not len(labels):  # fewer images than processes: take part with one that does not count
-            images, labels, weight = images.new_zeros((1, *images.shape[1:])), labels.new_zeros(1), 0.0
+        weight = 1.0
+        if isinstance(batch, Tensor):  # traces are kept by one process only
+            batch, labels = own_rows(self.accelerator, batch), own_rows(self.accelerator, labels)
+            if not len(labels):  # fewer images than processes: take part with one that does not count
+                batch, labels, weight = batch.new_zeros((1, *batch.shape[1:])), labels.new_zeros(1), 0.0
         count = min(self.plan.accumulate, len(labels))
-        for part, answers in zip(images.tensor_split(count), labels.tensor_split(count), strict=True):
+        cut: Sequence[Tensor | KeptBatch] = batch.tensor_split(count)
+        for part, answers in zip(cut, labels.tensor_split(count), strict=True):
             yield part.to(self.device, non_blocking=True), answers.to(self.device, non_blocking=True), weight
 
     @torch.no_grad()
-    def validate(self, step: int, image_set: ImageSet, workers: int) -> Validation:
-        """Accuracy and mean cross-entropy on all of `image_set`, without augmentation."""
+    def validate(self, step: int, feed: Feed) -> Validation:
+        """Accuracy and mean cross-entropy on the validation images of the run, without augmentation."""
         self.set_mode(training=False)
-        transform = evaluation_transform(self.trainable.preprocessing)
-        size = math.ceil(self.plan.batch_size / self.plan.accumulate)
         sums = [torch.zeros(3, device=self.device)]  # right, right among the first five, loss
-        for images, labels, _ in batches(image_set, transform, batch_size=size, workers=workers):
-            images, labels = own_rows(self.accelerator, images), own_rows(self.accelerator, labels).to(self.device)
-            if len(labels):
-                with self.accelerator.autocast():
-                    logits = self.forward(images.to(self.device, non_blocking=True)).float()
-                sums.append(tallied(logits, labels))
+        for batch, labels in self.shares(feed.validation()):
+            with self.accelerator.autocast():
+                logits = self.forward(batch).float()
+            sums.append(tallied(logits, labels))
         total = torch.stack(sums).to("cpu", torch.float64).sum(dim=0)
         (total,) = add_up(self.accelerator, [total.to(self.device, torch.float32)])
         self.set_mode(training=True)
-        return found(step, total, len(image_set))
+        return found(step, total, self.plan.validation_images)
+
+    def shares(self, batches: Batches) -> Iterator[tuple[Tensor | KeptBatch, Tensor]]:
+        """This process's rows of batches and labels on the device; batches without such a row are left out."""
+        for batch, labels, _ in batches:
+            own = own_rows(self.accelerator, labels)
+            part: Tensor | KeptBatch = own_rows(self.accelerator, batch) if isinstance(batch, Tensor) else batch
+            if len(own):
+                yield part.to(self.device, non_blocking=True), own.to(self.device)
 
     def seed(self, number: int) -> None:
         """Seeds torch's generators for step `number`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.data import Subset
 from memtok.data import DataSource, from_dataset, kept_random_state, open_data
 from memtok.errors import MemtokError
 from memtok.training.device import accelerator_for, kept_gpu_state, moved
+from memtok.training.feed import check_traceable, make_feed
 from memtok.training.progress import Progress, RichProgress
 from memtok.training.recipes import Recipe
 from memtok.training.regimes import Trainable, check_trainable, frozen_parts
@@ -50,6 +51,10 @@ def train(
     on_bad_image: str = "fail",
     data_dir: str | Path | None = None,
     split: str | None = None,
+    keep_traces: str | None = None,
+    trace_dir: str | Path | None = None,
+    trace_limit: float | None = None,
+    views: int | None = None,
     progress: bool | Progress = False,
 ) -> TrainResult:
     """Trains a Task, or a FullModel, in place and returns it with its best state loaded.
@@ -68,6 +73,11 @@ def train(
     resume: go on from the saved state in `NAME.run/`, if there is one. overwrite: start anew where an unfinished run
         lies. on_bad_image, data_dir, split: as in `open_data`, for data given by name. progress: True for a bar, or an
         object with the hooks of `Progress`.
+
+    keep_traces: "ram", "disk" or "gpu" keeps what the trunk says of each image, so that it says it once; for tasks of
+        regimes memory and head. trace_dir: a folder for "disk" (default: one per data set and backbone in the user's
+        cache). trace_limit: gigabytes at most (default: half of what is free). views: how many ways each image is
+        varied in, where it is varied (default 4): epoch e shows way e % views. See docs/traces.md.
 
     The backbone, what the task extends and the global random generators stay as they are. Raises MemtokError for bad
     arguments, before anything is written, and when a loss is not finite; see docs/training.md.
@@ -96,8 +106,14 @@ def train(
         on_bad_image=on_bad_image,
         data_dir=data_dir,
         split=split,
+        keep_traces=keep_traces,
+        trace_dir=trace_dir,
+        trace_limit=trace_limit,
+        views=views,
     )
     check_trainable(task)
+    if settings.keep_traces is not None:
+        check_traceable([task])
     check_not_unfinished(settings)
     with accelerator_for(settings.device, settings.precision) as accelerator, as_found(task):
         listener = progress if isinstance(progress, Progress) else RichProgress() if progress else Progress()
@@ -123,9 +139,11 @@ def run(
     home = next(task.parameters()).device
     # A model that the caller put onto a GPU stays on that one.
     place = home if settings.device == "auto" and home.type != "cpu" else accelerator.device
-    with moved([task, *frozen_parts(task)], place), kept_gpu_state(place):
-        session = Session(task, source, plan, settings, accelerator, place, progress)
-        return session.run()
+    with ExitStack() as stack:
+        stack.enter_context(moved([task, *frozen_parts(task)], place))
+        stack.enter_context(kept_gpu_state(place))
+        feed = stack.enter_context(closing(make_feed([task], source, plan, settings, accelerator, place, progress)))
+        return Session(task, source, plan, settings, accelerator, place, progress, feed).run()
 
 
 def open_source(data: str | DataSource | Any, task: Trainable, settings: Settings, progress: Progress) -> DataSource:

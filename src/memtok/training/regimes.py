@@ -19,9 +19,11 @@ from memtok.checkpoint import save_checkpoint
 from memtok.checks import check_classes, check_name
 from memtok.errors import MemtokError
 from memtok.model import MemoryViT
+from memtok.outputs import Outputs
 from memtok.preprocessing import Preprocessing
 from memtok.task import HEAD_STD, Task
 from memtok.task import REGIMES as TASK_REGIMES
+from memtok.traces import KeptBatch
 
 FULL = "full"
 
@@ -150,13 +152,24 @@ def create(
     return FullModel.create(backbone, name=name, classes=classes, seed=seed)
 
 
-def forward_of(trainable: Trainable) -> Callable[[Tensor], Tensor]:
-    """The function from normalised images (B, 3, height, width) to logits (B, classes) that training differentiates."""
+def forward_of(trainable: Trainable) -> Callable[[Any], Tensor]:
+    """The function from a batch to logits (B, classes) that training differentiates.
+
+    A batch: normalised images (B, 3, height, width), or for a task their kept traces.
+    """
     if isinstance(trainable, FullModel):
         return trainable
     name = trainable.name
     model = MemoryViT(trainable.backbone, [*trainable.ancestors(), trainable]).select([name])
-    return lambda images: model(images, base=False)[name]
+    return lambda batch: answers(model, batch)[name]
+
+
+def answers(model: MemoryViT, batch: Tensor | KeptBatch) -> Outputs:
+    """What the tasks of a model say to a batch of images, or of kept traces; no base output."""
+    if isinstance(batch, KeptBatch):
+        return model.answer(batch.trace(model.backbone.dtype), base=False)
+    outputs: Outputs = model(batch, base=False)
+    return outputs
 
 
 def frozen_parts(trainable: Trainable) -> tuple[nn.Module, ...]:

@@ -14,18 +14,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from memtok.data import DataSource, batches, training_transform
+from memtok.data import DataSource
 from memtok.errors import DivergedError
 from memtok.files import write_json
 from memtok.training.device import same_start
 from memtok.training.engine import Engine
+from memtok.training.feed import Feed
 from memtok.training.logbook import Logbook
 from memtok.training.optim import optimizer_tensors, restore_optimizer
 from memtok.training.progress import Progress, RunInfo
 from memtok.training.recipes import images_seen
 from memtok.training.regimes import FullModel, Trainable, count_parameters
 from memtok.training.result import TrainResult, make_record
-from memtok.training.settings import SAVE_SECONDS, SAVE_SHARE, Plan, Settings, default_workers
+from memtok.training.settings import SAVE_SECONDS, SAVE_SHARE, Plan, Settings
 from memtok.training.state import (
     RunFolder,
     RunState,
@@ -50,15 +51,13 @@ class Session:
         accelerator: Accelerator,
         device: torch.device,
         progress: Progress,
+        feed: Feed,
     ) -> None:
         self.trainable, self.data, self.plan, self.settings = trainable, data, plan, settings
-        self.accelerator, self.device, self.progress = accelerator, device, progress
+        self.accelerator, self.device, self.progress, self.feed = accelerator, device, progress, feed
         self.folder = RunFolder(settings.out) if settings.out else None
         self.writes = self.folder is not None and accelerator.is_main_process
-        self.workers = default_workers(device) if settings.workers is None else settings.workers
         self.engine = Engine(trainable, plan, accelerator, device)
-        # The same images each time, classes in proportion.
-        self.validation_set = data.validation.take(plan.validation_images, seed=0)
         self.config = configuration(trainable, data, plan)
         self.state = RunState()
         self.logbook: Logbook | None = None
@@ -156,19 +155,8 @@ class Session:
         if self.state.step == plan.steps:
             return
         self.engine.set_mode(training=True)
-        transform = training_transform(self.trainable.preprocessing, plan.augment, plan.flip)
-        stream = batches(
-            self.data.train,
-            transform,
-            batch_size=plan.batch_size,
-            seed=plan.seed,
-            shuffle=True,
-            start_step=self.state.step,
-            steps=plan.steps,
-            workers=self.workers,
-        )
-        for images, labels, _ in stream:
-            self.state.pending.append(self.engine.step(self.state.step, images, labels))
+        for batch, labels, _ in self.feed.training(self.state.step):
+            self.state.pending.append(self.engine.step(self.state.step, batch, labels))
             self.state.step += 1
             self.progress.step(self.state.step)
             self.after_step()
@@ -263,7 +251,7 @@ class Session:
     def validate(self) -> None:
         """Looks at the validation images; the best state so far is written to the task file."""
         state = self.state
-        found = self.engine.validate(state.step, self.validation_set, self.workers)
+        found = self.engine.validate(state.step, self.feed)
         if not math.isfinite(found.loss):
             raise self.stopped("validation loss", found.loss, state.step)
         best = found.beats(state.best)
@@ -310,7 +298,8 @@ class Session:
     def set_record(self, stored: Validation) -> None:
         """Puts the record of the run into the task."""
         self.common()
-        self.trainable.record = make_record(self.trainable, self.data, self.plan, self.state, stored, self.device.type)
+        record = make_record(self.trainable, self.data, self.plan, self.state, stored, self.device.type)
+        self.trainable.record = record | self.feed.record()
 
     # The end
 

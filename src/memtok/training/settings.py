@@ -19,6 +19,8 @@ from memtok.training.regimes import FULL
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
+TRACE_PLACES = ("ram", "disk", "gpu")
+VIEWS = 4  # of every image that is varied, where its traces are kept
 VALIDATIONS = 10  # of a run, unless told otherwise
 # The validations of a run look at most at this share of the images that it trains on, so they take at most about a
 # third of its time; but each looks at LEAST_VALIDATED images if there are so many.
@@ -57,6 +59,10 @@ class Settings:
     on_bad_image: str = "fail"
     data_dir: str | Path | None = None
     split: str | None = None
+    keep_traces: str | None = None
+    trace_dir: str | Path | None = None
+    trace_limit: float | None = None
+    views: int | None = None
 
     def __post_init__(self) -> None:
         find_recipe(self.recipe)
@@ -68,6 +74,7 @@ class Settings:
             "validation_images",
             "log_every",
             "save_every",
+            "views",
         ):
             check_whole(name, getattr(self, name), least=1)
         check_whole("workers", self.workers, least=0)
@@ -87,6 +94,7 @@ class Settings:
         if self.flip and self.augment == "none":
             raise MemtokError("expected augment inception or crop where flip is on, found none; leave one of them out")
         check_split(self.split)
+        self.check_traces()
         if self.device == "cuda" and not torch.cuda.is_available():
             raise MemtokError("expected a CUDA device, found none on this machine; use device='auto' or 'cpu'")
         if self.resume and self.out is None:
@@ -95,6 +103,22 @@ class Settings:
             raise MemtokError("expected resume or overwrite, found both; resume goes on, overwrite starts anew")
         if self.out is not None:
             check_out(self.out)
+
+    def check_traces(self) -> None:
+        """MemtokError for options of kept traces that make no sense together."""
+        check_number("trace_limit", self.trace_limit, above_zero=True)
+        if self.keep_traces is not None:
+            check_choice("keep_traces", self.keep_traces, TRACE_PLACES)
+        for name in ("trace_limit", "views"):
+            if getattr(self, name) is not None and self.keep_traces is None:
+                raise MemtokError(f"expected {name} where traces are kept, found no keep_traces; give both or neither")
+        if self.trace_dir is not None and self.keep_traces != "disk":
+            raise MemtokError(
+                f"expected trace_dir where traces are kept on disk, found keep_traces={self.keep_traces!r}; use "
+                "keep_traces='disk', or leave trace_dir out"
+            )
+        if self.keep_traces == "gpu" and (self.device == "cpu" or not torch.cuda.is_available()):
+            raise MemtokError("expected a GPU to keep traces on, found the CPU; keep them in ram or on disk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +145,14 @@ class Plan:
     validate_every: int
     validation_images: int
     log_every: int
+    views: int | None = None  # fixed views of an image whose traces are kept, rounded to half precision
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {**asdict(self), "betas": list(self.betas)}
+        """As JSON has it; without `views` where no traces are kept."""
+        values = {**asdict(self), "betas": list(self.betas)}
+        if self.views is None:
+            del values["views"]
+        return values
 
 
 def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
@@ -149,6 +177,7 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
     validate_every = settings.validate_every or math.ceil(steps / VALIDATIONS)
     peak = recipe.full_learning_rate if regime == FULL else recipe.learning_rate
     augment = settings.augment or data.augment
+    views = kept_views(settings, augment)
     flip = augment != "none" and (data.flip if settings.flip is None else settings.flip)
     return Plan(
         recipe=name,
@@ -171,7 +200,21 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
         validate_every=validate_every,
         validation_images=validated_images(settings, data, steps * batch_size, math.ceil(steps / validate_every)),
         log_every=settings.log_every or min(max(steps // 100, 1), 50),
+        views=views,
     )
+
+
+def kept_views(settings: Settings, augment: str) -> int | None:
+    """Fixed views of every image of a run that keeps traces: one where images are not varied. None: nothing is kept."""
+    if settings.keep_traces is None:
+        return None
+    if augment != "none":
+        return VIEWS if settings.views is None else settings.views
+    if settings.views not in (None, 1):
+        raise MemtokError(
+            f"expected one view where images are not varied (augment none), found {settings.views}; leave views out"
+        )
+    return 1
 
 
 def validated_images(settings: Settings, data: DataSource, trained: int, validations: int) -> int:

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,21 +23,23 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from memtok.data import DataSource, batches, evaluation_transform, training_transform
+from memtok.data import DataSource
 from memtok.errors import MemtokError
 from memtok.files import atomic_write
 from memtok.model import MemoryViT
 from memtok.task import Task, topological
-from memtok.training.device import accelerator_for, add_up, kept_gpu_state, moved, own_rows, same_start
+from memtok.traces import KeptBatch
+from memtok.training.device import accelerator_for, add_up, kept_gpu_state, moved, same_start
 from memtok.training.engine import Engine, found, share_of_loss, tallied
+from memtok.training.feed import Feed, make_feed
 from memtok.training.loop import as_found, matching, open_source
 from memtok.training.optim import optimizer_tensors, restore_optimizer
 from memtok.training.progress import Progress, RichProgress, RunInfo
 from memtok.training.recipes import images_seen
-from memtok.training.regimes import check_trainable, count_parameters, frozen_parts
+from memtok.training.regimes import answers, check_trainable, count_parameters, frozen_parts
 from memtok.training.result import TrainResult, make_record
 from memtok.training.session import configuration
-from memtok.training.settings import SAVE_SECONDS, Plan, Settings, default_workers, make_plan
+from memtok.training.settings import SAVE_SECONDS, Plan, Settings, make_plan
 from memtok.training.state import FORMAT, RunState, Validation, check_same_run, read_header
 
 
@@ -56,7 +58,8 @@ def train_together(
     learning_rates, weight_decays: one per task, else as the recipe has them. state: a file that the run is saved to
     now and then and goes on from if it is there; removed by nobody. shared: arguments of `train`, the same for all:
     recipe, steps or epochs, batch_size, accumulate, seed, device, precision, workers, augment, flip, validation_images,
-    log_every, on_bad_image, data_dir. The tasks are validated once, after the last step, and keep their last state.
+    log_every, on_bad_image, data_dir, keep_traces, trace_dir, trace_limit, views. The tasks are validated once, after
+    the last step, and keep their last state.
 
     Tasks that extend the same task are computed as one family: one that diverges takes its family with it.
     A task that diverged has `diverged_at` set in its result, an accuracy of 0, and its initial values.
@@ -91,7 +94,8 @@ def train_together(
         stack.enter_context(moved(modules_of(tasks), place))
         stack.enter_context(kept_gpu_state(place))
         path = None if state is None else Path(state)
-        return Together(tasks, source, plans, settings, accelerator, place, listener, path).run()
+        feed = stack.enter_context(closing(make_feed(tasks, source, common, settings, accelerator, place, listener)))
+        return Together(tasks, source, plans, accelerator, place, listener, path, feed).run()
 
 
 def check_together(tasks: Sequence[Task], per_task: Mapping[str, Sequence[float] | None]) -> None:
@@ -127,20 +131,19 @@ class Together:
         tasks: Sequence[Task],
         data: DataSource,
         plans: Sequence[Plan],
-        settings: Settings,
         accelerator: Accelerator,
         device: torch.device,
         progress: Progress,
         path: Path | None,
+        feed: Feed,
     ) -> None:
         self.tasks, self.data, self.plans, self.plan = tasks, data, plans, plans[0]
         self.accelerator, self.device, self.progress, self.path = accelerator, device, progress, path
-        self.workers = default_workers(device) if settings.workers is None else settings.workers
+        self.feed = feed
         self.engines = [Engine(task, plan, accelerator, device) for task, plan in zip(tasks, plans, strict=True)]
         names = [task.name for task in tasks]
         self.model = MemoryViT(tasks[0].backbone, topological(tasks)).select(names)
         self.initial = [engine.snapshot() for engine in self.engines]
-        self.validation_set = data.validation.take(self.plan.validation_images, seed=0)
         self.configs = [configuration(task, data, plan) for task, plan in zip(tasks, plans, strict=True)]
         self.step, self.seconds = 0, 0.0
         self.pending: list[Tensor] = []
@@ -153,18 +156,8 @@ class Together:
         self.progress.start(self.info())
         begun = saved = time.perf_counter()
         before = self.seconds
-        transform = training_transform(self.tasks[0].preprocessing, self.plan.augment, self.plan.flip)
-        for images, labels, _ in batches(
-            self.data.train,
-            transform,
-            batch_size=self.plan.batch_size,
-            seed=self.plan.seed,
-            shuffle=True,
-            start_step=self.step,
-            steps=self.plan.steps,
-            workers=self.workers,
-        ):
-            self.pending.append(self.train_step(images, labels))
+        for batch, labels, _ in self.feed.training(self.step):
+            self.pending.append(self.train_step(batch, labels))
             self.step += 1
             self.progress.step(self.step)
             self.seconds = before + time.perf_counter() - begun
@@ -176,15 +169,15 @@ class Together:
         validations = self.validate()
         return [self.result(index, validations[index]) for index in range(len(self.tasks))]
 
-    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One step of every task on images (B, 3, H, W) and labels (B,); returns (tasks, 2): losses, gradient norms."""
+    def train_step(self, batch: Tensor | KeptBatch, labels: Tensor) -> Tensor:
+        """One step of every task on a batch and its labels (B,); returns (tasks, 2): losses, gradient norms."""
         for engine in self.engines:
             engine.begin(self.step)
         losses = [torch.zeros((), device=self.device) for _ in self.tasks]
-        for part, answers, weight in self.engines[0].parts(images, labels):
+        for part, targets, weight in self.engines[0].parts(batch, labels):
             with self.accelerator.autocast():
-                out = self.model(part, base=False)
-            shares = [share_of_loss(out[task.name], answers, weight / len(labels)) for task in self.tasks]
+                out = answers(self.model, part)
+            shares = [share_of_loss(out[task.name], targets, weight / len(labels)) for task in self.tasks]
             self.accelerator.backward(torch.stack(shares).sum())
             for loss, share in zip(losses, shares, strict=True):
                 loss += share.detach()
@@ -222,17 +215,13 @@ class Together:
     @torch.no_grad()
     def validate(self) -> list[Validation]:
         """Accuracy and loss of every task on the validation images."""
-        transform = evaluation_transform(self.tasks[0].preprocessing)
-        size = math.ceil(self.plan.batch_size / self.plan.accumulate)
         sums = torch.zeros(len(self.tasks), 3, device=self.device, dtype=torch.float64)
-        for images, labels, _ in batches(self.validation_set, transform, batch_size=size, workers=self.workers):
-            images, labels = own_rows(self.accelerator, images), own_rows(self.accelerator, labels).to(self.device)
-            if len(labels):
-                with self.accelerator.autocast():
-                    out = self.model(images.to(self.device, non_blocking=True), base=False)
-                sums += torch.stack([tallied(out[task.name].float(), labels) for task in self.tasks])
+        for batch, labels in self.engines[0].shares(self.feed.validation()):
+            with self.accelerator.autocast():
+                out = answers(self.model, batch)
+            sums += torch.stack([tallied(out[task.name].float(), labels) for task in self.tasks])
         (total,) = add_up(self.accelerator, [sums])
-        return [found(self.step, row, len(self.validation_set)) for row in total.cpu()]
+        return [found(self.step, row, self.plan.validation_images) for row in total.cpu()]
 
     def result(self, index: int, validation: Validation) -> TrainResult:
         """What one task came to; a diverged one gets its initial values back."""
@@ -246,6 +235,7 @@ class Together:
         state = RunState(step=self.step, seconds=self.seconds, best=validation, last=validation)
         record = make_record(task, self.data, plan, state, validation, self.device.type)
         record["together"] = len(self.tasks)
+        record |= self.feed.record()
         if self.diverged[index] is not None:
             record["metrics"] = {"diverged_at": self.diverged[index]}
         task.record = record

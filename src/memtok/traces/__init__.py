@@ -1,0 +1,25 @@
+"""Kept traces: what the trunk says of an image, kept in memory, on a GPU or on disk, so that it is said once.
+
+The trunk is frozen, so its trace of an image is always the same; later epochs, runs and tasks read it instead of
+running the trunk again.
+"""
+
+from __future__ import annotations
+
+from memtok.traces.disk import DiskStore
+from memtok.traces.manifest import Manifest, describe
+from memtok.traces.reader import KeptBatch, TraceReader
+from memtok.traces.sizes import default_limit, shown_bytes
+from memtok.traces.store import MemoryStore, Store
+
+__all__ = [
+    "DiskStore",
+    "KeptBatch",
+    "Manifest",
+    "MemoryStore",
+    "Store",
+    "TraceReader",
+    "default_limit",
+    "describe",
+    "shown_bytes",
+]

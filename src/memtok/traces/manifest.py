@@ -1,0 +1,191 @@
+"""What kept traces are traces of: written beside them, and compared whenever they are used again.
+
+A trace is a function of the backbone, of the pixels that it gets and of the precision that it computes in. All three
+are named here; where one differs the traces are refused, for nothing in the numbers themselves would show it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memtok.backbone import Backbone
+from memtok.data.loader import Samples
+from memtok.data.sources import ImageSet
+from memtok.data.transforms import Transform
+from memtok.errors import MemtokError
+from memtok.files import write_json
+from memtok.preprocessing import Preprocessing
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SHARD_BYTES = 1 << 30  # of a file with traces, at most (one record at least)
+ALIGNMENT = 64  # bytes; records begin at multiples of it
+SPREAD = 16  # pictures that are looked at where looking at all would take too long
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What decides the numbers in a store of traces, and how they lie there.
+
+    backbone: its fingerprint. preprocessing: as `Preprocessing.to_dict`. augment, flip, seed, views: how the images
+    are varied; view v of an image is what training sees in epoch v with this seed; seed None: nothing is drawn.
+    images: how many. identities, content: `sha256:` over the names of the images in order, and over what is cheaply
+    known of their content. precision: that the trunk computes in. layers (L), tokens (N), dim (D): of a trace.
+    shard_records: records in one file.
+    """
+
+    format: int = FORMAT
+    backbone: str
+    preprocessing: Mapping[str, Any]
+    augment: str
+    flip: bool
+    seed: int | None
+    views: int
+    images: int
+    identities: str
+    content: str
+    precision: str
+    layers: int
+    tokens: int
+    dim: int
+    shard_records: int
+
+    @property
+    def records(self) -> int:
+        """One for each view of each image. Record number: view x images + index, so that a view lies in one piece."""
+        return self.views * self.images
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of one record: features in float32, inputs of attention in float16, and what aligns the next one."""
+        return record_bytes(self.layers, self.tokens, self.dim)
+
+    @property
+    def digest(self) -> str:
+        """24 hexadecimal digits that stand for all of it."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def write(self, folder: Path) -> None:
+        """Writes it into `folder`, atomically."""
+        write_json(folder / MANIFEST, asdict(self))
+
+    def check_same(self, folder: Path) -> None:
+        """MemtokError that names the first difference, unless the manifest in `folder` is this one."""
+        found = read_manifest(folder)
+        if found.get("format") != FORMAT:
+            raise MemtokError(
+                f"expected traces of format {FORMAT} in {folder}, found format {found.get('format')!r}; name another "
+                "folder, or delete it"
+            )
+        expected = json.loads(json.dumps(asdict(self)))
+        for name in [field.name for field in fields(self)] + sorted(found.keys() - expected.keys()):
+            if found.get(name) != expected.get(name):
+                raise MemtokError(
+                    f"expected traces with {name} {shown(expected.get(name))} in {folder}, found "
+                    f"{shown(found.get(name))}; name another folder, or delete it"
+                )
+
+
+def describe(
+    backbone: Backbone,
+    preprocessing: Preprocessing,
+    images: ImageSet,
+    transform: Transform,
+    *,
+    augment: str,
+    flip: bool,
+    seed: int,
+    views: int,
+    autocast: str | None,
+) -> Manifest:
+    """The manifest of traces of `images`. transform: what they go through; autocast: "bf16" if the trunk runs in it.
+
+    With augment "none" nothing is drawn, and `flip`, `seed` and `views` do not count.
+    """
+    varied = augment != "none"
+    layers, tokens, dim = trace_shape(backbone)
+    weights = str(backbone.dtype).removeprefix("torch.")
+    return Manifest(
+        backbone=backbone.fingerprint,
+        preprocessing=preprocessing.to_dict(),
+        augment=augment,
+        flip=varied and flip,
+        seed=seed if varied else None,
+        views=views if varied else 1,
+        images=len(images),
+        identities=digest_of(name.encode("utf-8", "surrogatepass") for name in images.identities),
+        content=content_digest(images, transform),
+        precision=weights if autocast is None else f"{weights} under {autocast}",
+        layers=layers,
+        tokens=tokens,
+        dim=dim,
+        shard_records=max(1, SHARD_BYTES // record_bytes(layers, tokens, dim)),
+    )
+
+
+def trace_shape(backbone: Backbone) -> tuple[int, int, int]:
+    """(L, N, D) of the trace of one image."""
+    return backbone.depth, backbone.tokens, backbone.dim
+
+
+def record_bytes(layers: int, tokens: int, dim: int) -> int:
+    """Bytes of the record of one image in one view."""
+    exact = 4 * dim + 2 * layers * tokens * dim
+    return -(-exact // ALIGNMENT) * ALIGNMENT
+
+
+def content_digest(images: ImageSet, transform: Transform) -> str:
+    """`sha256:` over size and time of every file, or over the pixels of pictures in memory.
+
+    Of pictures that only their owner knows (a torch Dataset), a few are looked at, spread over all.
+    """
+    marks = (images.store.mark(int(position)) for position in images.positions)
+    first = next(marks, b"")
+    if first is not None:
+        return digest_of([first, *(mark or b"" for mark in marks)])
+    samples = Samples(images, transform, 0).__getitems__([(0, index) for index in spread(len(images))])
+    if not isinstance(samples, list):
+        raise MemtokError(samples.message)
+    return digest_of(pixels.numpy().tobytes() for pixels, _, _ in samples)
+
+
+def digest_of(parts: Any) -> str:
+    """`sha256:` over byte strings, each with its length before it."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(len(part).to_bytes(8, "little") + part)
+    return f"sha256:{total.hexdigest()}"
+
+
+def spread(count: int, most: int = SPREAD) -> list[int]:
+    """Up to `most` of the numbers below `count`, evenly spread, the first and the last among them."""
+    return sorted({int(number) for number in np.linspace(0, count - 1, min(count, most)).round()}) if count else []
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest in `folder` as it stands there; MemtokError if it cannot be read as JSON."""
+    path = folder / MANIFEST
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no table")
+        return found
+    except (OSError, ValueError, RecursionError) as error:
+        raise MemtokError(
+            f"expected a manifest of kept traces in {path}, found something else ({' '.join(str(error).split())}); "
+            "delete the folder, or name another"
+        ) from error
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,294 @@
+"""Batches of traces in the order that training wants: read where they are kept, computed and kept where they are not.
+
+Whatever is trained on went through half precision, whether it was read or computed just now, so that a run that fills
+a store and a run that finds it filled see the same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memtok.backbone import INPUTS, Backbone
+from memtok.data.loader import BatchPlan, Key, Samples, load, steps_per_epoch
+from memtok.data.sources import ImageSet
+from memtok.data.splits import Indices
+from memtok.data.transforms import Transform
+from memtok.errors import MemtokError
+from memtok.trace import Trace
+from memtok.traces.manifest import spread
+from memtok.traces.store import Flags, Notify, Rows, Store
+
+
+@dataclass(frozen=True)
+class KeptBatch:
+    """The traces of a batch: inputs of attention (L, B, N, D) in float16, features (B, D) in float32.
+
+    inputs are float32 where an image of the batch is beyond half precision. Like a tensor of images it has a length,
+    is cut along the images, and moves between devices.
+    """
+
+    inputs: Tensor
+    features: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def tensor_split(self, count: int) -> list[KeptBatch]:
+        """`count` parts, as `Tensor.tensor_split` cuts them."""
+        pairs = zip(self.inputs.tensor_split(count, dim=1), self.features.tensor_split(count), strict=True)
+        return [KeptBatch(inputs, features) for inputs, features in pairs]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> KeptBatch:
+        """The same on another device."""
+        return KeptBatch(
+            self.inputs.to(device, non_blocking=non_blocking), self.features.to(device, non_blocking=non_blocking)
+        )
+
+    def trace(self, dtype: torch.dtype) -> Trace:
+        """What the tasks of a model answer from, in the precision of the backbone."""
+        return Trace(features=self.features.to(dtype), inputs=list(self.inputs))  # (B, N, D) each, widened when read
+
+
+KeptBatches = Iterator[tuple[KeptBatch, Tensor, Tensor]]
+"""Traces, labels (B,) int64, indices in the image set (B,) int64."""
+
+
+class TraceReader:
+    """The traces of an image set, out of a store that it fills as it goes.
+
+    transform: as the manifest says. autocast: the context that the trunk runs in. part: images that it runs on at once.
+    indices: which images are asked for, all by default; batches then hold no others.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        images: ImageSet,
+        transform: Transform,
+        store: Store,
+        *,
+        autocast: Callable[[], AbstractContextManager[object]],
+        part: int,
+        notify: Notify,
+        indices: Indices | None = None,
+    ) -> None:
+        self.backbone, self.images, self.store, self.notify = backbone, images, store, notify
+        self.autocast, self.part = autocast, part
+        self.views = store.manifest.views
+        self.samples = Samples(images, transform, store.manifest.seed or 0)
+        self.indices = np.arange(len(images)) if indices is None else indices
+        self.device = backbone.device
+        self.rooms: dict[int, tuple[Tensor, Tensor]] = {}
+        self.told_beyond = self.told_trouble = False
+
+    def check_content(self) -> None:
+        """MemtokError if an image is no longer what its trace was made from; looks at a few, spread over all."""
+        manifest = self.store.manifest
+        kept = np.flatnonzero(self.store.kept_flags())
+        kept = kept[spread(len(kept))]
+        for row in kept[self.store.usable(kept)]:
+            view, index = divmod(int(row), manifest.images)
+            if pixel_hash(self.decoded([(view, index)])[0]) != self.store.pixels(int(row)):
+                raise MemtokError(
+                    f"expected image {self.images.identity(index)!r} as it was when its trace was kept, found other "
+                    f"pixels; delete the traces in {self.store.where}, or name another folder"
+                )
+
+    def batches(
+        self,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        start_step: int = 0,
+        steps: int | None = None,
+        workers: int = 0,
+    ) -> KeptBatches:
+        """As `memtok.data.batches`, with traces in the place of images: epoch e shows view e % views.
+
+        A batch is valid until the next one is asked for. Images are decoded, by `workers` processes, only where a
+        trace is missing.
+        """
+        plan = BatchPlan(len(self.indices), batch_size, seed, shuffle, start_step, steps, False, (0, 1))
+        plan.check()
+        per_epoch = steps_per_epoch(plan.images, batch_size)
+        end = per_epoch if steps is None else steps
+        step = start_step
+        with ThreadPoolExecutor(1, thread_name_prefix="memtok-read-ahead") as pool:
+            while step < end:
+                stop, needs_images = self.stretch(step, per_epoch, end)
+                part = replace(plan, start_step=step, steps=stop)
+                yield from self.run(part, workers if needs_images else None, pool)
+                step = stop
+
+    def stretch(self, step: int, per_epoch: int, end: int) -> tuple[int, bool]:
+        """Up to which step one way of loading is right, and whether images have to be decoded until then."""
+        epoch = step // per_epoch
+        rows = self.rows_of([(epoch % self.views, int(index)) for index in self.indices])
+        if self.store.kept_flags()[rows].all():
+            return min(end, (epoch + 1) * per_epoch), False
+        if not self.store.writable(rows).all():
+            return end, True  # some are computed every time
+        return min(end, max(epoch + 1, self.views) * per_epoch), True
+
+    def keys_of(self, batch: Sequence[Key]) -> list[Key]:
+        """(view, index in the image set) of the images of a batch."""
+        return [(epoch % self.views, int(self.indices[index])) for epoch, index in batch]
+
+    def rows_of(self, keys: Sequence[Key]) -> Rows:
+        """The records of these images."""
+        return np.array([view * len(self.images) + index for view, index in keys], dtype=np.int64)
+
+    def run(self, plan: BatchPlan, workers: int | None, pool: ThreadPoolExecutor) -> KeptBatches:
+        """The batches of a plan. workers: None where no image is expected to be missing."""
+        wanted = (self.missing_of(keys) for keys in map(self.keys_of, plan))
+        loaded = None if workers is None else load(self.samples, wanted, workers)
+        ahead = map(self.keys_of, plan)
+        fetching = pool.submit(self.fetch, next(ahead), 0)
+        for number, _ in enumerate(plan):
+            fetched = fetching.result()
+            following = next(ahead, None)
+            if following is not None:
+                fetching = pool.submit(self.fetch, following, number + 1)
+            images: dict[Key, Tensor] = {}
+            if loaded is not None:
+                pixels, _, indices = next(loaded)
+                view = fetched.keys[0][0]  # all of a batch are of one epoch
+                images = {(view, index): one for index, one in zip(indices.tolist(), pixels, strict=True)}
+            batch = self.completed(fetched, images)
+            indices = torch.tensor([index for _, index in fetched.keys])
+            yield batch, torch.from_numpy(self.images.labels[indices.numpy()]), indices
+
+    def missing_of(self, keys: list[Key]) -> list[Key]:
+        """Those of which the trace is missing."""
+        return [key for key, there in zip(keys, self.store.usable(self.rows_of(keys)), strict=True) if not there]
+
+    def fetch(self, keys: list[Key], number: int) -> Fetched:
+        """Reads what is kept of a batch. In a thread of its own, while the batch before is trained on."""
+        rows = self.rows_of(keys)
+        inputs, features = self.room(len(keys), number)
+        there = self.store.usable(rows)
+        at = np.flatnonzero(there)
+        self.store.read(rows[at], inputs, features, at)
+        return Fetched(keys, rows, inputs, features, there)
+
+    def room(self, count: int, number: int) -> tuple[Tensor, Tensor]:
+        """Memory for batch `number`: inputs (L, B, N, D) float16, features (B, D) float32."""
+        manifest, memory = self.store.manifest, self.store.memory
+        shape = manifest.layers, count, manifest.tokens, manifest.dim
+        if self.device.type != "cpu":
+            # Pinned memory is not given out again before the GPU has fetched what lies in it.
+            pinned = memory.type == "cpu"
+            return (
+                torch.empty(shape, dtype=torch.float16, device=memory, pin_memory=pinned),
+                torch.empty((count, manifest.dim), device=memory, pin_memory=pinned),
+            )
+        # Two in turn: fresh memory would cost as much as the reading.
+        room = self.rooms.get(number % 2)
+        if room is None or room[0].shape[1] < count:
+            room = torch.empty(shape, dtype=torch.float16), torch.empty((count, manifest.dim))
+            self.rooms[number % 2] = room
+        return room[0][:, :count], room[1][:count]
+
+    def completed(self, fetched: Fetched, images: dict[Key, Tensor]) -> KeptBatch:
+        """The batch with what was missing computed, and kept where it may be."""
+        missing = np.flatnonzero(~fetched.there)
+        if len(missing):  # may have been written since it was looked for
+            late = missing[self.store.usable(fetched.rows[missing])]
+            self.store.read(fetched.rows[late], fetched.inputs, fetched.features, late)
+            missing = np.setdiff1d(missing, late)
+        rows = fetched.rows[missing]
+        keep = self.store.writable(rows) & ~self.store.unfit(rows)
+        beyond = self.compute(fetched, missing[keep], images, keep=True)
+        # Apart from the others, so that these make up the same batches whether the others are kept yet or not.
+        rest = np.union1d(missing[~keep], [place for place, _ in beyond]).astype(np.int64)
+        exact = self.compute(fetched, rest, images, keep=False)
+        self.report(len(exact))
+        if not exact:
+            return KeptBatch(fetched.inputs, fetched.features)
+        inputs = fetched.inputs.float()
+        for place, values in exact:
+            inputs[:, place] = values
+        return KeptBatch(inputs, fetched.features)
+
+    def compute(
+        self, fetched: Fetched, places: Rows, images: dict[Key, Tensor], *, keep: bool
+    ) -> list[tuple[int, Tensor]]:
+        """Runs the trunk on some images of a batch and puts the traces in their places.
+
+        Returns place and trace (L, N, D) in float32 of those that half precision cannot hold.
+        """
+        beyond: list[tuple[int, Tensor]] = []
+        for start in range(0, len(places), self.part):
+            at = places[start : start + self.part]
+            pixels = self.decoded([fetched.keys[place] for place in at], images)
+            inputs, features = self.traced(pixels)
+            half = inputs.half()
+            fit = (half.isfinite().all(dim=3).all(dim=2).all(dim=0) & features.isfinite().all(dim=1)).cpu().numpy()
+            index = torch.from_numpy(at).to(half.device)
+            fetched.inputs[:, index] = half
+            fetched.features[index] = features
+            if keep:
+                self.store.write(fetched.rows[at], half, features, [pixel_hash(one) for one in pixels], fit)
+            beyond += [(int(at[place]), inputs[:, place].float()) for place in np.flatnonzero(~fit)]
+        return beyond
+
+    def traced(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs of attention (L, b, N, D) and features (b, D) of images (b, 3, H, W), where batches are put together.
+
+        inputs are in the precision of the trunk, features in float32.
+        """
+        with self.autocast():
+            trace = self.backbone.trace(pixels.to(self.device, non_blocking=True), keep=INPUTS, outputs=True)
+        assert trace.features is not None
+        return torch.stack(trace.inputs).to(self.store.memory), trace.features.float().to(self.store.memory)
+
+    def decoded(self, keys: Sequence[Key], images: dict[Key, Tensor] | None = None) -> Tensor:
+        """The transformed images (b, 3, H, W) of these keys: those that are at hand, and others read here."""
+        at_hand = dict(images or {})
+        absent = [key for key in keys if key not in at_hand]
+        if absent:
+            found = self.samples.__getitems__(absent)
+            if not isinstance(found, list):
+                raise MemtokError(found.message)
+            at_hand |= {key: pixels for key, (pixels, _, _) in zip(absent, found, strict=True)}
+        return torch.stack([at_hand[key] for key in keys])
+
+    def report(self, beyond: int) -> None:
+        """Says once that images are beyond half precision, and once that nothing can be written any more."""
+        if beyond and not self.told_beyond:
+            self.told_beyond = True
+            self.notify(
+                "kept traces: some images are beyond the range of half precision; they are computed at every step"
+            )
+        trouble = self.store.trouble
+        if trouble and not self.told_trouble:
+            self.told_trouble = True
+            self.notify(
+                f"kept traces: no more can be written ({trouble}); {self.store.kept:,} of "
+                f"{self.store.manifest.records:,} are kept, the others are computed at every step"
+            )
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What was read of a batch. there: (B,) which places are filled."""
+
+    keys: list[Key]
+    rows: Rows
+    inputs: Tensor
+    features: Tensor
+    there: Flags
+
+
+def pixel_hash(pixels: Tensor) -> bytes:
+    """8 bytes for a transformed image (3, H, W)."""
+    return hashlib.blake2b(pixels.contiguous().numpy().tobytes(), digest_size=8).digest()

@@ -1,0 +1,70 @@
+"""How much room there is for traces, and how many fit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+SHARE = 0.5  # of what is free, unless a limit is given
+
+
+def default_limit(place: str, folder: Path | None, device: torch.device, taken: int = 0) -> int:
+    """Bytes that traces may take in `place` unless told otherwise: half of what is free there.
+
+    folder: of a store on disk; it need not exist yet. taken: bytes that the store has already, which count as free.
+    """
+    if place == "gpu":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif place == "disk":
+        assert folder is not None
+        free = shutil.disk_usage(first_existing(folder)).free
+    else:
+        free = free_memory()
+    return int((free + taken) * SHARE)
+
+
+def free_memory() -> int:
+    """Bytes of main memory that a program can still get."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass  # no Linux
+    names = getattr(os, "sysconf_names", {})
+    pages = os.sysconf("SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in names else "SC_PHYS_PAGES")
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def taken_bytes(folder: Path) -> int:
+    """What the files in `folder` take on the disk, holes left out; 0 where there is no folder."""
+    try:
+        return sum(path.stat().st_blocks * 512 for path in folder.iterdir() if path.is_file())
+    except (OSError, AttributeError):  # no such folder; a system that does not tell
+        return 0
+
+
+def default_trace_dir() -> Path:
+    """Where traces are kept unless told otherwise: $XDG_CACHE_HOME/memtok/traces, else ~/.cache/memtok/traces."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "memtok" / "traces"
+
+
+def first_existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def shown_bytes(count: int) -> str:
+    """A size for people, in powers of 1,000."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    raise AssertionError

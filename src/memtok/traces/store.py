@@ -1,0 +1,178 @@
+"""Where traces are kept: the common part of all places, and the two that are memory.
+
+Letters for shapes: B images of a batch, L layers, N tokens of the trunk, D width of a token. A record is the trace of
+one image in one view; records are numbered as `Manifest.records` says.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from memtok.errors import MemtokError
+from memtok.traces.manifest import Manifest
+from memtok.traces.sizes import shown_bytes
+
+Rows = NDArray[np.int64]
+"""Numbers of records, (k,)."""
+
+Flags = NDArray[np.bool_]
+"""One per row, (k,)."""
+
+MISSING, KEPT, UNFIT = 0, 1, 2  # of a record; unfit: its numbers are beyond half precision
+
+
+class Store(ABC):
+    """Traces of the records of a manifest; none are written before `allow` has said which.
+
+    Attributes:
+        place: "ram", "gpu" or "disk". allowed: (records,) which may be written. reused: how many were there at first.
+        memory: where a batch is put together before it is used: "cpu", or the GPU that holds the records.
+    """
+
+    place: str
+    where: str
+    memory: torch.device
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.allowed: Flags = np.zeros(manifest.records, dtype=bool)
+        self.reused = 0
+        self.trouble: str | None = None
+
+    @abstractmethod
+    def usable(self, rows: Rows) -> Flags:
+        """Which of the records can be read. May read and check them, which brings them nearer."""
+
+    @abstractmethod
+    def unfit(self, rows: Rows) -> Flags:
+        """Which of the records are known to be beyond half precision: they are computed each time."""
+
+    @abstractmethod
+    def read(self, rows: Rows, inputs: Tensor, features: Tensor, at: Rows) -> None:
+        """Copies usable records to the places `at` (k,) of a batch: inputs (L, B, N, D) float16, features (B, D)."""
+
+    @abstractmethod
+    def write(self, rows: Rows, inputs: Tensor, features: Tensor, pixels: list[bytes], fit: Flags) -> None:
+        """Keeps records that are missing: inputs (L, k, N, D) float16, features (k, D) float32.
+
+        pixels: 8 bytes for each, a hash of the transformed image. fit: where False, the record is only marked as unfit.
+        """
+
+    @abstractmethod
+    def kept_flags(self) -> Flags:
+        """Which of all records are kept, by their marks; a damaged one may be among them."""
+
+    @abstractmethod
+    def pixels(self, row: int) -> bytes:
+        """The hash of the image that a kept record was made from."""
+
+    @property
+    def kept(self) -> int:
+        """Records that can be read."""
+        return int(self.kept_flags().sum())
+
+    def allow(self, rows: Rows, limit: int) -> int:
+        """Lets the first of these records be written until the store has `limit` bytes; returns how many are kept then.
+
+        Records that are kept already count, whichever they are, and may be written anew if they turn out damaged.
+        """
+        there = self.kept_flags()
+        room = max(0, limit // self.manifest.record_bytes - int(there.sum()))
+        self.allowed = there.copy()
+        self.allowed[rows[~there[rows]][:room]] = True
+        return int(self.allowed[rows].sum())
+
+    def writable(self, rows: Rows) -> Flags:
+        """Which of the records may be written."""
+        found: Flags = self.allowed[rows]
+        return found
+
+    @property
+    def bytes(self) -> int:
+        """What the kept records take."""
+        return self.kept * self.manifest.record_bytes
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the use of the store; what was written outlives it if the place does."""
+
+
+class MemoryStore(Store):
+    """Traces in main memory ("ram") or in that of a GPU ("gpu"), gone with the process."""
+
+    def __init__(self, manifest: Manifest, device: torch.device) -> None:
+        super().__init__(manifest)
+        self.place = self.where = "ram" if device.type == "cpu" else "gpu"
+        self.memory = device
+        self.state = np.zeros(manifest.records, dtype=np.uint8)
+        self.hashes = np.zeros(manifest.records, dtype="V8")
+
+    def allow(self, rows: Rows, limit: int) -> int:
+        """Takes the memory for these records, once; MemtokError if it is not there."""
+        manifest = self.manifest
+        count = super().allow(rows, limit)
+        self.slots = np.cumsum(self.allowed) - 1  # where the record lies
+        shape = (count, manifest.layers, manifest.tokens, manifest.dim)
+        try:
+            self.inputs = torch.empty(shape, dtype=torch.float16, device=self.memory)
+            self.features = torch.empty((count, manifest.dim), device=self.memory)
+        except RuntimeError as error:  # torch's way to say that memory is out
+            size = shown_bytes(count * manifest.record_bytes)
+            raise MemtokError(
+                f"expected {size} of memory on {self.memory} for traces, found less; lower the limit of the traces, or "
+                "keep them on disk"
+            ) from error
+        return count
+
+    def usable(self, rows: Rows) -> Flags:
+        found: Flags = self.state[rows] == KEPT
+        return found
+
+    def unfit(self, rows: Rows) -> Flags:
+        found: Flags = self.state[rows] == UNFIT
+        return found
+
+    def read(self, rows: Rows, inputs: Tensor, features: Tensor, at: Rows) -> None:
+        slots = self.slots[rows]
+        if self.memory.type == "cpu":
+            # By numpy: another thread may do this ahead, and must not take torch's threads from the training.
+            source, target = self.inputs.numpy(), inputs.numpy()
+            for slot, place in zip(slots, at, strict=True):
+                target[:, place] = source[slot]
+            features.numpy()[at] = self.features.numpy()[slots]
+        else:
+            numbers, places = (torch.from_numpy(part).to(self.memory) for part in (slots, at))
+            inputs[:, places] = self.inputs.index_select(0, numbers).transpose(0, 1)
+            features[places] = self.features.index_select(0, numbers)
+
+    def write(self, rows: Rows, inputs: Tensor, features: Tensor, pixels: list[bytes], fit: Flags) -> None:
+        self.state[rows[~fit]] = UNFIT
+        for row, found in zip(rows, pixels, strict=True):
+            self.hashes[row] = np.void(found)
+        numbers = torch.from_numpy(self.slots[rows[fit]]).to(self.memory)
+        chosen = torch.from_numpy(np.flatnonzero(fit))
+        self.inputs[numbers] = inputs[:, chosen.to(inputs.device)].transpose(0, 1).to(self.memory)
+        self.features[numbers] = features[chosen.to(features.device)].to(self.memory)
+        self.state[rows[fit]] = KEPT
+
+    def kept_flags(self) -> Flags:
+        found: Flags = self.state == KEPT
+        return found
+
+    def pixels(self, row: int) -> bytes:
+        found: bytes = self.hashes[row].tobytes()
+        return found
+
+    def close(self) -> None:
+        pass  # the memory goes with the last reference
+
+
+Notify = Callable[[str], Any]
+"""Receives one line that the user should know."""

@@ -1,0 +1,248 @@
+"""Where the batches of a run come from: images that are decoded, or traces that are kept (DESIGN section 3).
+
+Either way a run sees the same images in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from memtok.data import DataSource, ImageSet, batches, evaluation_transform, training_transform
+from memtok.data.splits import Indices
+from memtok.data.transforms import Transform
+from memtok.errors import MemtokError
+from memtok.task import Task
+from memtok.traces import DiskStore, KeptBatch, Manifest, MemoryStore, Store, TraceReader, describe
+from memtok.traces.sizes import default_limit, default_trace_dir, shown_bytes, taken_bytes
+from memtok.training.progress import Progress
+from memtok.training.regimes import Trainable
+from memtok.training.settings import Plan, Settings, default_workers
+
+Batches = Iterator[tuple[Tensor | KeptBatch, Tensor, Tensor]]
+"""Images (B, 3, H, W) or their traces, labels (B,) int64, indices in the image set (B,) int64."""
+
+GIGABYTE = 1e9
+VALIDATION_SHARE = 0.5  # of the room for traces, at most; they are read at every validation
+
+
+class Feed:
+    """Batches of decoded images."""
+
+    def __init__(self, trainable: Trainable, data: DataSource, plan: Plan, workers: int) -> None:
+        self.data, self.plan, self.workers = data, plan, workers
+        self.training_transform = training_transform(trainable.preprocessing, plan.augment, plan.flip)
+        self.evaluation_transform = evaluation_transform(trainable.preprocessing)
+        # The same images each time, classes in proportion.
+        self.validated: Indices = data.validation.chosen(plan.validation_images, seed=0)
+
+    @property
+    def validation_size(self) -> int:
+        """Images in one batch of a validation."""
+        return math.ceil(self.plan.batch_size / self.plan.accumulate)
+
+    def training(self, start_step: int) -> Batches:
+        """The batches of the steps from `start_step` on."""
+        return batches(
+            self.data.train,
+            self.training_transform,
+            batch_size=self.plan.batch_size,
+            seed=self.plan.seed,
+            shuffle=True,
+            start_step=start_step,
+            steps=self.plan.steps,
+            workers=self.workers,
+        )
+
+    def validation(self) -> Batches:
+        """All images of a validation, without augmentation."""
+        images = self.data.validation.select(self.validated)
+        return batches(images, self.evaluation_transform, batch_size=self.validation_size, workers=self.workers)
+
+    def record(self) -> dict[str, Any]:
+        """What the record of the run says of the feed."""
+        return {}
+
+    def close(self) -> None:
+        """Ends its use."""
+
+
+class KeptFeed(Feed):
+    """Batches of traces, which are read where they are kept, and kept where they are missing."""
+
+    def __init__(
+        self,
+        trainable: Task,
+        data: DataSource,
+        plan: Plan,
+        workers: int,
+        settings: Settings,
+        accelerator: Accelerator,
+        progress: Progress,
+    ) -> None:
+        super().__init__(trainable, data, plan, workers)
+        self.trainable, self.settings, self.accelerator, self.progress = trainable, settings, accelerator, progress
+        self.device = trainable.backbone.device
+        assert plan.views is not None
+        manifests = (
+            self.manifest(data.train, self.training_transform, plan.augment, plan.views),
+            self.manifest(data.validation, self.evaluation_transform, "none", 1),
+        )
+        # A run shorter than its views does not come to the last of them.
+        seen = min(manifests[0].views, math.ceil(plan.steps / plan.steps_per_epoch))
+        rows = np.arange(seen * manifests[0].images), self.validated
+        with ExitStack() as stack:
+            self.folders = self.folders_of(*manifests)
+            stores = [self.open(*pair) for pair in zip(self.folders, manifests, strict=True)]
+            for store in stores:
+                stack.callback(store.close)
+            self.share_out(stores, rows)
+            self.train, self.held_out = (
+                self.reader(store, images, transform, indices)
+                for store, images, transform, indices in (
+                    (stores[0], data.train, self.training_transform, None),
+                    (stores[1], data.validation, self.evaluation_transform, self.validated),
+                )
+            )
+            for reader in (self.train, self.held_out):
+                reader.check_content()
+            self.stack = stack.pop_all()
+
+    def manifest(self, images: ImageSet, transform: Transform, augment: str, views: int) -> Manifest:
+        """What the traces of one part of the data are of."""
+        return describe(
+            self.trainable.backbone,
+            self.trainable.preprocessing,
+            images,
+            transform,
+            augment=augment,
+            flip=self.plan.flip,
+            seed=self.plan.seed,
+            views=views,
+            autocast=None if self.plan.precision == "float32" else self.plan.precision,
+        )
+
+    def folders_of(self, train: Manifest, validation: Manifest) -> list[Path]:
+        """Where the traces of both parts lie on disk."""
+        given, cache = self.settings.trace_dir, default_trace_dir()
+        if given is None:
+            return [cache / f"train-{train.digest}", cache / f"validation-{validation.digest}"]
+        return [Path(given), Path(given) / f"validation-{validation.digest}"]
+
+    def open(self, folder: Path, manifest: Manifest) -> Store:
+        """The store of one part."""
+        if self.settings.keep_traces == "disk":
+            return DiskStore(folder, manifest, self.progress.message)
+        return MemoryStore(manifest, self.device if self.settings.keep_traces == "gpu" else torch.device("cpu"))
+
+    def share_out(self, stores: Sequence[Store], rows: Sequence[Indices]) -> None:
+        """Divides the room, the validation images first, and says what will be kept where."""
+        place, given = str(self.settings.keep_traces), self.settings.trace_limit
+        taken = sum(map(taken_bytes, self.folders)) if place == "disk" else 0
+        limit = default_limit(place, self.folders[0], self.device, taken) if given is None else int(given * GIGABYTE)
+        size = [store.manifest.record_bytes for store in stores]
+        held_out = stores[1].allow(rows[1], int(limit * VALIDATION_SHARE))
+        train = stores[0].allow(rows[0], limit - held_out * size[1])
+        images, views = stores[0].manifest.images, len(rows[0]) // stores[0].manifest.images
+        lines = [
+            f"keeping traces ({stores[0].where}): {images:,} images x {views} {'view' if views == 1 else 'views'} x "
+            f"{shown_bytes(size[0])} = {shown_bytes(len(rows[0]) * size[0])}, and {len(rows[1]):,} validation images = "
+            f"{shown_bytes(len(rows[1]) * size[1])}; the limit is {shown_bytes(limit)}"
+        ]
+        if train < len(rows[0]) or held_out < len(rows[1]):
+            lines.append(
+                f"that is room for {train:,} of {len(rows[0]):,} traces and {held_out:,} of {len(rows[1]):,} of the "
+                "validation; the others are computed at every step"
+            )
+        if stores[0].reused or stores[1].reused:
+            lines.append(f"{stores[0].reused:,} traces and {stores[1].reused:,} of the validation are there already")
+        for line in lines:
+            self.progress.message(line)
+
+    def reader(self, store: Store, images: ImageSet, transform: Transform, indices: Indices | None) -> TraceReader:
+        """Reads and fills a store."""
+        return TraceReader(
+            self.trainable.backbone,
+            images,
+            transform,
+            store,
+            autocast=self.accelerator.autocast,
+            part=self.validation_size,
+            notify=self.progress.message,
+            indices=indices,
+        )
+
+    def training(self, start_step: int) -> Batches:
+        yield from self.train.batches(
+            batch_size=self.plan.batch_size,
+            seed=self.plan.seed,
+            shuffle=True,
+            start_step=start_step,
+            steps=self.plan.steps,
+            workers=self.workers,
+        )
+
+    def validation(self) -> Batches:
+        yield from self.held_out.batches(batch_size=self.validation_size, workers=self.workers)
+
+    def record(self) -> dict[str, Any]:
+        train, held_out = self.train.store, self.held_out.store
+        return {
+            "traces": {
+                "kept": train.place,
+                "views": train.manifest.views,
+                "records": train.kept,
+                "bytes": train.bytes,
+                "reused": train.reused,
+                "validation_records": held_out.kept,
+                "validation_bytes": held_out.bytes,
+                "validation_reused": held_out.reused,
+            }
+        }
+
+    def close(self) -> None:
+        self.stack.close()
+
+
+def make_feed(
+    trainables: Sequence[Trainable],
+    data: DataSource,
+    plan: Plan,
+    settings: Settings,
+    accelerator: Accelerator,
+    device: torch.device,
+    progress: Progress,
+) -> Feed:
+    """What a run of these tasks, which are on `device`, is fed with. MemtokError if it cannot be."""
+    workers = default_workers(device) if settings.workers is None else settings.workers
+    first = trainables[0]
+    if settings.keep_traces is None:
+        return Feed(first, data, plan, workers)
+    check_traceable(trainables)
+    assert isinstance(first, Task)
+    if accelerator.num_processes > 1:
+        raise MemtokError(
+            f"expected one process where traces are kept, found {accelerator.num_processes}; start one, or leave "
+            "keep_traces out"
+        )
+    if settings.keep_traces == "gpu" and device.type == "cpu":
+        raise MemtokError("expected a GPU to keep traces on, found training on the CPU; keep them in ram or on disk")
+    return KeptFeed(first, data, plan, workers, settings, accelerator, progress)
+
+
+def check_traceable(trainables: Sequence[Trainable]) -> None:
+    """MemtokError unless all of these can be trained from kept traces."""
+    for trainable in trainables:
+        if not (isinstance(trainable, Task) and trainable.composable):
+            raise MemtokError(
+                f"expected a composable task (regime memory or head) where traces are kept, found {trainable.name!r} "
+                f"of regime {trainable.regime!r}, whose image tokens change as it trains; leave keep_traces out"
+            )

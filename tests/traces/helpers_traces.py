@@ -1,0 +1,84 @@
+"""What the tests of kept traces share: pictures in memory, and stores and readers over them."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from memtok.backbone import Backbone
+from memtok.data import evaluation_transform, training_transform
+from memtok.data.sources import ArrayStore, ImageSet
+from memtok.traces import DiskStore, Manifest, MemoryStore, Store, TraceReader, describe
+
+COUNT = 10
+
+
+def pictures(count: int = COUNT, seed: int = 0) -> ImageSet:
+    """Random grey pictures of 8 x 8 pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 8, 8), dtype=np.uint8)
+    return ImageSet(ArrayStore(pixels, "train"), np.arange(count), np.arange(count) % 3)
+
+
+def manifest_of(backbone: Backbone, images: ImageSet, **changes: Any) -> Manifest:
+    """Of images that are not varied, unless told otherwise."""
+    settings: dict[str, Any] = {"augment": "none", "flip": False, "seed": 0, "views": 1, "autocast": None}
+    settings |= changes
+    transform = training_transform(backbone.preprocessing, settings["augment"], settings["flip"])
+    return describe(backbone, backbone.preprocessing, images, transform, **settings)
+
+
+def disk_store(
+    folder: Path, manifest: Manifest, records: int | None = None, said: list[str] | None = None
+) -> DiskStore:
+    """A store in `folder` that may hold so many records, all by default; what it says goes into `said`."""
+    store = DiskStore(folder, manifest, (said if said is not None else []).append)
+    allow(store, records)
+    return store
+
+
+def ram_store(manifest: Manifest, records: int | None = None) -> MemoryStore:
+    """A store in main memory that may hold so many records, all by default."""
+    store = MemoryStore(manifest, torch.device("cpu"))
+    allow(store, records)
+    return store
+
+
+def allow(store: Store, records: int | None) -> None:
+    """Lets a store hold so many records, all by default."""
+    count = store.manifest.records if records is None else records
+    store.allow(np.arange(store.manifest.records), count * store.manifest.record_bytes)
+
+
+def reader_of(
+    backbone: Backbone, images: ImageSet, store: Store, said: list[str] | None = None, **more: Any
+) -> TraceReader:
+    """A reader of images as the manifest of the store varies them."""
+    manifest = store.manifest
+    transform = (
+        evaluation_transform(backbone.preprocessing)
+        if manifest.augment == "none"
+        else training_transform(backbone.preprocessing, manifest.augment, manifest.flip)
+    )
+    notify = (said if said is not None else []).append
+    return TraceReader(backbone, images, transform, store, autocast=nullcontext, part=64, notify=notify, **more)
+
+
+def everything(reader: TraceReader, **arguments: Any) -> list[tuple[torch.Tensor, torch.Tensor, list[int]]]:
+    """Copies of all batches: inputs, features, indices."""
+    settings: dict[str, Any] = {"batch_size": 4, "shuffle": True, "seed": 3} | arguments
+    return [
+        (batch.inputs.clone(), batch.features.clone(), indices.tolist())
+        for batch, _, indices in reader.batches(**settings)
+    ]
+
+
+def records_of(manifest: Manifest, count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, list[bytes]]:
+    """Random inputs (L, count, N, D), features (count, D), and hashes, to write."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(manifest.layers, count, manifest.tokens, manifest.dim, generator=generator).half()
+    features = torch.randn(count, manifest.dim, generator=generator)
+    return inputs, features, [bytes([seed, index] * 4) for index in range(count)]

@@ -1,0 +1,182 @@
+"""Traces of something else are refused, by the name of what differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from memtok.backbone import Backbone
+from memtok.data import from_dataset
+from memtok.data.sources import FileStore, ImageSet
+from memtok.errors import MemtokError
+from memtok.traces import Manifest
+from memtok.traces.manifest import MANIFEST, SHARD_BYTES, record_bytes, spread, trace_shape
+from tests.tiny import tiny_backbone
+from tests.traces.helpers_traces import disk_store, manifest_of, pictures
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "traces"
+
+
+def changed(value: Any) -> Any:
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, dict):
+        return value | {"image_size": [64, 64]}
+    return "other"
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Manifest)])
+def test_any_difference_is_refused_by_name(backbone: Backbone, images: ImageSet, folder: Path, name: str) -> None:
+    manifest = manifest_of(backbone, images, augment="crop", flip=True, views=2)
+    disk_store(folder, manifest).close()
+    disk_store(folder, manifest).close()  # the same one is taken
+    content = json.loads((folder / MANIFEST).read_text())
+    content[name] = changed(content[name])
+    (folder / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(MemtokError, match=name) as caught:
+        disk_store(folder, manifest)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith("expected ")
+    assert "name another folder, or delete it" in line
+    content = asdict(manifest)
+    (folder / MANIFEST).write_text(json.dumps(content))
+    disk_store(folder, manifest).close()  # the lock was given back
+
+
+def test_a_missing_or_an_extra_field_is_refused(backbone: Backbone, images: ImageSet, folder: Path) -> None:
+    manifest = manifest_of(backbone, images)
+    disk_store(folder, manifest).close()
+    for content in (asdict(manifest) | {"colour": 1}, {"format": 1}, {}):
+        (folder / MANIFEST).write_text(json.dumps(content))
+        with pytest.raises(MemtokError, match="expected traces"):
+            disk_store(folder, manifest)
+    for text in ("", "[]", "{"):
+        (folder / MANIFEST).write_text(text)
+        with pytest.raises(MemtokError, match=r"expected a manifest of kept traces"):
+            disk_store(folder, manifest)
+
+
+def test_what_decides_the_numbers_is_in_the_manifest(backbone: Backbone, images: ImageSet) -> None:
+    base = manifest_of(backbone, images, augment="crop", views=2)
+    others = [
+        manifest_of(tiny_backbone(seed=1), images, augment="crop", views=2),
+        manifest_of(backbone, pictures(seed=1), augment="crop", views=2),
+        manifest_of(backbone, images.select(np.arange(9)), augment="crop", views=2),
+        manifest_of(backbone, images.select(np.arange(10)[::-1]), augment="crop", views=2),
+        manifest_of(backbone, images, augment="crop", views=3),
+        manifest_of(backbone, images, augment="crop", views=2, seed=1),
+        manifest_of(backbone, images, augment="crop", views=2, flip=True),
+        manifest_of(backbone, images, augment="inception", views=2),
+        manifest_of(backbone, images, augment="none"),
+        manifest_of(backbone, images, augment="crop", views=2, autocast="bf16"),
+    ]
+    assert len({base.digest, *(manifest.digest for manifest in others)}) == 1 + len(others)
+    assert base.digest == manifest_of(backbone, images, augment="crop", views=2).digest
+
+
+def test_without_augmentation_nothing_is_drawn(backbone: Backbone, images: ImageSet) -> None:
+    one = manifest_of(backbone, images)
+    assert one == manifest_of(backbone, images, seed=5, views=7, flip=True)
+    assert (one.seed, one.views, one.flip) == (None, 1, False)
+
+
+def test_labels_do_not_count(backbone: Backbone, images: ImageSet) -> None:
+    """Another task on the same images finds its traces."""
+    other = ImageSet(images.store, images.positions, (images.labels + 1) % 3)
+    assert manifest_of(backbone, images) == manifest_of(backbone, other)
+
+
+def test_sizes() -> None:
+    # ViT-B/32 at 224 px: 12 layers, 50 tokens, 768 wide.
+    assert record_bytes(12, 50, 768) == 12 * 50 * 768 * 2 + 768 * 4 == 924_672
+    assert record_bytes(1, 1, 1) == 64
+    assert SHARD_BYTES // record_bytes(12, 50, 768) == 1161
+
+
+@pytest.mark.parametrize("changes", [{}, {"reg_tokens": 2, "class_token": True}, {"patch_size": 16}])
+def test_shape_is_that_of_a_trace(changes: dict[str, Any]) -> None:
+    backbone = tiny_backbone(**changes)
+    trace = backbone.trace(torch.zeros(3, 3, 32, 32), keep="inputs", outputs=True)
+    assert trace_shape(backbone) == (len(trace.inputs), *trace.inputs[0].shape[1:])
+
+
+def test_files_are_known_by_size_and_time(backbone: Backbone, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for index in range(3):
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / f"{index}.png")
+    images = ImageSet(FileStore(tmp_path, [f"{index}.png" for index in range(3)]), np.arange(3), np.zeros(3, np.int64))
+    before = manifest_of(backbone, images)
+    assert manifest_of(backbone, images) == before
+    Image.new("RGB", (9, 9), (7, 7, 0)).save(tmp_path / "1.png")
+    after = manifest_of(backbone, images)
+    assert replace(after, content=before.content) == before
+    assert after.content != before.content
+
+
+class Items(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """A torch Dataset of grey pictures, `level` bright."""
+
+    classes = ("a", "b")
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.full((3, 8, 8), self.level + index, dtype=torch.uint8), index % 2
+
+
+def test_somebodys_data_set_is_known_by_a_few_of_its_pictures(backbone: Backbone) -> None:
+    one, same, other = (from_dataset(Items(level), flip=False).train for level in (1, 1, 2))
+    assert manifest_of(backbone, one) == manifest_of(backbone, same)
+    assert manifest_of(backbone, one) != manifest_of(backbone, other)
+
+
+def test_spread() -> None:
+    assert spread(0) == []
+    assert spread(1) == [0]
+    assert spread(3) == [0, 1, 2]
+    found = spread(1000)
+    assert (len(found), found[0], found[-1]) == (16, 0, 999)
+
+
+def foreign_file(folder: Path) -> None:
+    (folder / "photo.png").write_bytes(b"x")
+
+
+def foreign_folder(folder: Path) -> None:
+    (folder / "cats").mkdir()
+
+
+@pytest.mark.parametrize("fill", [foreign_file, foreign_folder])
+def test_a_folder_of_something_else_is_left_alone(
+    backbone: Backbone, images: ImageSet, folder: Path, fill: Callable[[Path], None]
+) -> None:
+    folder.mkdir()
+    fill(folder)
+    with pytest.raises(MemtokError, match="expected an empty folder for traces"):
+        disk_store(folder, manifest_of(backbone, images))
+    assert not (folder / MANIFEST).exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(backbone: Backbone, images: ImageSet, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MemtokError, match="expected a folder for traces that can be written"):
+        disk_store(tmp_path / "file" / "traces", manifest_of(backbone, images))
