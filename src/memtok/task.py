@@ -266,7 +266,7 @@ def content_fingerprint(
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for key, tensor in sorted(tensors.items()):
         digest.update(f"{key}{tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.to("cpu", torch.float32).contiguous().numpy()))
+        digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().data)
     return "sha256:" + digest.hexdigest()
 
 
