@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ WORDS = {
 def draw(result: SweepResult, path: str | Path) -> None:
     """Writes the plot of a sweep, atomically; the same sweep gives the same bytes."""
     rows = [panels_of(one) for one in result.data]
-    across = min(3, max(len(row) for row in rows))
+    across = {1: 1, 2: 2, 4: 2}.get(max(len(row) for row in rows), 3)
     down = [math.ceil(len(row) / across) for row in rows]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.2 + 3.5 * across, 0.9 + 2.9 * sum(down)), layout="constrained")
@@ -97,8 +98,10 @@ class LinePanel:
         for key in sorted({line_key(trial, self.line) for trial in chosen}):
             trials = [trial for trial in chosen if line_key(trial, self.line) == key]
             paint = color(one, trials[0], self.line)
-            means = self.means(trials)
-            axes.plot(list(means), list(means.values()), color=paint, zorder=3)
+            thin: Any = {"linewidth": 0.8, "alpha": 0.5}  # where not all went to the end
+            for states, style in ((("finished", "stopped"), thin), (("finished",), {})):
+                means = self.means(trials, states)
+                axes.plot(list(means), list(means.values()), color=paint, zorder=3, **style)
             for trial in trials:
                 mark(axes, getattr(trial.configuration, self.x), trial, paint, one)
         scale(axes, self.x, [getattr(trial.configuration, self.x) for trial in chosen])
@@ -111,11 +114,11 @@ class LinePanel:
         fields = [field for field in self.fixed if trial.configuration.regime != "head" or field not in OF_TOKENS]
         return all(getattr(trial.configuration, field) == self.fixed[field] for field in fields)
 
-    def means(self, trials: Sequence[Trial]) -> dict[float, float]:
-        """The mean in percent over the seeds that finished, by the value on the axis."""
+    def means(self, trials: Sequence[Trial], states: Sequence[str]) -> dict[float, float]:
+        """The mean in percent over the seeds of trials in these states, by the value on the axis."""
         found: dict[float, list[float]] = {}
         for trial in trials:
-            if trial.state == "finished" and trial.last:
+            if trial.state in states and trial.last:
                 found.setdefault(getattr(trial.configuration, self.x), []).append(100 * trial.last.top1)
         return {x: sum(values) / len(values) for x, values in sorted(found.items())}
 
@@ -128,18 +131,25 @@ class ScatterPanel:
 
     def draw(self, axes: Axes, one: DataResult) -> None:
         """Draws the dots of one data set."""
-        for trial in one.trials:
-            mark(axes, getattr(trial.configuration, self.x), trial, color(one, trial, "memory"), one)
-        scale(axes, self.x, [getattr(trial.configuration, self.x) for trial in one.trials])
+        values = [getattr(each, self.x) for each in one.order]
+        different = sorted(set(values))
+        few = self.x not in ("learning_rate", "weight_decay") and len(different) <= 8
+        width = 0.12 * min((b - a for a, b in pairwise(different)), default=1.0) * few
+        for trial in one.trials:  # of few values, each stands a little aside, or they would hide each other
+            aside = width * (one.order.index(trial.configuration) % 7 - 3) / 3
+            x = getattr(trial.configuration, self.x) + aside
+            mark(axes, x, trial, color(one, trial, "memory"), one)
+        scale(axes, self.x, values)
         axes.set_xlabel(WORDS[self.x])
-        axes.set_title(one.data)
+        axes.set_title(f"{one.data}: {WORDS[self.x]}")
 
 
 def panels_of(one: DataResult) -> Sequence[LinePanel | ScatterPanel]:
     """The panels of a data set: a grid has lines, a search has dots."""
     varying = varying_fields(one)
     if one.space.search != "grid":
-        return [ScatterPanel(field) for field in varying if field != "regime"] or [ScatterPanel("learning_rate")]
+        others = [field for field in varying if field not in ("regime", "learning_rate")]
+        return [ScatterPanel(field) for field in ("learning_rate", *others)]
     numbers = [field for field in varying if field not in ("seed", "regime")]
     wanted = [field for field in ("learning_rate", "weight_decay", "memory") if field in numbers]
     x = [*wanted, *numbers, "learning_rate"][0]
@@ -226,12 +236,12 @@ def legend(result: SweepResult) -> list[Line2D]:
     for one in result.data:
         panel = panels_of(one)[0]
         field = panel.line if isinstance(panel, LinePanel) else "memory"
+        line = "-" if isinstance(panel, LinePanel) else "none"
         for trial in sorted(one.trials, key=lambda each: line_key(each, field)):
             head = trial.configuration.regime == "head"
             label = "head alone" if head else f"{WORDS[field]}: {getattr(trial.configuration, field):g}"
-            entries.setdefault(
-                label, Line2D([], [], color=color(one, trial, field), marker="o", markersize=5, label=label)
-            )
+            style: Any = {"color": color(one, trial, field), "marker": "o", "markersize": 5, "linestyle": line}
+            entries.setdefault(label, Line2D([], [], label=label, **style))
     entries = thinned(entries)
     marks: list[tuple[str, bool, str, float]] = [
         ("winner", any(one.winner for one in result.data), INK, 10),
@@ -239,8 +249,8 @@ def legend(result: SweepResult) -> list[Line2D]:
     ]
     for label, used, paint, size in marks:
         if used:
-            style: Any = {"markerfacecolor": "none", "markeredgecolor": paint, "markersize": size}
-            entries[label] = Line2D([], [], marker="o", linestyle="none", label=label, **style)
+            hollow: Any = {"markerfacecolor": "none", "markeredgecolor": paint, "markersize": size}
+            entries[label] = Line2D([], [], marker="o", linestyle="none", label=label, **hollow)
     if any(trial.state == "diverged" for trial in trials):
         entries["diverged"] = Line2D([], [], marker="x", linestyle="none", color=MUTED, label="diverged")
     return list(entries.values())
