@@ -34,6 +34,7 @@ _HOMES = {
     "attention_mask": "reference",
     "reference_outputs": "reference",
     "Task": "task",
+    "sweep": "sweeps",
     "open_data": "data",
     "evaluation_transform": "data",
     "training_transform": "data",
@@ -64,6 +65,7 @@ __all__ = [
     "read_legacy",
     "reference_outputs",
     "save_tasks",
+    "sweep",
     "train",
     "train_together",
     "training_transform",
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from memtok.prediction import predict
     from memtok.preprocessing import Preprocessing
     from memtok.reference import attention_mask, reference_outputs
+    from memtok.sweeps import sweep
     from memtok.task import Task
     from memtok.training import FullModel, train, train_together
     from memtok.verification import verify

@@ -117,13 +117,18 @@ class TaskStreams(nn.Module):
         """What the tasks own, gathered in the order of the rows; memory as keys and values."""
         own = {position: self.task_tensors(tasks, position) for position in self.layout.order}
         start = torch.cat([own[position]["class_tokens"] for position in self.layout.order]).to(backbone.dtype)
-        # (L, M, D)
+        # (L, M, D). Unbound at once: the gradient of an index is as large as what it indexes, and full of zeros.
         cells = torch.cat([own[position]["memory"] for position in self.layout.order], dim=1).to(backbone.dtype)
-        memory = [self.memory_of_layer(block, tasks, cells[layer]) for layer, block in enumerate(backbone.vit.blocks)]
+        memory = [
+            self.memory_of_layer(block, tasks, layer)
+            for block, layer in zip(backbone.vit.blocks, cells.unbind(0), strict=True)
+        ]
         stacked = [
             {
                 name: tuple(
-                    torch.stack([own[position][f"{name}_{part}"] for position in members], dim=1).to(backbone.dtype)
+                    torch.stack([own[position][f"{name}_{part}"] for position in members], dim=1)
+                    .to(backbone.dtype)
+                    .unbind(0)
                     for part in ("down", "up")
                 )
                 for name in ADAPTED
@@ -291,10 +296,11 @@ def adapt(
     """`total`, the output (B, T, outputs) of a frozen projection of `tokens`, with the tasks' adapters added."""
     for index, group in zip(rows, adapters, strict=True):
         down, up = group[name]  # (K, rank, inputs), (K, outputs, rank)
-        picked = tokens.index_select(1, index)
-        # (B, K, queries, inputs)
-        picked = picked.reshape(len(picked), len(down), len(index) // len(down), picked.shape[2])
-        low = picked @ down.transpose(-2, -1)  # (B, K, queries, rank)
-        update = (low @ up.transpose(-2, -1)).flatten(1, 2)  # (B, K queries, outputs)
+        batch, count, queries = len(tokens), len(down), len(index) // len(down)
+        # The images of a task are rows of one product, or the adapters would be copied for every image.
+        picked = tokens.index_select(1, index).reshape(batch, count, queries, tokens.shape[2])
+        grouped = picked.transpose(0, 1).flatten(1, 2)  # (K, B queries, inputs)
+        update = grouped @ down.transpose(-2, -1) @ up.transpose(-2, -1)  # (K, B queries, outputs)
+        update = update.reshape(count, batch, queries, up.shape[1]).transpose(0, 1).flatten(1, 2)
         total = total.index_add(1, index, update.to(total.dtype))
     return total

@@ -116,7 +116,8 @@ class Trace:
 def read_layer(attention: Any, kept: Kept, queries: int) -> TrunkLayer:
     """What was kept of a layer, as `queries` class tokens read it; `attention` is the layer's timm module."""
     if len(kept) == 2:
-        return KeysAndValues(*kept)
+        # Laid out once: the products of every bucket would each do it for themselves, and keep it for their gradient.
+        return KeysAndValues(kept[0].contiguous(), kept[1].contiguous())
     inputs = kept[0].to(attention.qkv.weight.dtype)
     if can_absorb(attention) and queries < break_even(attention, inputs.shape[1], training=torch.is_grad_enabled()):
         return AbsorbedInputs(attention, inputs)

@@ -12,12 +12,13 @@ import pytest
 import memtok
 from memtok.backbone import Backbone
 from memtok.data import DataSource, open_data
+from memtok.folders import locked, slug
 from memtok.reproduce.columns import EVERY_COLUMN, find_column, find_columns
 from memtok.reproduce.grid import Grid
 from memtok.reproduce.records import RunRecord, read_record, write_record
 from memtok.reproduce.records import Score as RecordedScore
-from memtok.reproduce.runs import Listener, Run, locked
-from memtok.reproduce.settings import GridSettings, slug
+from memtok.reproduce.runs import Listener, Run
+from memtok.reproduce.settings import GridSettings
 from memtok.training.engine import Engine
 from tests.tiny import tiny_backbone
 from tests.training.helpers import Recorder as TrainingRecorder

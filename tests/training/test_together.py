@@ -12,6 +12,7 @@ import memtok
 from memtok.backbone import Backbone
 from memtok.data import DataSource
 from memtok.training import train, train_together
+from memtok.training.together_state import SavedRun, joined, read_run
 from tests.training.helpers import Recorder, fingerprint, new_task
 
 SHARED: dict[str, Any] = {
@@ -98,6 +99,39 @@ def test_goes_on_from_its_saved_state(
     assert [fingerprint(task) for task in resumed] == [fingerprint(task) for task in straight]
     with pytest.raises(memtok.MemtokError, match="batch_size"):
         train_together(fresh(backbone, data), data, state=state, **(SHARED | {"batch_size": 8}))
+
+
+def test_some_tasks_go_on_from_where_all_stopped(backbone: Backbone, data: DataSource, tmp_path: Path) -> None:
+    rates = dict(zip(range(6), RATES, strict=True))
+    halfway = fresh(backbone, data)
+    two = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    first = train_together(halfway[:3], data, learning_rates=RATES[:3], state=two[0], until=4, **SHARED)
+    train_together(halfway[3:], data, learning_rates=RATES[3:], state=two[1], until=4, **SHARED)
+    assert [result.steps for result in first] == [4, 4, 4]
+    chosen = [4, 0, 2]  # out of two runs, in another order
+    one, other = (read_run(path) for path in two)
+    assert one is not None
+    assert other is not None
+    assert one.step == other.step == 4
+    begun = joined([other.pick([1]), one.pick([0, 2])])
+    later = [fresh(backbone, data)[number] for number in chosen]
+    later_rates = [rates[number] for number in chosen]
+    results = train_together(later, data, learning_rates=later_rates, begun=begun, **SHARED)
+    whole = fresh(backbone, data)
+    straight = train_together(whole, data, learning_rates=RATES, **SHARED)
+    for number, task, result in zip(chosen, later, results, strict=True):
+        for left, right in zip(task.parameters(), whole[number].parameters(), strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+        assert [row["step"] for row in result.history] == [row["step"] for row in straight[number].history]
+    for words, more in (("3 tasks", {"begun": one.pick([0])}), ("until from 1 to 8", {"until": 9})):
+        with pytest.raises(memtok.MemtokError, match=words):
+            train_together(fresh(backbone, data)[:3], data, **(SHARED | more))
+    with pytest.raises(memtok.MemtokError, match="step 3 at most"):
+        train_together(fresh(backbone, data)[:3], data, learning_rates=RATES[:3], begun=one, until=3, **SHARED)
+    with pytest.raises(memtok.MemtokError, match="learning_rate"):
+        train_together(fresh(backbone, data)[:3], data, begun=one, **SHARED)
+    with pytest.raises(memtok.MemtokError, match="same step"):
+        joined([one, SavedRun((), 5, 0.0)])
 
 
 def test_bad_arguments_are_one_line(backbone: Backbone, data: DataSource) -> None:

@@ -36,6 +36,7 @@ COMMANDS = {
     "verify": "prove that tasks change neither the backbone nor each other",
     "inspect": "show what is in a file",
     "import-legacy": "turn checkpoints of the public reproduction into task files",
+    "sweep": "train many configurations of a task at once and write the best",
     "reproduce": "run the experiments of the paper, with its figures beside the new ones",
 }
 
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = {
             "memtok train": "; the same command with --resume goes on",
             "memtok reproduce": "; the same command goes on",
+            "memtok sweep": "; the same command goes on",
         }.get(program, "")
         complain(program, f"interrupted, what was written stays{hint}")
         return INTERRUPTED

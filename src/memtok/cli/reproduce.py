@@ -170,8 +170,9 @@ def apply_preset(options: Namespace) -> Preset | None:
 
 def settings_of(options: Namespace) -> list[GridSettings]:
     """The settings of a grid per backbone; MemtokError for arguments that make none."""
+    from memtok.folders import slug
     from memtok.presets import find_preset
-    from memtok.reproduce.settings import GridSettings, slug
+    from memtok.reproduce.settings import GridSettings
 
     several = options.experiment == "architectures"
     backbones = options.backbone or find_preset("paper-architectures" if several else "paper-cifar100").backbones

@@ -18,6 +18,7 @@ from memtok.backbone import Backbone
 from memtok.data import ImageSet, batches, evaluation_transform
 from memtok.errors import MemtokError
 from memtok.evaluation import evaluate
+from memtok.folders import slug
 from memtok.metrics import Tally
 from memtok.model import MemoryViT
 from memtok.reference import unmasked_outputs
@@ -25,7 +26,7 @@ from memtok.reproduce.columns import Column, find_column
 from memtok.reproduce.grid import Grid, open_backbone
 from memtok.reproduce.outcome import Outcome, Standing
 from memtok.reproduce.runs import Listener
-from memtok.reproduce.settings import GridSettings, slug
+from memtok.reproduce.settings import GridSettings
 from memtok.task import Task
 
 

@@ -29,13 +29,14 @@ from memtok.data import DataSource, ImageSet, open_data
 from memtok.errors import DivergedError, MemtokError
 from memtok.evaluation import evaluate
 from memtok.files import write_json
+from memtok.folders import check_fixed, locked, slug
 from memtok.metrics import Score
 from memtok.model import MemoryViT
 from memtok.reproduce.columns import Column, find_column, find_columns
 from memtok.reproduce.records import RunRecord, read_record, write_record
 from memtok.reproduce.records import Score as RecordedScore
-from memtok.reproduce.runs import Listener, Run, cost, locked
-from memtok.reproduce.settings import GridSettings, check_fixed, slug
+from memtok.reproduce.runs import Listener, Run, cost
+from memtok.reproduce.settings import GridSettings
 from memtok.task import Task, topological
 from memtok.training import TrainResult, create, train, train_together
 from memtok.training.regimes import FULL, Trainable, count_parameters

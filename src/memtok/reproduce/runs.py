@@ -1,16 +1,11 @@
-"""The runs of a grid: what one is, what it costs, who is told of it, and who may work on it."""
+"""The runs of a grid: what one is, what it costs, and who is told of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from memtok.errors import MemtokError
 from memtok.reproduce.columns import Column
 from memtok.reproduce.records import RunRecord
 from memtok.training.progress import Progress
@@ -52,20 +47,3 @@ class Listener:
     def training(self) -> Progress:
         """Who listens to the steps of the next training."""
         return Progress()
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second process from training the same runs; MemtokError if one does already."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise MemtokError(
-            f"expected nobody else at work in {folder}, found another process; wait for it, or use another --out"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,32 +100,3 @@ class GridSettings:
         given = self.full_learning_rates if full else self.learning_rates
         middle = recipe.full_learning_rate if full else recipe.learning_rate
         return tuple(sorted(given or (float(f"{middle * factor:.6g}") for factor in RATE_FACTORS)))
-
-
-def slug(text: str) -> str:
-    """`text` as the name of a folder: letters, digits, dots, hyphens; with a digest where that changed it."""
-    import hashlib
-
-    plain = re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.")[-60:]
-    return plain if plain == text else f"{plain or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def check_fixed(path: Path, fixed: dict[str, Any]) -> None:
-    """MemtokError unless a grid in this folder was made with these settings; writes them down where there is none."""
-    from memtok.files import write_json
-
-    if not path.exists():
-        write_json(path, fixed)
-        return
-    try:
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise MemtokError(
-            f"expected the settings of a grid in {path}, found something else; use another --out"
-        ) from error
-    for key in sorted(found.keys() | fixed.keys()):
-        if found.get(key) != fixed.get(key):
-            raise MemtokError(
-                f"expected the settings of the grid in {path.parent}, {key} {json.dumps(found.get(key))}, found "
-                f"{json.dumps(fixed.get(key))}; use the same, or another --out"
-            )

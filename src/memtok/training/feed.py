@@ -49,8 +49,8 @@ class Feed:
         """Images in one batch of a validation."""
         return math.ceil(self.plan.batch_size / self.plan.accumulate)
 
-    def training(self, start_step: int) -> Batches:
-        """The batches of the steps from `start_step` on."""
+    def training(self, start_step: int, end_step: int | None = None) -> Batches:
+        """The batches of the steps from `start_step` on, to the end of the run or up to `end_step`."""
         return batches(
             self.data.train,
             self.training_transform,
@@ -58,7 +58,7 @@ class Feed:
             seed=self.plan.seed,
             shuffle=True,
             start_step=start_step,
-            steps=self.plan.steps,
+            steps=self.plan.steps if end_step is None else end_step,
             workers=self.workers,
         )
 
@@ -180,13 +180,13 @@ class KeptFeed(Feed):
             indices=indices,
         )
 
-    def training(self, start_step: int) -> Batches:
+    def training(self, start_step: int, end_step: int | None = None) -> Batches:
         yield from self.train.batches(
             batch_size=self.plan.batch_size,
             seed=self.plan.seed,
             shuffle=True,
             start_step=start_step,
-            steps=self.plan.steps,
+            steps=self.plan.steps if end_step is None else end_step,
             workers=self.workers,
         )
 

@@ -8,7 +8,6 @@ its initial values, and the others go on.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,13 +18,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from memtok.data import DataSource
 from memtok.errors import MemtokError
-from memtok.files import atomic_write
 from memtok.model import MemoryViT
 from memtok.task import Task, topological
 from memtok.traces import KeptBatch
@@ -40,7 +36,8 @@ from memtok.training.regimes import answers, check_trainable, count_parameters, 
 from memtok.training.result import TrainResult, make_record
 from memtok.training.session import configuration
 from memtok.training.settings import SAVE_SECONDS, Plan, Settings, make_plan
-from memtok.training.state import FORMAT, RunState, Validation, check_same_run, read_header
+from memtok.training.state import RunState, Validation, check_same_run
+from memtok.training.together_state import SavedRun, TaskState, read_run, write_run
 
 
 def train_together(
@@ -50,6 +47,8 @@ def train_together(
     learning_rates: Sequence[float] | None = None,
     weight_decays: Sequence[float] | None = None,
     state: str | Path | None = None,
+    until: int | None = None,
+    begun: SavedRun | None = None,
     progress: bool | Progress = False,
     **shared: Any,
 ) -> list[TrainResult]:
@@ -60,6 +59,8 @@ def train_together(
     recipe, steps or epochs, batch_size, accumulate, seed, device, precision, workers, augment, flip, validation_images,
     log_every, on_bad_image, data_dir, keep_traces, trace_dir, trace_limit, views. The tasks are validated once, after
     the last step, and keep their last state.
+    until: stop after that many steps of the run, as if it went on: rates are those of the whole run. begun: the state
+    of these tasks from which to go on, where `state` has none, such as `read_run(path).pick(...)` of a run until there.
 
     Tasks that extend the same task are computed as one family: one that diverges takes its family with it.
     A task that diverged has `diverged_at` set in its result, an accuracy of 0, and its initial values.
@@ -95,7 +96,8 @@ def train_together(
         stack.enter_context(kept_gpu_state(place))
         path = None if state is None else Path(state)
         feed = stack.enter_context(closing(make_feed(tasks, source, common, settings, accelerator, place, listener)))
-        return Together(tasks, source, plans, accelerator, place, listener, path, feed).run()
+        together = Together(tasks, source, plans, accelerator, place, listener, path, feed, begun)
+        return together.run(until)
 
 
 def check_together(tasks: Sequence[Task], per_task: Mapping[str, Sequence[float] | None]) -> None:
@@ -136,10 +138,11 @@ class Together:
         progress: Progress,
         path: Path | None,
         feed: Feed,
+        begun: SavedRun | None = None,
     ) -> None:
         self.tasks, self.data, self.plans, self.plan = tasks, data, plans, plans[0]
         self.accelerator, self.device, self.progress, self.path = accelerator, device, progress, path
-        self.feed = feed
+        self.feed, self.begun, self.until = feed, begun, self.plan.steps
         self.engines = [Engine(task, plan, accelerator, device) for task, plan in zip(tasks, plans, strict=True)]
         names = [task.name for task in tasks]
         self.model = MemoryViT(tasks[0].backbone, topological(tasks)).select(names)
@@ -150,20 +153,25 @@ class Together:
         self.history: list[list[dict[str, Any]]] = [[] for _ in tasks]
         self.diverged: list[int | None] = [None for _ in tasks]
 
-    def run(self) -> list[TrainResult]:
-        """Goes to the last step, validates and returns the results."""
+    def run(self, until: int | None = None) -> list[TrainResult]:
+        """Goes to step `until` (the last one if None), validates and returns the results."""
+        if until is not None and not 0 < until <= self.plan.steps:
+            raise MemtokError(
+                f"expected until from 1 to {self.plan.steps}, the steps of the run, found {until}; change it"
+            )
+        self.until = self.plan.steps if until is None else until
         self.restore()
         self.progress.start(self.info())
         begun = saved = time.perf_counter()
         before = self.seconds
-        for batch, labels, _ in self.feed.training(self.step):
+        for batch, labels, _ in self.feed.training(self.step, self.until):
             self.pending.append(self.train_step(batch, labels))
             self.step += 1
             self.progress.step(self.step)
             self.seconds = before + time.perf_counter() - begun
-            if self.step % self.plan.log_every == 0 or self.step == self.plan.steps:
+            if self.step % self.plan.log_every == 0 or self.step == self.until:
                 self.log()
-            if self.path and time.perf_counter() - saved >= SAVE_SECONDS:
+            if self.path and (self.step == self.until or time.perf_counter() - saved >= SAVE_SECONDS):
                 self.save()
                 saved = time.perf_counter()
         validations = self.validate()
@@ -264,59 +272,41 @@ class Together:
         """Writes all that going on needs, atomically."""
         if self.path is None or not self.accelerator.is_main_process:
             return
-        tensors: dict[str, Tensor] = {}
-        for index, (task, engine) in enumerate(zip(self.tasks, self.engines, strict=True)):
-            tensors |= {f"{index}.parameters.{name}": value for name, value in engine.snapshot().items()}
-            tensors |= {f"{index}.initial.{name}": value for name, value in self.initial[index].items()}
-            kept = optimizer_tensors(task, engine.optimizer)
-            tensors |= {f"{index}.optimizer.{name}": value.detach().cpu() for name, value in kept.items()}
-        if self.pending:
-            tensors["pending"] = torch.stack(self.pending).cpu()
-        header = {
-            "format": FORMAT,
-            "configs": self.configs,
-            "step": self.step,
-            "seconds": self.seconds,
-            "history": self.history,
-            "diverged": self.diverged,
-        }
-        tensors = {name: value.contiguous() for name, value in tensors.items()}
-        with atomic_write(self.path) as temporary:
-            save_file(tensors, temporary, metadata={"memtok-run": json.dumps(header, allow_nan=False)})
+        columns = zip(self.tasks, self.engines, self.configs, self.initial, self.history, self.diverged, strict=True)
+        states = tuple(
+            TaskState(config, engine.snapshot(), initial, optimizer_tensors(task, engine.optimizer), history, diverged)
+            for task, engine, config, initial, history, diverged in columns
+        )
+        write_run(self.path, SavedRun(states, self.step, self.seconds, tuple(self.pending)))
 
     def restore(self) -> None:
-        """Takes over the saved state, if there is one of this very run; MemtokError if it is of another."""
-        header = read_header(self.path) if self.path else None
-        if header is None:
+        """Takes over the saved state, if there is one of this very run, else what the run is to begin with."""
+        saved = read_run(self.path) if self.path else None
+        if saved is None and self.begun is None:
             for engine in self.engines:
                 same_start(self.accelerator, engine.parameters)
             return
-        assert self.path
-        found = header.get("configs", [])
-        if len(found) != len(self.tasks):
+        where = self.path if saved is not None else None
+        saved = saved or self.begun
+        assert saved
+        if len(saved.tasks) != len(self.tasks):
             raise MemtokError(
-                f"expected the state of {len(self.tasks)} tasks in {self.path}, found that of {len(found)}; delete it, "
-                "or train the same tasks"
+                f"expected the state of {len(self.tasks)} tasks in {where or 'begun'}, found that of "
+                f"{len(saved.tasks)}; delete it, or train the same tasks"
             )
-        for mine, other in zip(self.configs, found, strict=True):
-            check_same_run(other, mine, self.path, "delete it to start anew")
-        with safe_open(self.path, framework="pt") as stream:
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
-        for index, (task, engine) in enumerate(zip(self.tasks, self.engines, strict=True)):
-            part = {
-                kind: {
-                    key.removeprefix(f"{index}.{kind}."): value
-                    for key, value in tensors.items()
-                    if key.startswith(f"{index}.{kind}.")
-                }
-                for kind in ("parameters", "initial", "optimizer")
-            }
-            engine.load(part["parameters"])
-            self.initial[index] = part["initial"]
-            restore_optimizer(task, engine.optimizer, part["optimizer"], str(self.path))
-        self.pending = list(tensors.get("pending", torch.empty(0)).to(self.device))
-        self.step, self.seconds = header["step"], header["seconds"]
-        self.history, self.diverged = header["history"], header["diverged"]
+        if saved.step > self.until:
+            raise MemtokError(
+                f"expected a state of step {self.until} at most in {where or 'begun'}, found one of step {saved.step}; "
+                "delete it to start anew"
+            )
+        for index, (task, engine, state) in enumerate(zip(self.tasks, self.engines, saved.tasks, strict=True)):
+            check_same_run(state.config, self.configs[index], where or Path("begun"), "delete it to start anew")
+            engine.load(state.parameters)
+            restore_optimizer(task, engine.optimizer, state.optimizer, str(where or "begun"))
+            self.initial[index] = state.initial
+            self.history[index], self.diverged[index] = list(state.history), state.diverged
+        self.pending = [values.to(self.device) for values in saved.pending]
+        self.step, self.seconds = saved.step, saved.seconds
 
     def info(self) -> RunInfo:
         """What progress is told at the start."""
@@ -331,7 +321,7 @@ class Together:
             total_parameters=sum(own for own, _ in counts) + counts[0][1] - counts[0][0],
             train_images=plan.train_images,
             validation_images=plan.validation_images,
-            steps=plan.steps,
+            steps=self.until,
             start_step=self.step,
             epochs=plan.steps / plan.steps_per_epoch,
             batch_size=plan.batch_size,

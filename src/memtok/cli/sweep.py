@@ -1,0 +1,240 @@
+"""`memtok sweep`: many configurations of a task trained at once; the best one by the validation part is written."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from memtok.cli.errors import UsageError, arguments, check_spec
+from memtok.cli.options import (
+    DATA_NAMES,
+    Kind,
+    Parser,
+    add,
+    add_backbone,
+    add_data_options,
+    add_json,
+    add_list,
+    add_split,
+    add_switch,
+    add_yes_no,
+    one_of,
+    positive,
+    require,
+    whole,
+)
+from memtok.cli.output import check_outputs, say, table, write_result
+from memtok.sweeps.space import REGIMES, SEARCHES, Axis, Range
+
+if TYPE_CHECKING:
+    from memtok.sweeps import SweepResult
+
+USAGE = "--backbone SRC --data SPEC... --out DIR"
+EXAMPLES = """
+  memtok sweep --backbone small --data digits --learning-rates 1e-3 1e-2 1e-1 --memory 1 5 10 --out digits
+  memtok sweep --backbone small --data digits mnist --steps 300 --halving 3 --out both
+  memtok sweep --backbone facebook/dinov2-small --data folder:photos --search random --trials 24 \\
+      --learning-rates 1e-4..1e-1 --weight-decays 1e-4..1e-1 --memory 0..20 --out photos
+"""
+
+RECIPES = ("default", "paper", "reproduction")  # what memtok.training knows; a test compares the two
+SHOWN = 20  # lines of the table for each data set
+AXES = ("learning_rates", "weight_decays", "memory", "queries", "adapter_ranks", "seeds", "regimes")
+
+
+def configure(parser: Parser) -> None:
+    """Adds the options."""
+    add_backbone(parser)
+    kinds = f"{', '.join(DATA_NAMES)}, or folder:PATH with one folder of images per class; several are swept in turn"
+    add_list(parser, "--data", "SPEC", kinds)
+    add_split(parser, "official where there is one, else 80-20; a folder as it is")
+    add(parser, "--out", None, "DIR", "the folder for all that is written; the same command goes on where it stopped")
+    add(parser, "--name", None, "NAME", "what the winner's task is called (default: as the data)")
+    rates = "peak rates, or a range such as 1e-4..1e-1 to draw from (default: around the recipe's)"
+    add_list(parser, "--learning-rates", "X", rates, numbers("--learning-rates"))
+    decays = "weight decays, or a range (default: the recipe's)"
+    add_list(parser, "--weight-decays", "X", decays, numbers("--weight-decays"))
+    add_list(
+        parser, "--memory", "N", "memory cells per layer, or a range such as 0..20 (default: 5)", counts("--memory")
+    )
+    add_list(parser, "--queries", "N", "class tokens, or a range (default: 1)", counts("--queries"))
+    add_list(parser, "--adapter-ranks", "N", "ranks of adapters, or a range (default: 0)", counts("--adapter-ranks"))
+    add_list(parser, "--seeds", "S", "seeds of the initial values (default: 0)", whole("--seeds"))
+    add_list(parser, "--regimes", "R", f"{', '.join(REGIMES)} (default: memory)", one_of("--regimes", REGIMES))
+    search = "grid tries all, random draws --trials, optuna proposes them"
+    add(parser, "--search", one_of("--search", SEARCHES), "S", search, "grid")
+    add(parser, "--trials", whole("--trials", 1), "N", "configurations of a random or Optuna search")
+    halving = "stop losers early: at each rung one in ETA goes on (default: nobody stops)"
+    add(parser, "--halving", whole("--halving", 2), "ETA", halving)
+    limit = "memory that a pass may take (default: 60 %% of what is free)"
+    add(parser, "--memory-limit", positive("--memory-limit"), "GB", limit)
+    together = "configurations that share a pass, at most (default: as many as fit the memory)"
+    add(parser, "--together", whole("--together", 1), "N", together)
+    add_switch(parser, "--keep-all", "keep the task file of every configuration, not only the winner's")
+    add(parser, "--recipe", one_of("--recipe", RECIPES), "R", ", ".join(RECIPES), "default")
+    add(parser, "--steps", whole("--steps", 1), "N", "steps to train (default: as the recipe says)")
+    add(parser, "--epochs", positive("--epochs"), "X", "the same as times over the data")
+    add(parser, "--batch-size", whole("--batch-size", 1), "N", "images per step (default: as the recipe says)")
+    add(parser, "--accumulate", whole("--accumulate", 1), "N", "parts that a batch is cut into, to save memory", 1)
+    augment = one_of("--augment", ("inception", "crop", "none"))
+    add(parser, "--augment", augment, "A", "inception, crop or none (default: fits the data)")
+    add_yes_no(parser, "--flip", "mirror one training image in two, or none (default: fits the data)")
+    add(parser, "--image-size", whole("--image-size", 1), "N", "pixels (default: the checkpoint's)")
+    add(parser, "--seed", whole("--seed"), "S", "of order, augmentation and search, shared by all", 0)
+    images = "look at so many images of the validation part only, classes in proportion (default: all)"
+    add(parser, "--validation-images", whole("--validation-images", 1), "N", images)
+    add(parser, "--device", one_of("--device", ("auto", "cpu", "cuda")), "NAME", "auto, cpu or cuda", "auto")
+    add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
+    add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
+    add_data_options(parser, workers=False)
+    add_json(parser)
+
+
+def numbers(flag: str) -> Kind:
+    """A number of 0 or more, or a range of them."""
+
+    def convert(value: str) -> float | Range:
+        found = Range.parse(value, float) or float(value)
+        if not isinstance(found, Range) and not 0 <= found <= 3e38:
+            raise ValueError
+        return found
+
+    return Kind(flag, "a number of 0 or more, or a range such as 1e-4..1e-1", convert)
+
+
+def counts(flag: str) -> Kind:
+    """A whole number, or a range of them."""
+    return Kind(flag, "a whole number of 0 or more, or a range such as 1..20", convert_count)
+
+
+def convert_count(value: str) -> int | Range:
+    """What stands for a whole number, or a range of them; ValueError for anything else."""
+    found = Range.parse(value, int) or int(value)
+    if not isinstance(found, Range) and found < 0:
+        raise ValueError
+    return found
+
+
+def run(options: Namespace) -> int:
+    """Checks all arguments, then loads, trains what is missing, prints."""
+    require(options, "--backbone", "--data", "--out")
+    for spec in options.data:
+        check_spec(spec)
+    if len(set(options.data)) < len(options.data):
+        raise UsageError(f"expected every --data once, found {', '.join(options.data)}; leave one out")
+    check_places(options)
+    space, shared = check_settings(options)
+    from memtok.cli.sources import open_backbone
+    from memtok.sweeps import RichSweepListener, sweep
+
+    device = "cpu" if options.device == "cpu" else device_for(options.device)
+    backbone = open_backbone(options.backbone, image_size=options.image_size, device=device)
+    result = sweep(
+        backbone,
+        options.data,
+        out=options.out,
+        **space,
+        **{name: options[name] for name in ("halving", "memory_limit", "together", "keep_all", "name")},
+        progress=RichSweepListener(),
+        **shared,
+    )
+    write_result(options.json, result.to_json())
+    show(result, options)
+    return 0 if all(one.winner is not None for one in result.data) else 1
+
+
+def check_places(options: Namespace) -> None:
+    """Raises for results that could not be written, or that would take the place of what is read or kept."""
+    out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"expected a folder after --out, found the file {out}; name a folder")
+    inputs = [options.backbone, str(Path(options.backbone) / "model.safetensors")]
+    results = [str(out / name) for name in ("result.json", "result.csv", "result.md", "sweep.png", "best.safetensors")]
+    check_outputs(options.json, *results, inputs=inputs, pictures=options.data)
+    if options.json is not None:
+        json, kept = Path(options.json).resolve(), [out.resolve() / name for name in ("runs", "sweep.json")]
+        if any(place in (json, *json.parents) for place in kept):
+            raise UsageError(f"expected a file of its own after --json, found {options.json}, which the sweep keeps")
+
+
+def check_settings(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of `memtok.sweep` for its space, and those that all configurations share, checked."""
+    space: dict[str, Any] = {name: axis(options, name) for name in AXES if options[name] is not None}
+    space |= {"search": options.search, "trials": options.trials}
+    names: tuple[str, ...] = ("recipe", "steps", "epochs", "batch_size", "accumulate", "augment", "flip", "seed")
+    names += ("validation_images", "device", "precision", "workers", "on_bad_image", "data_dir", "split")
+    shared = {name: options[name] for name in names}
+    from memtok.sweeps.proposals import import_optuna
+    from memtok.sweeps.settings import SweepSettings, make_space
+
+    if options.search == "optuna":
+        import_optuna()
+    with arguments():
+        made = make_space(recipe=options.recipe, **space)
+        SweepSettings(space=made, out=Path(options.out), halving=options.halving, name=options.name, shared=shared)
+        if options.name is not None and len(options.data) > 1:
+            raise UsageError(f"expected no --name for {len(options.data)} data sets, found one; leave it out")
+    return space, shared
+
+
+def axis(options: Namespace, name: str) -> Axis:
+    """The values of one axis; UsageError for a range beside other values."""
+    values = options[name]
+    if not any(isinstance(value, Range) for value in values):
+        return tuple(values)
+    if len(values) > 1:
+        flag = "--" + name.replace("_", "-")
+        found = " ".join(str(value) for value in values)
+        raise UsageError(f"expected values or one range after {flag}, found {found}; give one of them")
+    found_range: Range = values[0]
+    return found_range
+
+
+def device_for(word: str) -> str:
+    """Where the backbone is loaded to."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() and word in ("auto", "cuda") else "cpu"
+
+
+def show(result: SweepResult, options: Namespace) -> None:
+    """Prints the table, the winners, where things are and what to type next."""
+    heads, lines, right = result.table(SHOWN)
+    table(heads, lines, right)
+    for one in result.data:
+        if len(one.trials) > SHOWN:
+            say(
+                f"{one.data}: the best {SHOWN} of {len(one.trials):,} configurations; all are in {result.out}/result.md"
+            )
+    say()
+    for sentence in result.sentences():
+        say(sentence)
+    for name in ("result.json", "result.csv", "result.md"):
+        say(f"wrote {result.out / name}")
+    say(f"wrote {result.picture}: the plot")
+    best = [one for one in result.data if one.best is not None]
+    for one in best:
+        say(f"wrote {one.best}: the winner's task")
+    if best:
+        say()
+        say("next:")
+        for command in next_commands(result, options):
+            say(f"  {command}")
+
+
+def next_commands(result: SweepResult, options: Namespace) -> list[str]:
+    """What can be done with the files of the winners, as it is typed."""
+    backbone = shlex.quote(options.backbone)
+    place = f" --data-dir {shlex.quote(options.data_dir)}" if options.data_dir else ""
+    commands = []
+    for one in result.data:
+        if one.best is not None:
+            file = shlex.quote(str(one.best))
+            commands.append(f"memtok evaluate {file} --backbone {backbone} --data {shlex.quote(one.data)}{place}")
+    files = " ".join(shlex.quote(str(one.best)) for one in result.data if one.best is not None)
+    commands.append(f"memtok verify {files} --backbone {backbone}")
+    commands.append(f"memtok predict {files} --backbone {backbone} --images PATH")
+    return commands

@@ -1,0 +1,169 @@
+"""How much memory configurations take while they train together, and how they are split over passes that fit.
+
+What a configuration keeps for its gradient follows from the sizes of the streams; so do its parameters and what its
+optimizer keeps of them. Beside them stands what all share: the trunk's trace and the layer that it is at work on.
+
+Letters for sizes: B images of a batch (of one of its parts, where it is accumulated), N tokens of the trunk, D their
+width, I that of all heads, F that of the MLP, H heads, L layers; t class tokens, m cells and rank r of a configuration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from memtok.backbone import Backbone
+from memtok.errors import MemtokError
+from memtok.sweeps.space import Configuration
+from memtok.task import tensor_shapes
+
+SHARE = 0.6  # of the free memory, which others may want too
+ESTIMATE_WITHIN = 2.0  # the estimate of what is kept for the gradient is off by less than this factor; a test measures
+GIGABYTE = 1_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What the memory of a step depends on besides the configurations. `width`: bytes of a number in the streams."""
+
+    layers: int
+    tokens: int
+    dim: int
+    inner: int
+    hidden: int
+    heads: int
+    pixels: int
+    images: int
+    classes: int
+    moments: int
+    width: int
+
+    @classmethod
+    def of(cls, backbone: Backbone, *, images: int, classes: int, optimizer: str, precision: str) -> Sizes:
+        """Of a backbone and of steps over `images` at once."""
+        vit = backbone.vit
+        block = vit.blocks[0]
+        linears = [module for module in block.mlp.modules() if isinstance(module, nn.Linear)]
+        height, width = backbone.preprocessing.image_size
+        return cls(
+            layers=backbone.depth,
+            tokens=int(vit.patch_embed.num_patches + vit.num_prefix_tokens),
+            dim=backbone.dim,
+            inner=int(block.attn.attn_dim),
+            hidden=sum(linear.out_features for linear in linears[:-1]),
+            heads=backbone.heads,
+            pixels=int(vit.patch_embed.proj.in_channels) * height * width,
+            images=images,
+            classes=classes,
+            moments=1 if optimizer == "sgd" else 2,
+            width=2 if precision == "bf16" else backbone.class_token.element_size(),
+        )
+
+    def kept(self, shape: tuple[str, int, int, int]) -> int:
+        """Bytes that a configuration of this shape keeps of the forward pass for its gradient."""
+        _, t, m, rank = shape
+        if not t:
+            return self.width * self.images * self.classes
+        # Both norms keep their input, the MLP its hidden layer; attention keeps keys, values, and queries as they are
+        # and as laid out for the products with trunk and memory.
+        of_tokens = t * (2 * self.dim + 5 * self.inner + self.hidden)
+        # Probabilities as the softmax gives them, and as laid out for the same products.
+        of_attention = 2 * self.heads * t * (self.tokens + t + m)
+        # What goes into adapters, and their low-rank middle.
+        of_adapters = t * (2 * self.dim + self.inner + 3 * rank) * bool(rank)
+        per_image = self.layers * (of_tokens + of_attention + of_adapters) + t * self.dim + self.classes
+        # Adapters of all layers are cast and stacked, cells projected, once per step.
+        per_step = self.layers * (3 * m * self.dim + rank * 4 * (self.dim + self.inner))
+        return self.width * (self.images * per_image + per_step)
+
+    def configuration(self, backbone: Backbone, configuration: Configuration) -> int:
+        """Bytes of a configuration in all: what it keeps, its parameters, gradients, moments and initial values."""
+        regime, t, m, rank = shape = stream_shape(configuration)
+        shapes = tensor_shapes(backbone, regime, self.classes, m, t, rank)
+        parameters = sum(math.prod(shape) for shape in shapes.values())
+        return self.kept(shape) + 4 * parameters * (3 + self.moments)
+
+    def shared(self) -> int:
+        """Bytes of what all configurations share: images, the trace, and the layer that the trunk is at work on."""
+        trace = 2 * self.layers * self.tokens * self.inner
+        at_work = self.tokens * (4 * self.dim + 4 * self.inner + 2 * self.hidden)
+        return self.width * self.images * (2 * self.pixels + trace + at_work)
+
+
+def stream_shape(configuration: Configuration) -> tuple[str, int, int, int]:
+    """The shape of a configuration; a head has no class token of its own."""
+    regime, t, m, rank = configuration.shape
+    return regime, 0 if regime == "head" else t, m, rank
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be used: `limit` bytes, of a sweep with these sizes on this backbone. together: most in one pass."""
+
+    sizes: Sizes
+    backbone: Backbone
+    limit: int
+    together: int | None = None
+
+    def need(self, configurations: Sequence[Configuration]) -> int:
+        """Bytes that a pass of these takes."""
+        own = sum(self.sizes.configuration(self.backbone, each) for each in configurations)
+        return own + self.sizes.shared()
+
+    def fits(self, configurations: Sequence[Configuration]) -> bool:
+        """Whether these can share a pass."""
+        few_enough = self.together is None or len(configurations) <= self.together
+        return few_enough and self.need(configurations) <= self.limit
+
+    def passes(self, configurations: Sequence[Configuration]) -> list[list[Configuration]]:
+        """The configurations in few passes that fit, alike ones together; MemtokError if one alone does not fit.
+
+        The largest are placed first, each into the first pass that has room. Inside a pass they keep their order.
+        """
+        order = {each: number for number, each in enumerate(configurations)}
+        single = {each: self.need([each]) for each in configurations}
+        found: list[list[Configuration]] = []
+        for each in sorted(configurations, key=lambda one: (-single[one], one.shape, order[one])):
+            if single[each] > self.limit:
+                raise MemtokError(
+                    f"expected {gigabytes(single[each])} of memory for {each.name} at {self.sizes.images} images a "
+                    f"step, found a limit of {gigabytes(self.limit)}; raise the limit, or lower the batch size or "
+                    "raise accumulate"
+                )
+            place = next((one for one in found if self.fits([*one, each])), None)
+            if place is None:
+                found.append([each])
+            else:
+                place.append(each)
+        return [sorted(one, key=order.__getitem__) for one in found]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free where the sweep trains."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def find_limit(device: torch.device, gigabytes_given: float | None) -> int:
+    """Bytes that may be used: as given, else a share of what is free."""
+    if gigabytes_given is None:
+        return int(SHARE * free_memory(device))
+    value: Any = gigabytes_given
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value <= 0:
+        raise MemtokError(f"expected memory_limit in GB as a number above 0, found {value!r}; change it")
+    return int(value * GIGABYTE)
+
+
+def gigabytes(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / GIGABYTE:.3g} GB"

@@ -1,0 +1,265 @@
+"""The plot of a sweep, as PNG: validation accuracy over the learning rate, or over every axis of a search.
+
+A grid gives a panel per data set and setting of the axes that are no line; a line is a number of cells, small dots are
+seeds, the line their mean. A search gives a panel per axis and data set. A hollow mark was stopped early, a cross
+diverged, a ring is the winner. Drawn by matplotlib without pyplot, so no window and no style of the caller is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from memtok.files import atomic_write
+from memtok.plots import RC
+from memtok.sweeps.space import FIELDS, OF_TOKENS
+from memtok.sweeps.trials import Trial
+
+if TYPE_CHECKING:
+    from memtok.sweeps.result import DataResult, SweepResult
+
+INK, MUTED, LINE, PAPER = "#1a1d21", "#5b626b", "#d5d9de", "#ffffff"
+HEAD = "#c2571a"  # a head has no cells, and so no place on the scale
+SCALE = "viridis_r"  # few cells are light, many are dark
+STYLE: Any = RC | {
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "grid.color": LINE,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "legend.labelcolor": INK,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+}
+DPI = 160
+MOST_PANELS = 12  # of a data set; more cannot be read
+WORDS = {
+    "memory": "cells",
+    "queries": "queries",
+    "adapter_rank": "adapter rank",
+    "learning_rate": "learning rate",
+    "weight_decay": "weight decay",
+    "seed": "seed",
+    "regime": "regime",
+}
+
+
+def draw(result: SweepResult, path: str | Path) -> None:
+    """Writes the plot of a sweep, atomically; the same sweep gives the same bytes."""
+    rows = [panels_of(one) for one in result.data]
+    across = {1: 1, 2: 2, 4: 2}.get(max(len(row) for row in rows), 3)
+    down = [math.ceil(len(row) / across) for row in rows]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.2 + 3.5 * across, 0.9 + 2.9 * sum(down)), layout="constrained")
+        grid = figure.subplots(sum(down), across, squeeze=False)
+        first = 0
+        for one, row, lines in zip(result.data, rows, down, strict=True):
+            places = grid[first : first + lines].ravel().tolist()
+            low, high = limits(one)
+            for axes, panel in zip(places, row, strict=False):
+                panel.draw(axes, one)
+                axes.set_ylim(low, high)
+                axes.grid(axis="y")
+                axes.set_axisbelow(True)
+            for axes in places[len(row) :]:
+                axes.set_visible(False)
+            for line in range(lines):
+                grid[first + line][0].set_ylabel("top-1 on validation images, %")
+            first += lines
+        figure.legend(handles=legend(result), loc="outside lower left", ncols=min(6, 2 + 2 * across), fontsize=8.5)
+        FigureCanvasAgg(figure)
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+
+
+class LinePanel:
+    """Accuracy over one axis, a line per value of another, all else fixed as `fixed` says."""
+
+    def __init__(self, x: str, line: str, fixed: Mapping[str, Any]) -> None:
+        self.x, self.line, self.fixed = x, line, fixed
+
+    def draw(self, axes: Axes, one: DataResult) -> None:
+        """Draws the lines of one data set."""
+        chosen = [trial for trial in one.trials if self.holds(trial)]
+        for key in sorted({line_key(trial, self.line) for trial in chosen}):
+            trials = [trial for trial in chosen if line_key(trial, self.line) == key]
+            paint = color(one, trials[0], self.line)
+            thin: Any = {"linewidth": 0.8, "alpha": 0.5}  # where not all went to the end
+            for states, style in ((("finished", "stopped"), thin), (("finished",), {})):
+                means = self.means(trials, states)
+                axes.plot(list(means), list(means.values()), color=paint, zorder=3, **style)
+            for trial in trials:
+                mark(axes, getattr(trial.configuration, self.x), trial, paint, one)
+        scale(axes, self.x, [getattr(trial.configuration, self.x) for trial in chosen])
+        axes.set_xlabel(WORDS[self.x])
+        title = [f"{WORDS[field]} {value:g}" for field, value in self.fixed.items()]
+        axes.set_title(", ".join([one.data, *title]))
+
+    def holds(self, trial: Trial) -> bool:
+        """Whether a trial belongs here; a head, which has no tokens, belongs wherever they vary."""
+        fields = [field for field in self.fixed if trial.configuration.regime != "head" or field not in OF_TOKENS]
+        return all(getattr(trial.configuration, field) == self.fixed[field] for field in fields)
+
+    def means(self, trials: Sequence[Trial], states: Sequence[str]) -> dict[float, float]:
+        """The mean in percent over the seeds of trials in these states, by the value on the axis."""
+        found: dict[float, list[float]] = {}
+        for trial in trials:
+            if trial.state in states and trial.last:
+                found.setdefault(getattr(trial.configuration, self.x), []).append(100 * trial.last.top1)
+        return {x: sum(values) / len(values) for x, values in sorted(found.items())}
+
+
+class ScatterPanel:
+    """Accuracy over one axis, a dot per trial; the colour says how many cells it has."""
+
+    def __init__(self, x: str) -> None:
+        self.x = x
+
+    def draw(self, axes: Axes, one: DataResult) -> None:
+        """Draws the dots of one data set."""
+        values = [getattr(each, self.x) for each in one.order]
+        different = sorted(set(values))
+        few = self.x not in ("learning_rate", "weight_decay") and len(different) <= 8
+        width = 0.12 * min((b - a for a, b in pairwise(different)), default=1.0) * few
+        for trial in one.trials:  # of few values, each stands a little aside, or they would hide each other
+            aside = width * (one.order.index(trial.configuration) % 7 - 3) / 3
+            x = getattr(trial.configuration, self.x) + aside
+            mark(axes, x, trial, color(one, trial, "memory"), one)
+        scale(axes, self.x, values)
+        axes.set_xlabel(WORDS[self.x])
+        axes.set_title(f"{one.data}: {WORDS[self.x]}")
+
+
+def panels_of(one: DataResult) -> Sequence[LinePanel | ScatterPanel]:
+    """The panels of a data set: a grid has lines, a search has dots."""
+    varying = varying_fields(one)
+    if one.space.search != "grid":
+        others = [field for field in varying if field not in ("regime", "learning_rate")]
+        return [ScatterPanel(field) for field in ("learning_rate", *others)]
+    numbers = [field for field in varying if field not in ("seed", "regime")]
+    wanted = [field for field in ("learning_rate", "weight_decay", "memory") if field in numbers]
+    x = [*wanted, *numbers, "learning_rate"][0]
+    line = next((field for field in ("memory", "queries", "adapter_rank") if field in numbers and field != x), "memory")
+    rest = [field for field in numbers if field not in (x, line)]
+    tokens = [trial.configuration for trial in one.trials if trial.configuration.regime != "head"]
+    settings = sorted({tuple(getattr(each, field) for field in rest) for each in tokens or []}) or [()]
+    if not tokens:
+        rest = []
+    return [LinePanel(x, line, dict(zip(rest, values, strict=True))) for values in settings[:MOST_PANELS]]
+
+
+def varying_fields(one: DataResult) -> list[str]:
+    """The fields in which the configurations of a data set differ; those of tokens without heads, which have none."""
+    everyone = [trial.configuration for trial in one.trials]
+    found = []
+    for field in FIELDS:
+        values = {getattr(each, field) for each in everyone if field not in OF_TOKENS or each.regime != "head"}
+        if len(values) > 1:
+            found.append(field)
+    return found
+
+
+def line_key(trial: Trial, field: str) -> float:
+    """Sorts the lines: heads first."""
+    return -1.0 if trial.configuration.regime == "head" else float(getattr(trial.configuration, field))
+
+
+def color(one: DataResult, trial: Trial, field: str) -> Any:
+    """The colour of a trial by one of its fields, in equal steps of a scale."""
+    if trial.configuration.regime == "head":
+        return HEAD
+    values = sorted({getattr(t.configuration, field) for t in one.trials if t.configuration.regime != "head"})
+    place = values.index(getattr(trial.configuration, field)) / max(1, len(values) - 1)
+    return matplotlib.colormaps[SCALE](0.2 + 0.75 * place)
+
+
+def mark(axes: Axes, x: float, trial: Trial, paint: Any, one: DataResult) -> None:
+    """The mark of a trial: a dot, hollow if it was stopped, a cross at the bottom if it diverged; a ring if it won."""
+    if trial.state == "diverged" or trial.last is None:
+        style: Any = {"transform": axes.get_xaxis_transform(), "clip_on": False, "markeredgewidth": 1.4}
+        axes.plot([x], [0.02], "x", color=paint, markersize=6, zorder=4, **style)
+        return
+    y = 100 * trial.last.top1
+    face = paint if trial.state == "finished" else PAPER
+    axes.plot([x], [y], "o", markersize=5, markerfacecolor=face, markeredgecolor=paint, zorder=4)
+    winner = one.winner
+    if winner is not None and trial.configuration == winner.configuration:
+        axes.plot([x], [y], "o", markersize=11, markerfacecolor="none", markeredgecolor=INK, zorder=5)
+        box: Any = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+        axes.annotate(
+            f"{y:.1f}", (x, y), (0, 9), textcoords="offset points", ha="center", fontsize=8, zorder=5, bbox=box
+        )
+
+
+def scale(axes: Axes, field: str, values: Sequence[float]) -> None:
+    """Rates and decays on a logarithmic axis, cells with their numbers as ticks."""
+    different = sorted(set(values))
+    if field in ("learning_rate", "weight_decay") and different and different[0] > 0:
+        axes.set_xscale("log")
+        if len(different) == 1:
+            axes.set_xlim(different[0] / 3, different[0] * 3)
+    elif field == "weight_decay" and len(different) > 1:
+        axes.set_xscale("symlog", linthresh=different[1])
+    if field not in ("learning_rate", "weight_decay") and len(different) <= 8:
+        axes.set_xticks(different, [f"{value:g}" for value in different])
+    axes.margins(x=0.08)
+
+
+def limits(one: DataResult) -> tuple[float, float]:
+    """From a little below the worst to a little above the best, in percent; outliers far below are cut by nobody."""
+    found = [100 * trial.last.top1 for trial in one.trials if trial.state != "diverged" and trial.last is not None]
+    if not found:
+        return 0.0, 100.0
+    low, high = float(np.min(found)), float(np.max(found))
+    room = max(2.0, 0.12 * (high - low))
+    return max(-2.0, low - room), min(104.0, high + 1.3 * room)
+
+
+def legend(result: SweepResult) -> list[Line2D]:
+    """What lines and marks mean, as far as they occur."""
+    entries: dict[str, Line2D] = {}
+    trials = [trial for one in result.data for trial in one.trials]
+    for one in result.data:
+        panel = panels_of(one)[0]
+        field = panel.line if isinstance(panel, LinePanel) else "memory"
+        line = "-" if isinstance(panel, LinePanel) else "none"
+        for trial in sorted(one.trials, key=lambda each: line_key(each, field)):
+            head = trial.configuration.regime == "head"
+            label = "head alone" if head else f"{WORDS[field]}: {getattr(trial.configuration, field):g}"
+            style: Any = {"color": color(one, trial, field), "marker": "o", "markersize": 5, "linestyle": line}
+            entries.setdefault(label, Line2D([], [], label=label, **style))
+    entries = thinned(entries)
+    marks: list[tuple[str, bool, str, float]] = [
+        ("winner", any(one.winner for one in result.data), INK, 10),
+        ("stopped early", any(trial.state == "stopped" for trial in trials), MUTED, 5),
+    ]
+    for label, used, paint, size in marks:
+        if used:
+            hollow: Any = {"markerfacecolor": "none", "markeredgecolor": paint, "markersize": size}
+            entries[label] = Line2D([], [], marker="o", linestyle="none", label=label, **hollow)
+    if any(trial.state == "diverged" for trial in trials):
+        entries["diverged"] = Line2D([], [], marker="x", linestyle="none", color=MUTED, label="diverged")
+    return list(entries.values())
+
+
+def thinned(entries: dict[str, Line2D], most: int = 6) -> dict[str, Line2D]:
+    """A few of many colours, evenly: the scale is seen from these."""
+    if len(entries) <= most:
+        return entries
+    labels = list(entries)
+    chosen = [labels[round(number * (len(labels) - 1) / (most - 1))] for number in range(most)]
+    return {label: entries[label] for label in dict.fromkeys(chosen)}

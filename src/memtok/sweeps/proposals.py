@@ -1,0 +1,183 @@
+"""Configurations that Optuna proposes: a batch that fills a pass, then what came of it, then the next batch.
+
+The study lies in a journal of JSON lines in the folder of the data set, so that a sweep goes on where it stopped:
+trials that were asked and not answered are the batch that was being trained. The sampler of a batch is seeded with the
+number of the trials before it, so an interrupted search proposes what it would have proposed.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from memtok.errors import MemtokError
+from memtok.sweeps.space import FIELDS, OF_TOKENS, Configuration, Range, Space
+from memtok.sweeps.trials import Trial
+
+BATCHES = 4  # a batch has at most the fourth part of the trials, so that later ones learn of earlier ones
+JOURNAL = "optuna.log"
+
+
+def import_optuna() -> Any:
+    """The module; MemtokError where it is not installed."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise MemtokError(
+            "expected the package optuna for the search optuna, found none; install memtok[sweep], or search random"
+        ) from error
+    return optuna
+
+
+class Proposals:
+    """A study in `folder`. fits: whether configurations can share a pass. seed: of the sampler."""
+
+    def __init__(
+        self, space: Space, folder: Path, *, seed: int, fits: Callable[[Sequence[Configuration]], bool]
+    ) -> None:
+        self.space, self.seed, self.fits = space, seed, fits
+        self.optuna = import_optuna()
+        for lock in folder.glob(f"{JOURNAL}.lock*"):  # of a process that was killed; ours is the only one here
+            lock.unlink(missing_ok=True)
+        storages = self.optuna.storages
+        with quiet(self.optuna):
+            journal = storages.journal.JournalFileBackend(str(folder / JOURNAL))
+            self.study = self.optuna.create_study(
+                storage=storages.JournalStorage(journal),
+                study_name="memtok",
+                direction="maximize",
+                sampler=self.sampler(0),
+                load_if_exists=True,
+            )
+
+    def sampler(self, number: int) -> Any:
+        """Of the batch that begins with trial `number`; it takes the others of a batch for poor ones, to spread."""
+        return self.optuna.samplers.TPESampler(seed=self.seed + number, constant_liar=True)
+
+    @property
+    def left(self) -> int:
+        """How many trials are not answered yet."""
+        assert self.space.trials
+        return max(0, self.space.trials - len(self.answered()))
+
+    def answered(self) -> list[Any]:
+        """The trials that Optuna was told of; those that a kill cut off are none."""
+        states = self.optuna.trial.TrialState
+        return self.study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))  # type: ignore[no-any-return]
+
+    def proposed(self) -> list[Configuration]:
+        """All configurations of this study, in the order in which they were proposed."""
+        found = [trial.user_attrs.get("configuration") for trial in self.study.get_trials(deepcopy=False)]
+        return list(dict.fromkeys(Configuration.of(values) for values in found if values))
+
+    def batches(self) -> Iterator[list[Configuration]]:
+        """Batch after batch, until all trials were answered: each must be answered by `tell` before the next."""
+        while batch := self.next_batch():
+            yield batch
+
+    def next_batch(self) -> list[Configuration]:
+        """The batch that was being trained, else a new one; empty when all trials were answered.
+
+        What is too large for the pass waits, asked, for the next batch. MemtokError if one alone does not fit.
+        """
+        with quiet(self.optuna):
+            return self.chosen(self.next_trials())
+
+    def next_trials(self) -> list[Any]:
+        """The trials of the next batch."""
+        assert self.space.trials
+        waiting = self.waiting()
+        trained = [trial for trial in waiting if "batch" in trial.user_attrs]
+        if trained:
+            return trained
+        answered = len(self.answered())
+        self.study.sampler = self.sampler(answered)
+        most = min(self.left, math.ceil(self.space.trials / BATCHES))
+        batch = waiting[:most]
+        while len(batch) < most:
+            trial = self.study.ask()
+            trial.set_user_attr("configuration", self.configuration(trial).to_dict())
+            batch.append(trial)
+            if len(batch) > 1 and not self.fits(self.chosen(batch)):
+                batch.pop()
+                break
+        for trial in batch:
+            self.live(trial).set_user_attr("batch", answered)
+        return batch
+
+    def new(self, batch: Sequence[Configuration]) -> list[Configuration]:
+        """Those of a batch that no earlier batch had."""
+        before = self.chosen([trial for trial in self.answered() if "configuration" in trial.user_attrs])
+        return [each for each in batch if each not in before]
+
+    def waiting(self) -> list[Any]:
+        """Trials that were asked and not answered; one that a kill cut off is given up."""
+        found = []
+        for trial in self.study.get_trials(states=(self.optuna.trial.TrialState.RUNNING,)):
+            if "configuration" in trial.user_attrs:
+                found.append(trial)
+            else:
+                self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
+        return found
+
+    def chosen(self, trials: Sequence[Any]) -> list[Configuration]:
+        """The configurations of trials, each once."""
+        return list(dict.fromkeys(Configuration.of(trial.user_attrs["configuration"]) for trial in trials))
+
+    def live(self, trial: Any) -> Any:
+        """A trial that can be written to, from one that was read."""
+        number = trial._trial_id
+        return self.optuna.trial.Trial(self.study, number)
+
+    def configuration(self, trial: Any) -> Configuration:
+        """What Optuna proposes in a trial."""
+        axes = self.space.axes()
+        values: dict[str, Any] = dict.fromkeys(OF_TOKENS, 0)
+        for field in FIELDS:
+            if field in OF_TOKENS and values["regime"] == "head":
+                continue
+            values[field] = suggest(trial, field, axes[field])
+        return Configuration.of(values)
+
+    def tell(self, trials: Mapping[Configuration, Trial]) -> None:
+        """Answers the trials of the batch: accuracy at the end, or where it was stopped; 0 for one that diverged."""
+        with quiet(self.optuna):
+            for waiting in self.waiting():
+                trial = trials.get(Configuration.of(waiting.user_attrs["configuration"]))
+                if trial is not None and trial.last is not None and "batch" in waiting.user_attrs:
+                    self.answer(waiting, trial)
+
+    def answer(self, waiting: Any, trial: Trial) -> None:
+        """Answers one trial."""
+        assert trial.last
+        if trial.state == "stopped":
+            self.live(waiting).report(trial.last.top1, trial.last.step)
+            self.study.tell(waiting.number, state=self.optuna.trial.TrialState.PRUNED)
+        else:
+            self.study.tell(waiting.number, trial.last.top1)
+
+
+def suggest(trial: Any, field: str, axis: Any) -> Any:
+    """One value of an axis, proposed."""
+    if not isinstance(axis, Range):
+        return axis[0] if len(axis) == 1 else trial.suggest_categorical(field, list(axis))
+    if field in OF_TOKENS:
+        return trial.suggest_int(field, int(axis.low), int(axis.high))
+    return trial.suggest_float(field, axis.low, axis.high, log=True)
+
+
+@contextmanager
+def quiet(optuna: Any) -> Iterator[None]:
+    """Without Optuna's lines for every trial and its warnings of features that may still change."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

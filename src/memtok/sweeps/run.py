@@ -1,0 +1,270 @@
+"""`sweep`: many configurations of a task trained at once, compared on the validation part, the best one tested."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memtok.backbone import Backbone
+from memtok.bundle import load_task
+from memtok.data import DataSource, open_data
+from memtok.errors import MemtokError
+from memtok.evaluation import evaluate
+from memtok.files import atomic_write, write_json
+from memtok.folders import check_fixed, locked, slug
+from memtok.metrics import Score
+from memtok.model import MemoryViT
+from memtok.sweeps.memory import Budget, Sizes, find_limit
+from memtok.sweeps.progress import RichSweepListener, SweepListener
+from memtok.sweeps.proposals import Proposals
+from memtok.sweeps.result import DataResult, SweepResult, Test
+from memtok.sweeps.settings import SweepSettings, make_space
+from memtok.sweeps.space import Axis, Configuration
+from memtok.sweeps.stages import Job, Stages
+from memtok.sweeps.trials import Trial, ranked, winner_of
+from memtok.training.device import moved
+from memtok.training.settings import Settings, default_workers, make_plan
+
+Data = str | DataSource
+
+
+def sweep(
+    backbone: Backbone,
+    data: Data | Sequence[Data],
+    *,
+    out: str | Path,
+    learning_rates: Axis | None = None,
+    weight_decays: Axis | None = None,
+    memory: Axis = (5,),
+    queries: Axis = (1,),
+    adapter_ranks: Axis = (0,),
+    seeds: Axis = (0,),
+    regimes: Axis = ("memory",),
+    search: str = "grid",
+    trials: int | None = None,
+    halving: int | None = None,
+    memory_limit: float | None = None,
+    together: int | None = None,
+    keep_all: bool = False,
+    name: str | None = None,
+    progress: bool | SweepListener = False,
+    **shared: Any,
+) -> SweepResult:
+    """Trains many configurations of a task over few passes of the trunk; returns them ranked, the best one tested.
+
+    data: a source as on the command line or a DataSource; of several, each is a sweep with a winner of its own.
+    learning_rates ... regimes: the axes of the space, lists of values or `Range(low, high)`. Without rates three around
+        the recipe's are tried, or drawn from a tenth of it to ten times it. seeds: of the initial values only.
+    search: "grid", all of the product of lists; "random", `trials` drawn ones; "optuna", `trials` that Optuna proposes.
+    halving: ETA of successive halving, of which one in ETA goes on at each rung; see docs/sweep.md. None stops nobody.
+    memory_limit: GB that a pass may take (default: 60 % of what is free). together: most configurations in one pass.
+    out: the folder for all that is written; the same call goes on where it stopped. keep_all: keep every task file.
+    name: of the written task, by default that of the data. progress: True for a bar, or a SweepListener.
+    shared: arguments of `train_together` and `open_data` that all share; their `seed` is that of order, augmentation
+        and search, which cannot differ inside a pass.
+
+    The winner has the highest top-1 on the validation part; of equal ones the lowest loss, then the fewest trained
+    parameters, then the first in the space. Raises MemtokError for bad arguments, before anything is written.
+    """
+    space = make_space(
+        recipe=shared.get("recipe", "default"),
+        search=search,
+        trials=trials,
+        learning_rates=learning_rates,
+        weight_decays=weight_decays,
+        memory=memory,
+        queries=queries,
+        adapter_ranks=adapter_ranks,
+        seeds=seeds,
+        regimes=regimes,
+    )
+    settings = SweepSettings(
+        space=space,
+        out=Path(out),
+        halving=halving,
+        memory_limit=memory_limit,
+        together=together,
+        keep_all=keep_all,
+        name=name,
+        shared=shared,
+    )
+    listener = progress if isinstance(progress, SweepListener) else RichSweepListener() if progress else SweepListener()
+    try:
+        return Sweep(settings, backbone, [data] if isinstance(data, Data) else list(data), listener).run()
+    finally:
+        listener.close()
+
+
+class Sweep:
+    """A sweep of one or several data sets in `settings.out`."""
+
+    def __init__(
+        self, settings: SweepSettings, backbone: Backbone, data: Sequence[Data], listener: SweepListener
+    ) -> None:
+        self.settings, self.backbone, self.data, self.listener = settings, backbone, data, listener
+        specs = [spec_of(one) for one in data]
+        if not specs or len(set(specs)) != len(specs):
+            found = ", ".join(specs) or "none"
+            raise MemtokError(f"expected data sets to sweep, each once, found {found}; name each once")
+        if settings.name is not None and len(specs) > 1:
+            raise MemtokError(f"expected no name for tasks of {len(specs)} data sets, found one; leave it out")
+
+    def run(self) -> SweepResult:
+        """Does all that is missing, data set after data set, and writes table and picture."""
+        settings, backbone = self.settings, self.backbone
+        sources = [self.open(one) for one in self.data]  # what cannot be opened is found before the first step
+        device = self.device()
+        with moved([backbone], device):
+            jobs = [self.job(source, spec_of(one), device) for source, one in zip(sources, self.data, strict=True)]
+            for job in jobs:  # what does not fit the memory is found before the first step, too
+                job.budget.passes(self.settings.space.listed(job.plan.seed) or self.settings.space.largest())
+            height, width = backbone.preprocessing.image_size
+            check_fixed(settings.out / "sweep.json", settings.fixed(backbone.fingerprint, (height, width)), "sweep")
+            found = []
+            for job in jobs:
+                with locked(job.folder):
+                    found.append(self.run_data(job))
+        result = SweepResult(tuple(found), settings.out)
+        result.save()
+        return result
+
+    def open(self, one: Data) -> DataSource:
+        """The data, opened."""
+        if isinstance(one, DataSource):
+            return one
+        return open_data(one, **self.settings.opening(), progress=self.listener.reading)
+
+    def device(self) -> torch.device:
+        """Where the sweep trains."""
+        home, wanted = self.backbone.device, self.settings.shared.get("device", "auto")
+        if wanted == "auto" and home.type != "cpu":
+            return home
+        gpu = wanted != "cpu" and torch.cuda.is_available()
+        return torch.device("cuda") if gpu else torch.device("cpu")
+
+    def job(self, source: DataSource, spec: str, device: torch.device) -> Job:
+        """What the configurations of a data set share; MemtokError if the largest one does not fit the memory."""
+        settings = self.settings
+        training = settings.training()
+        training["validation_images"] = training.get("validation_images") or len(source.validation)
+        plan = make_plan(Settings(**training), "memory", source)
+        sizes = Sizes.of(
+            self.backbone,
+            images=-(-plan.batch_size // plan.accumulate),
+            classes=len(source.classes),
+            optimizer=plan.optimizer,
+            precision=plan.precision,
+        )
+        limit = find_limit(device, settings.memory_limit)
+        return Job(
+            backbone=self.backbone,
+            source=source,
+            spec=spec,
+            name=settings.name or name_of(spec),
+            folder=settings.out / "runs" / slug(spec),
+            plan=plan,
+            shared=training,
+            budget=Budget(sizes, self.backbone, limit, settings.together),
+            eta=settings.halving,
+            listener=self.listener,
+        )
+
+    def run_data(self, job: Job) -> DataResult:
+        """Trains what is missing on one data set, chooses, tests the winner."""
+        stages = Stages(job)
+        space = self.settings.space
+        configurations = space.listed(job.plan.seed)
+        if configurations is None:
+            configurations = self.ask(job, stages)
+        else:
+            stages.run(configurations)
+        trials = [stages.trial(each) for each in configurations]
+        winner = winner_of(trials)
+        if winner is not None and not stages.task_path(winner.configuration).exists():
+            stages.path(winner.configuration).unlink()  # its task went when another one was better
+            (winner,) = stages.run([winner.configuration])
+        test = None if winner is None else self.test(job, stages, winner)
+        best = None if winner is None else self.write_best(job, stages, winner)
+        if not self.settings.keep_all:
+            for path in job.folder.glob("*.safetensors"):
+                if winner is None or path != stages.task_path(winner.configuration):
+                    path.unlink()
+        return DataResult(
+            data=job.spec,
+            trials=tuple(ranked(trials)),
+            order=tuple(configurations),
+            test=test,
+            best=best,
+            plan=job.plan,
+            space=space,
+            halving=job.eta,
+        )
+
+    def ask(self, job: Job, stages: Stages) -> list[Configuration]:
+        """Trains batch after batch of what Optuna proposes; returns all that it proposed."""
+        proposals = Proposals(self.settings.space, job.folder, seed=job.plan.seed, fits=job.budget.fits)
+        for batch in proposals.batches():
+            new = proposals.new(batch)
+            if any(stages.trial(each).state == "training" for each in new):
+                stages.run(new, share=len(batch) / max(len(batch), proposals.left))
+            proposals.tell({each: stages.trial(each) for each in batch})
+        return proposals.proposed()
+
+    def test(self, job: Job, stages: Stages, winner: Trial) -> Test | None:
+        """The winner's accuracy on the test part, looked at once; None where no part is kept apart for testing."""
+        source = job.source
+        if not len(source.test) or not set(source.test.identities).isdisjoint(source.validation.identities):
+            return None
+        path = job.folder / "test" / "score.json"
+        task = load_task(stages.task_path(winner.configuration), self.backbone)
+        key = {"name": winner.configuration.name, "fingerprint": task.fingerprint}
+        known = read_test(path, key)
+        if known is not None:
+            return known
+        given = self.settings.shared.get("workers")
+        workers = default_workers(self.backbone.device) if given is None else given
+        model = MemoryViT(self.backbone, [task])
+        score: Score = evaluate(model, source.test, batch_size=job.plan.batch_size, workers=workers).tasks[task.name]
+        found = Test(top1=score.top1, top5=score.top5, images=score.images)
+        write_json(path, key | {"top1": found.top1, "top5": found.top5, "images": found.images})
+        self.listener.tested(job.spec, winner, found.top1, found.images)
+        return found
+
+    def write_best(self, job: Job, stages: Stages, winner: Trial) -> Path:
+        """The winner's task file, where it is looked for."""
+        file = "best.safetensors" if len(self.data) == 1 else f"best-{slug(job.spec)}.safetensors"
+        path = self.settings.out / file
+        with atomic_write(path) as temporary:
+            shutil.copyfile(stages.task_path(winner.configuration), temporary)
+        return path
+
+
+def read_test(path: Path, key: dict[str, str]) -> Test | None:
+    """What an earlier look at the test part found, if it was of the same task."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if {name: found[name] for name in key} != key:
+            return None
+        return Test(top1=float(found["top1"]), top5=float(found["top5"]), images=int(found["images"]))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def spec_of(one: Data) -> str:
+    """The data as they are named."""
+    if not isinstance(one, Data):
+        raise MemtokError(
+            f"expected data by name or as a DataSource, found {type(one).__name__}; open it with memtok.open_data or "
+            "memtok.data.from_dataset"
+        )
+    return one if isinstance(one, str) else one.spec
+
+
+def name_of(spec: str) -> str:
+    """What a task of these data is called unless told otherwise."""
+    return Path(spec.removeprefix("folder:")).name or "task"

@@ -1,0 +1,118 @@
+"""What a sweep is asked for, checked before any work starts, and the part of it that may not change later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memtok.errors import MemtokError
+from memtok.sweeps.halving import check_halving
+from memtok.sweeps.space import Axis, Range, Space
+
+RATE_FACTORS = (0.3, 1.0, 3.0)  # rates of a grid unless told otherwise, as multiples of the recipe's
+RATE_SPAN = 10.0  # a search draws from the recipe's rate over this to the rate times this
+PER_CONFIGURATION = ("learning_rate", "weight_decay")
+PER_TASK = ("out", "resume", "overwrite", "save_every", "validate_every")
+OF_OPENING = ("data_dir", "split", "on_bad_image")
+FIXED: tuple[str, ...] = (
+    "recipe",
+    "steps",
+    "epochs",
+    "batch_size",
+    "accumulate",
+    "augment",
+    "flip",
+    "validation_images",
+    "precision",
+)
+FIXED += ("seed", "split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """The arguments of `sweep`, see there; `shared` are those of `train` that all configurations have."""
+
+    space: Space
+    out: Path
+    halving: int | None = None
+    memory_limit: float | None = None
+    together: int | None = None
+    keep_all: bool = False
+    name: str | None = None
+    shared: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from memtok.checks import check_name
+        from memtok.sweeps.memory import find_limit
+        from memtok.training.settings import Settings, check_whole
+
+        for name in (*PER_CONFIGURATION, *PER_TASK):
+            if name in self.shared:
+                advice = f"give {name}s" if name in PER_CONFIGURATION else "leave it out"
+                raise MemtokError(f"expected no {name} for a sweep, found one; {advice}")
+        Settings(**self.shared)
+        check_halving(self.halving)
+        check_whole("together", self.together, least=1)
+        if self.memory_limit is not None:
+            import torch
+
+            find_limit(torch.device("cpu"), self.memory_limit)
+        if self.name is not None:
+            check_name(self.name)
+        if self.space.search == "optuna":
+            from memtok.sweeps.proposals import import_optuna
+
+            import_optuna()
+        if self.out.exists() and not self.out.is_dir():
+            raise MemtokError(f"expected a folder for the sweep, found the file {self.out}; choose another --out")
+
+    def opening(self) -> dict[str, Any]:
+        """The arguments of `open_data`."""
+        return {name: self.shared[name] for name in OF_OPENING if name in self.shared}
+
+    def training(self) -> dict[str, Any]:
+        """The arguments of `train_together` that all passes share, for data that are open."""
+        return {name: value for name, value in self.shared.items() if name not in OF_OPENING}
+
+    def fixed(self, fingerprint: str, image_size: tuple[int, int]) -> dict[str, Any]:
+        """What must be the same whenever the sweep goes on, as JSON-able values.
+
+        A grid may grow, and a search may get more trials; but not with early stopping, which compares with all.
+        """
+        from memtok.training.settings import Settings
+
+        settings = asdict(Settings(**self.shared))
+        found: dict[str, Any] = {name: settings[name] for name in FIXED}
+        found |= {"backbone": fingerprint, "image_size": list(image_size), "halving": self.halving}
+        space = self.space.to_dict()
+        found["search"] = space.pop("search")
+        if self.halving is None:
+            del space["trials"]
+        if self.halving is not None or self.space.search != "grid":
+            found |= {f"space.{name}": value for name, value in space.items()}
+        return dict(json.loads(json.dumps(found)))
+
+
+def make_space(
+    *,
+    recipe: Any,
+    search: str,
+    trials: int | None,
+    learning_rates: Axis | None = None,
+    weight_decays: Axis | None = None,
+    **axes: Axis,
+) -> Space:
+    """The space with what the recipe says where rates or decays are left out."""
+    from memtok.training.recipes import find_recipe
+
+    _, found = find_recipe(recipe)
+    middle = found.learning_rate
+    if learning_rates is None and search == "grid":
+        learning_rates = tuple(float(f"{middle * factor:.6g}") for factor in RATE_FACTORS)
+    elif learning_rates is None:
+        learning_rates = Range(middle / RATE_SPAN, min(middle * RATE_SPAN, 1e38))
+    decays = (found.weight_decay,) if weight_decays is None else weight_decays
+    return Space(learning_rates=learning_rates, weight_decays=decays, search=search, trials=trials, **axes)

@@ -1,0 +1,283 @@
+"""The search space of a sweep: which configurations there are, what they are called, and how they are drawn.
+
+An axis is a list of values or a `Range`. A grid is the product of lists; a random search draws from lists and ranges.
+Importing this module brings no torch along.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from memtok.errors import MemtokError
+
+REGIMES = ("memory", "head")  # those that compose
+SEARCHES = ("grid", "random", "optuna")
+MOST = 100_000  # configurations of a sweep
+
+
+@dataclass(frozen=True)
+class Range:
+    """All numbers from `low` to `high`, both included; rates and decays are drawn uniformly in their logarithm."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        finite = math.isfinite(self.low) and math.isfinite(self.high)
+        if not finite or not self.low < self.high:
+            raise MemtokError(f"expected a range LOW..HIGH with LOW below HIGH, found {self}; change it")
+
+    def __str__(self) -> str:
+        return f"{self.low:g}..{self.high:g}"
+
+    @classmethod
+    def parse(cls, text: str, number: Callable[[str], float] = float) -> Range | None:
+        """The range that `1e-4..1e-1` stands for, None for a text that is none.
+
+        ValueError for ends that `number` does not take, or that are no range.
+        """
+        match = re.fullmatch(r"(.+?)\.\.(.+)", text.strip())
+        if match is None:
+            return None
+        low, high = number(match[1]), number(match[2])
+        if not low < high:
+            raise ValueError(text)
+        return cls(low, high)
+
+
+Axis = Sequence[Any] | Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """One run of a sweep: what is trained, and how. Rates and decays have six digits, so that names tell all."""
+
+    regime: str
+    memory: int
+    queries: int
+    adapter_rank: int
+    learning_rate: float
+    weight_decay: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Such as `memory-5-rate-0.01-decay-0-seed-0`; tells it from every other configuration."""
+        parts = [self.regime]
+        if self.regime != "head":
+            parts += [str(self.memory)]
+            parts += [f"queries-{self.queries}"] * (self.queries != 1)
+            parts += [f"rank-{self.adapter_rank}"] * (self.adapter_rank != 0)
+        parts += [f"rate-{self.learning_rate:g}", f"decay-{self.weight_decay:g}", f"seed-{self.seed}"]
+        return "-".join(parts)
+
+    @property
+    def shape(self) -> tuple[str, int, int, int]:
+        """Equal for configurations that are computed alike: regime, class tokens, cells, rank."""
+        return self.regime, self.queries, self.memory, self.adapter_rank
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {name: getattr(self, name) for name in FIELDS}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Configuration:
+        """From values by name, such as `to_dict` gives; a head has no memory, and rates are rounded to six digits."""
+        given = {name: values[name] for name in FIELDS}
+        if given["regime"] == "head":
+            given |= {"memory": 0, "queries": 1, "adapter_rank": 0}
+        rounded = {name: float(f"{given[name]:.6g}") for name in ("learning_rate", "weight_decay")}
+        return cls(**(given | rounded))
+
+
+# In the order in which a grid runs through them, the last one fastest. A new axis is a field above and a row here.
+FIELDS = ("regime", "memory", "queries", "adapter_rank", "learning_rate", "weight_decay", "seed")
+OF_TOKENS = ("memory", "queries", "adapter_rank")  # what a head has none of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What is searched. Every axis is a list or, but for regimes and seeds, a `Range`; making one checks all values."""
+
+    learning_rates: Axis
+    weight_decays: Axis = (0.0,)
+    memory: Axis = (5,)
+    queries: Axis = (1,)
+    adapter_ranks: Axis = (0,)
+    seeds: Axis = (0,)
+    regimes: Axis = ("memory",)
+    search: str = "grid"
+    trials: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.search not in SEARCHES:
+            raise MemtokError(f"expected a search among {', '.join(SEARCHES)}, found {self.search!r}; choose one")
+        for name, check in CHECKS.items():
+            check_axis(name, getattr(self, name), check)
+        if self.search == "grid":
+            for name in CHECKS:
+                if isinstance(getattr(self, name), Range):
+                    raise MemtokError(
+                        f"expected lists for a grid, found the range {getattr(self, name)} of {name}; list the values, "
+                        "or search random or optuna"
+                    )
+            if self.trials is not None:
+                raise MemtokError(
+                    f"expected no trials for a grid, which tries all, found {self.trials}; search random or optuna"
+                )
+            if self.size > MOST:
+                raise MemtokError(f"expected {MOST:,} configurations at most, found {self.size:,}; leave values out")
+        else:
+            check_trials(self.trials, self.search)
+        if self.search == "random" and self.trials and self.size < self.trials:
+            raise MemtokError(
+                f"expected {self.size:,} trials at most in a space of as many configurations, found {self.trials:,}; "
+                "search the grid, or give ranges"
+            )
+
+    def axes(self) -> dict[str, Axis]:
+        """The axes by the field of a configuration, in the order of a grid."""
+        return {field: getattr(self, AXIS_OF[field]) for field in FIELDS}
+
+    @property
+    def size(self) -> float:
+        """How many configurations there are; infinite with a range of numbers that are not whole."""
+        axes = self.axes()
+        others = math.prod(length(axes[field]) for field in ("learning_rate", "weight_decay", "seed"))
+        tokens = math.prod(length(axes[field]) for field in OF_TOKENS)
+        return others * sum(1.0 if regime == "head" else tokens for regime in ends(axes["regime"]))
+
+    def listed(self, seed: int) -> list[Configuration] | None:
+        """All configurations of a grid or a random search; None where they depend on what is found."""
+        if self.search == "optuna":
+            return None
+        return self.grid() if self.search == "grid" else self.draw(seed)
+
+    def largest(self) -> list[Configuration]:
+        """The configuration of each regime that takes the most memory."""
+        top = {field: max(ends(axis)) for field, axis in self.axes().items() if field != "regime"}
+        return [Configuration.of(top | {"regime": regime}) for regime in ends(self.regimes)]
+
+    def grid(self) -> list[Configuration]:
+        """All configurations, each once, in order: the seed runs fastest, the regime slowest."""
+        axes = self.axes()
+        product = itertools.product(*(axes[field] for field in FIELDS))  # type: ignore[arg-type]
+        return unique(Configuration.of(dict(zip(FIELDS, values, strict=True))) for values in product)
+
+    def draw(self, seed: int) -> list[Configuration]:
+        """`trials` different configurations, drawn with a seed; fewer trials give the first of them."""
+        assert self.trials
+        generator = random.Random(seed)
+        found: dict[Configuration, None] = {}
+        for _ in range(1000 * self.trials):
+            drawn = {field: draw_value(generator, field, axis) for field, axis in self.axes().items()}
+            found[Configuration.of(drawn)] = None
+            if len(found) == self.trials:
+                return list(found)
+        raise MemtokError(
+            f"expected {self.trials:,} different configurations in this space, found {len(found):,} in many draws; "
+            "ask for fewer trials"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, for the file that says what a sweep is."""
+        shown = {name: describe(getattr(self, name)) for name in CHECKS}
+        return {**shown, "search": self.search, "trials": self.trials}
+
+
+def draw_value(generator: random.Random, field: str, axis: Axis) -> Any:
+    """One value of an axis."""
+    if not isinstance(axis, Range):
+        return generator.choice(axis)
+    if field in OF_TOKENS:
+        return generator.randint(int(axis.low), int(axis.high))
+    return float(f"{math.exp(generator.uniform(math.log(axis.low), math.log(axis.high))):.6g}")
+
+
+def unique(configurations: Iterator[Configuration]) -> list[Configuration]:
+    """Each once, where it comes first."""
+    return list(dict.fromkeys(configurations))
+
+
+def length(axis: Axis) -> float:
+    """How many values an axis has."""
+    if not isinstance(axis, Range):
+        return len(axis)
+    whole = isinstance(axis.low, int) and isinstance(axis.high, int)
+    return axis.high - axis.low + 1 if whole else math.inf
+
+
+def describe(axis: Axis) -> Any:
+    """An axis as JSON has it."""
+    return str(axis) if isinstance(axis, Range) else list(axis)
+
+
+def check_axis(name: str, axis: Any, check: Callable[[str, Axis], None]) -> None:
+    """MemtokError unless an axis is a Range or a list without repetition, whose values are right."""
+    if not isinstance(axis, Range):
+        if isinstance(axis, str) or not isinstance(axis, Sequence) or not len(axis):
+            raise MemtokError(f"expected {name} as a list of values, found {axis!r}; write for example [1, 5]")
+        shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in axis]
+        if len(set(shown)) != len(shown):
+            raise MemtokError(f"expected {name}, each once (in six digits), found {', '.join(shown)}; leave one out")
+    check(name, axis)
+
+
+def ends(axis: Axis) -> Sequence[Any]:
+    """The values of a list, or the ends of a range."""
+    return (axis.low, axis.high) if isinstance(axis, Range) else axis
+
+
+def check_numbers(name: str, axis: Axis) -> None:
+    """Rates above 0, decays of 0 or more; a range of either begins above 0, for it is drawn in the logarithm."""
+    least_in = isinstance(axis, Range) or name == "learning_rates"
+    for value in ends(axis):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or value < 0 or (value == 0 and least_in) or value > 3e38:
+            bound = "above 0" if least_in else "of 0 or more"
+            raise MemtokError(f"expected {name} as finite numbers {bound}, found {value!r}; change it")
+
+
+def check_counts(name: str, axis: Axis) -> None:
+    """Whole numbers: class tokens of 1 or more, cells, ranks and seeds of 0 or more. Seeds are listed."""
+    least = 1 if name == "queries" else 0
+    if name == "seeds" and isinstance(axis, Range):
+        raise MemtokError(f"expected seeds as a list, found the range {axis}; list them")
+    for value in ends(axis):
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+            raise MemtokError(f"expected {name} as whole numbers of {least} or more, found {value!r}; change it")
+
+
+def check_regimes(name: str, axis: Axis) -> None:
+    """Regimes that compose."""
+    for value in ends(axis):
+        if value not in REGIMES:
+            raise MemtokError(
+                f"expected {name} among {', '.join(REGIMES)}, which share a pass, found {value!r}; train it alone"
+            )
+
+
+def check_trials(trials: int | None, search: str) -> None:
+    """MemtokError unless a search other than a grid knows how long to go on."""
+    if trials is None:
+        raise MemtokError(f"expected trials for the search {search!r}, found none; say how many configurations")
+    if isinstance(trials, bool) or not isinstance(trials, int) or not 1 <= trials <= MOST:
+        raise MemtokError(f"expected trials as a whole number from 1 to {MOST:,}, found {trials!r}; change it")
+
+
+CHECKS: dict[str, Callable[[str, Axis], None]] = {
+    "regimes": check_regimes,
+    "memory": check_counts,
+    "queries": check_counts,
+    "adapter_ranks": check_counts,
+    "learning_rates": check_numbers,
+    "weight_decays": check_numbers,
+    "seeds": check_counts,
+}
+AXIS_OF = dict(zip(FIELDS, CHECKS, strict=True))  # field of a configuration -> axis of the space

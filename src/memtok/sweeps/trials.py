@@ -1,0 +1,122 @@
+"""What came of the configurations of a sweep, as JSON files, and the rule by which they are ranked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from memtok.errors import MemtokError
+from memtok.files import write_json
+from memtok.sweeps.space import Configuration
+from memtok.training.state import Validation
+
+FORMAT_VERSION = 1
+STATES = ("training", "finished", "stopped", "diverged")
+
+RULE = (
+    "the highest top-1 accuracy on the validation part of the training set; of equal ones the lowest validation loss, "
+    "then the fewest trained parameters, then the first in the order of the space"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One configuration and what came of it.
+
+    state: "training", "finished", "stopped" by early stopping, or "diverged" at step `diverged_at`. looks: what was
+    found on the validation part, at every rung and at the end. seconds: its equal share of the time of its passes.
+    data, split, fingerprint: the data as they were named, the digest of their split, and that of the backbone.
+    """
+
+    configuration: Configuration
+    state: str
+    looks: tuple[Validation, ...]
+    trained_parameters: int
+    seconds: float
+    diverged_at: int | None
+    data: str
+    split: str
+    fingerprint: str
+
+    @property
+    def last(self) -> Validation | None:
+        """The latest look, None before the first."""
+        return self.looks[-1] if self.looks else None
+
+    def look_at(self, step: int) -> Validation | None:
+        """What was found after `step` steps, None if nobody looked."""
+        return next((look for look in self.looks if look.step == step), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` reads it back."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "name": self.configuration.name,
+            "configuration": self.configuration.to_dict(),
+            "state": self.state,
+            "looks": [asdict(look) for look in self.looks],
+            "trained_parameters": self.trained_parameters,
+            "seconds": self.seconds,
+            "diverged_at": self.diverged_at,
+            "data": self.data,
+            "split": self.split,
+            "fingerprint": self.fingerprint,
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Trial:
+        """Raises ValueError, TypeError or KeyError for anything that `to_dict` did not give."""
+        if value["format_version"] != FORMAT_VERSION or value["state"] not in STATES:
+            raise ValueError("another format")
+        names = ("state", "trained_parameters", "seconds", "diverged_at", "data", "split", "fingerprint")
+        return cls(
+            configuration=Configuration.of(value["configuration"]),
+            looks=tuple(Validation(**look) for look in value["looks"]),
+            **{name: value[name] for name in names},
+        )
+
+
+def write_trial(path: Path, trial: Trial) -> None:
+    """Writes the record of a configuration, atomically."""
+    write_json(path, trial.to_dict())
+
+
+def read_trial(path: Path) -> Trial | None:
+    """What `write_trial` wrote, None where nothing is; MemtokError for another file."""
+    try:
+        return Trial.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise MemtokError(f"expected to read {path}, found: {error.strerror}; check its permissions") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise MemtokError(
+            f"expected the record of a configuration (format {FORMAT_VERSION}) in {path}, found something else; delete "
+            "it to train that configuration again"
+        ) from error
+
+
+def ranked(trials: Iterable[Trial]) -> list[Trial]:
+    """Best first, by `RULE`: the finished ones, then those that were stopped, later ones first, then the diverged ones.
+
+    trials: in the order of the space.
+    """
+    places = {"finished": 0, "training": 1, "stopped": 1, "diverged": 2}
+
+    def key(numbered: tuple[int, Trial]) -> tuple[float, ...]:
+        number, trial = numbered
+        place, look = places[trial.state], trial.last
+        if look is None or place == 2:
+            return (place, 1, 0, 0, 0, number)
+        return (place, -look.step, -look.top1, look.loss, trial.trained_parameters, number)
+
+    return [trial for _, trial in sorted(enumerate(trials), key=key)]
+
+
+def winner_of(trials: Sequence[Trial]) -> Trial | None:
+    """The best of those that finished, None if all diverged."""
+    best = ranked(trials)[:1]
+    return best[0] if best and best[0].state == "finished" else None

@@ -1,0 +1,123 @@
+"""`memtok sweep`: what it prints and writes, that it goes on where it stopped, and its errors."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from memtok.cli import sweep
+from memtok.sweeps import Range
+from memtok.training import RECIPES
+from tests.cli.conftest import Run
+
+QUICK = (
+    *("--backbone", "tiny.safetensors", "--steps", "2", "--batch-size", "8", "--augment", "none", "--device", "cpu"),
+    *("--data", "folder:photos"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _here(workspace: Path) -> None:
+    """Every test is in a folder with a backbone and pictures."""
+
+
+def test_a_grid(workspace: Path, run: Run) -> None:
+    words = ("--learning-rates", "0.01", "0.1", "--memory", "0", "2", "--seeds", "0", "1", "--split", "80-20")
+    found = run("sweep", *QUICK, *words, "--out", "out", "--json", "result.json")
+    assert found.code == 0, found.err
+    assert "8 configurations in 1 pass over the trunk" in found.err
+    lines = found.out.splitlines()
+    assert " ".join(lines[0].split()) == "place cells rate seed validation % loss trained steps state"
+    assert [line.split()[0] for line in lines[1:9]] == [str(place) for place in range(1, 9)]
+    assert "winner: the highest top-1 accuracy on the validation part" in found.out
+    assert "on the test part, looked at once" in found.out
+    result = json.loads(Path("result.json").read_text())
+    assert result == json.loads(Path("out/result.json").read_text())
+    for name in ("result.csv", "result.md", "sweep.png", "best.safetensors"):
+        assert f"wrote out/{name}" in found.out
+        assert (workspace / "out" / name).stat().st_size > 100
+    again = run("sweep", *QUICK, *words, "--out", "out")
+    assert again.out == found.out
+    assert "all configurations are done" in again.err
+    for command in [line.strip() for line in found.out.splitlines() if line.startswith("  memtok ")]:
+        typed = shlex.split(command.replace("PATH", "photos"))[1:]
+        assert run(*typed).code == 0, command
+
+
+def test_a_search_over_several_data_sets(workspace: Path, run: Run) -> None:
+    (workspace / "photos").rename(workspace / "one")
+    import shutil
+
+    shutil.copytree(workspace / "one", workspace / "two")
+    words = ("--learning-rates", "1e-3..1e-1", "--memory", "0..3", "--search", "random", "--trials", "25")
+    data = ("--data", "folder:one", "folder:two", "--halving", "3")
+    found = run("sweep", *QUICK[:-2], *data, *words, "--out", "out")
+    assert found.code == 0, found.err
+    assert "folder:two: the best 20 of 25 configurations; all are in out/result.md" in found.out
+    names = [path.name for path in sorted((workspace / "out").glob("best-*"))]
+    assert len(names) == 2
+    assert f"memtok verify out/{names[0]} out/{names[1]}" in found.out
+    assert "losers stop" not in found.err  # two steps are all warm-up
+
+
+def test_all_diverge(run: Run) -> None:
+    found = run("sweep", *QUICK, "--learning-rates", "1e38", "--recipe", "paper", "--steps", "6", "--out", "out")
+    assert found.code == 1
+    assert "no winner, for all configurations diverged" in found.out
+    assert "next:" not in found.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--learning-rates", "0"), "above 0, found 0"),
+        (("--learning-rates", "x"), "expected --learning-rates as a number of 0 or more, or a range"),
+        (("--learning-rates", "1e-1..1e-4"), "expected --learning-rates as a number of 0 or more, or a range"),
+        (("--learning-rates", "1e-4..1e-1"), "expected lists for a grid, found the range 0.0001..0.1"),
+        (("--learning-rates", "0.1", "1e-4..1e-1"), "expected values or one range after --learning-rates"),
+        (("--memory", "-1"), "expected --memory as a whole number"),
+        (("--memory", "5", "5"), "expected memory, each once"),
+        (("--regimes", "full"), "expected --regimes as one of memory, head"),
+        (("--search", "random"), "expected trials for the search 'random'"),
+        (("--trials", "3"), "expected no trials for a grid"),
+        (("--halving", "1"), "expected --halving as a whole number of 2 or more"),
+        (("--steps", "3", "--epochs", "1"), "expected steps or epochs"),
+        (("--data", "nothing"), "expected a data set"),
+        (("--data", "folder:photos"), "expected every --data once"),
+        (("--json", "out/sweep.json"), "which the sweep keeps"),
+        (("--out", "tiny.safetensors"), "expected a folder after --out"),
+    ],
+)
+def test_wrong_arguments(run: Run, words: tuple[str, ...], message: str) -> None:
+    out = () if words[0] == "--out" else ("--out", "out")
+    found = run("sweep", *QUICK, *out, *words)
+    assert found.code == 2, found.err
+    assert message in found.error
+    assert not Path("out").exists()
+
+
+def test_work_that_cannot_be_done(run: Run) -> None:
+    found = run("sweep", *QUICK, "--out", "out", "--memory-limit", "1e-6")
+    assert found.code == 1
+    assert "expected" in found.error
+    assert "raise the limit, or lower the batch size" in found.error
+    assert not Path("out").exists()
+
+
+def test_an_interrupted_sweep_says_how_it_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("memtok.sweeps.stages.train_together", interrupt)
+    found = run("sweep", *QUICK, "--out", "out")
+    assert found.code == 130
+    assert found.err.splitlines()[-1].endswith("interrupted, what was written stays; the same command goes on")
+
+
+def test_lists_and_ranges() -> None:
+    assert sweep.numbers("--x").convert("1e-4..1e-1") == Range(1e-4, 1e-1)
+    assert sweep.counts("--x").convert("0..20") == Range(0, 20)
+    assert set(RECIPES) == set(sweep.RECIPES)
