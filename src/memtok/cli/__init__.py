@@ -37,6 +37,7 @@ COMMANDS = {
     "inspect": "show what is in a file",
     "import-legacy": "turn checkpoints of the public reproduction into task files",
     "reproduce": "run the experiments of the paper, with its figures beside the new ones",
+    "bench": "time memtok, its peers and the floor that arithmetic sets, on this machine",
 }
 
 
