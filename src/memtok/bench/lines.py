@@ -99,7 +99,7 @@ class Race:
 
 
 def run_race(scene: Scene, contenders: Mapping[str, Contender]) -> Race:
-    """Makes all contenders and lets them run in turns.
+    """Makes all contenders, runs each once untimed, and lets them run in turns.
 
     One whose packages are not installed, or whose package does not run here, is left out, with the reason. memtok and
     the dependencies that it needs anyway have no such excuse: their errors are errors.
@@ -119,7 +119,7 @@ def run_race(scene: Scene, contenders: Mapping[str, Contender]) -> Race:
             gaps[name] = f"does not run here: {first_line(error)}"
             continue
         ready[name] = run
-    return Race(race(ready, rounds=scene.sizes.rounds, synchronize=scene.synchronize), gaps)
+    return Race(race(ready, rounds=scene.sizes.rounds, warmup=0, synchronize=scene.synchronize), gaps)
 
 
 def first_line(error: Exception) -> str:

@@ -32,6 +32,8 @@ def configure(parser: Parser) -> None:
     add(parser, "--batch-size", whole("--batch-size", 1), "N", "images per pass (default: 32)")
     add(parser, "--threads", whole("--threads", 1), "N", "of torch (default: one per core)")
     add(parser, "--rounds", whole("--rounds", LEAST_ROUNDS), "N", "timed runs of each contender", LEAST_ROUNDS)
+    models = "how many adapters or separate models are measured where a peer needs one per task (default: 10)"
+    add(parser, "--models", whole("--models", 1), "N", models)
     add(parser, "--points", one_of("--points", POINTS), "P", "of the row growth: few or many", "few")
     devices = one_of("--device", ("auto", "cpu", "cuda"))
     add(parser, "--device", devices, "NAME", "cpu or cuda; auto takes a GPU if there is one", "auto")
@@ -94,6 +96,7 @@ def sizes_of(options: Namespace) -> Sizes:
         "batch": options.batch_size,
         "threads": options.threads,
         "rounds": options.rounds,
+        "models": options.models,
         "points": options.points,
         "device": device,
         "precision": options.precision,

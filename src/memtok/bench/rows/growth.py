@@ -1,8 +1,8 @@
 """Row `growth`: how the time of a training step and of inference grows with tasks, cells, batch, image size and depth.
 
-One size is changed at a time, the others stay at one task of 10 cells and the batch of the run. Timed at each point:
-the trunk's own pass, the inference pass with the base output, and one training step of all tasks (`Together`). `points`
-chooses few or many points. A picture is drawn beside the tables, see memtok.bench.pictures.
+One size is changed at a time; the others stay at one task of 10 cells and a quarter of the batch of the run, for there
+are many points. Timed at each: the trunk's own pass, the inference pass with the base output, and one training step of
+all tasks (`Together`). `points` chooses few or many. A picture is drawn beside the tables, see memtok.bench.pictures.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def point_at(sizes: Sizes, axis: str, value: int) -> Point:
         "image size": {"image_size": value},
     }.get(axis, {})
     tasks = value if axis == "tasks" else 1
-    with Scene(replace(sizes, **changes), **({"depth": value} if axis == "depth" else {})) as here:
+    sizes = replace(sizes, **({"batch": max(1, sizes.batch // 4)} | changes))
+    with Scene(sizes, **({"depth": value} if axis == "depth" else {})) as here:
         runs = {
             "trunk": contenders.trunk(here),
             "inference": serving(here, tasks),
