@@ -40,10 +40,10 @@ def test_waits_for_the_device_before_and_after() -> None:
 
 
 def test_ratio_is_that_of_medians() -> None:
-    """One slow round moves neither."""
-    slow = Timing((2.0, 2.0, 2.0, 90.0, 2.0))
-    assert slow.over(Timing((1.0, 1.0, 1.0, 1.0, 40.0))) == 2.0
-    assert slow.to_json()["minimum"] == 2.0
+    """One slow round and one quick round move neither."""
+    slow = Timing((2.0, 2.0, 0.5, 90.0, 2.0))
+    assert slow.over(Timing((1.0, 1.0, 0.1, 1.0, 40.0))) == 2.0
+    assert slow.to_json()["minimum"] == 0.5
     assert Timing((1.0, 2.0, 3.0, 4.0, 5.0)).to_json()["quartiles"] == [2.0, 4.0]
 
 

@@ -39,8 +39,10 @@ def draw_growth(points: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         figure = Figure(figsize=(3.1 * ACROSS, 2.7 * down), layout="constrained")
         FigureCanvasAgg(figure)
         panels = list(figure.subplots(down, ACROSS, squeeze=False).flat)
-        for panel, (axis, mine) in zip(panels, axes_of.items(), strict=False):
+        for index, (panel, (axis, mine)) in enumerate(zip(panels, axes_of.items(), strict=False)):
             draw_axis(panel, axis, mine)
+            if index % ACROSS == 0:
+                panel.set_ylabel("time over the trunk's pass")
         for panel in panels[len(axes_of) :]:
             panel.axis("off")
         handles, labels = panels[0].get_legend_handles_labels()
@@ -66,7 +68,12 @@ def draw_axis(panel: Axes, axis: str, points: Sequence[Mapping[str, Any]]) -> No
         panel.errorbar(values, ratios, yerr=spread, color=color, marker=marker, markersize=4, elinewidth=1, label=label)
         most = max(most, *ratios)
     panel.axhline(1, color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
-    panel.set(title=f"Growth with {axis}", xlabel=LABELS.get(axis, axis), ylabel="time over the trunk's pass")
+    panel.set(title=f"Growth with {axis}", xlabel=LABELS.get(axis, axis))
     panel.set_ylim(0, 1.12 * most)
-    panel.set_xticks(values, [str(value) for value in values])
+    room = 0.07 * (max(values) - min(values))  # that a label needs
+    shown = [values[0]]
+    for value in values[1:]:
+        if value - shown[-1] >= room:
+            shown.append(value)
+    panel.set_xticks(shown, [str(value) for value in shown])
     panel.grid(axis="y")
