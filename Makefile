@@ -2,11 +2,12 @@
 
 WORKERS ?= 2
 
-.PHONY: help setup setup-test quickstart lint types pytest test
+.PHONY: help setup setup-test setup-bench quickstart lint types pytest test bench
 
 help:
 	@echo "make quickstart   install into .venv, then train, compose and verify two tasks on real images"
 	@echo "make test         install with the test dependencies, then lint, types and tests"
+	@echo "make bench        install with the packages that memtok is compared with, then time all of them on this machine"
 	@echo "make setup        only install; leaves .venv/bin/python and .venv/bin/memtok"
 
 setup:
@@ -14,6 +15,9 @@ setup:
 
 setup-test:
 	@scripts/setup.sh test
+
+setup-bench:
+	@scripts/setup.sh bench
 
 quickstart: setup
 	.venv/bin/memtok quickstart
@@ -30,3 +34,7 @@ pytest: types
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 test: pytest
+
+# One thread per core, nothing else at work: what else runs on the machine shows in the times.
+bench: setup-bench
+	.venv/bin/memtok bench --out benchmarks/results

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Make .venv ready: `scripts/setup.sh` for use, `scripts/setup.sh test` with the test dependencies too.
+# Make .venv ready: `scripts/setup.sh` for use, `scripts/setup.sh test` with the test dependencies too, and
+# `scripts/setup.sh bench` with the packages that `memtok bench` compares with.
 #
 # Can be repeated, and interrupted at any point: .venv/memtok-setup is written last and says what was installed, so
 # without it, or after a change of pyproject.toml, the install runs again and only adds what is missing.
@@ -64,7 +65,7 @@ for info in .venv/lib/python3*/site-packages/*.dist-info; do
         rm -rf "$info"
     fi
 done
-say "installing memtok${extra:+ and what its tests need} into .venv"
+say "installing memtok${extra:+, with what is needed for: $extra,} into .venv"
 if compgen -G '.venv/lib/python3*/site-packages/torch-*.dist-info' > /dev/null; then
     verbosity=--quiet # nothing large is missing
 else

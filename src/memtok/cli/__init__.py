@@ -38,6 +38,7 @@ COMMANDS = {
     "import-legacy": "turn checkpoints of the public reproduction into task files",
     "sweep": "train many configurations of a task at once and write the best",
     "reproduce": "run the experiments of the paper, with its figures beside the new ones",
+    "bench": "time memtok, its peers and the floor that arithmetic sets, on this machine",
 }
 
 

@@ -1,0 +1,26 @@
+"""The rows that can be asked for. A new one is a module, an entry here and its name in memtok.bench.sizes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from memtok.bench import contenders
+from memtok.bench.lines import Row
+from memtok.bench.rows import files, growth, inference, many, sweep, throughput, training
+
+ROWS: dict[str, Row] = {
+    "training": Row(title="training step", run=training.training, profiled=contenders.memtok_step),
+    "memory": Row(title="peak memory of a training step", run=training.memory, profiled=contenders.memtok_step),
+    "inference": Row(title="inference with many tasks", run=inference.inference, profiled=inference.profiled),
+    "sweep": Row(
+        title="many configurations of one task",
+        run=sweep.sweep,
+        profiled=lambda scene: partial(sweep.together, tasks=scene.sizes.configurations)(scene),
+    ),
+    "files": Row(title="files", run=files.files),
+    "many": Row(title="a thousand tasks", run=many.many),
+    "throughput": Row(
+        title="images per second over the batch", run=throughput.throughput, profiled=contenders.memtok_step
+    ),
+    "growth": Row(title="growth of the cost", run=growth.growth),
+}
