@@ -15,6 +15,7 @@ from memtok.bench.contenders import Contender, counted
 from memtok.bench.lines import Line, RowResult, run_race
 from memtok.bench.scene import Scene
 from memtok.bench.timing import Run
+from memtok.training.feed import Feed
 from memtok.training.progress import Progress
 from memtok.training.together import Together
 
@@ -22,16 +23,9 @@ from memtok.training.together import Together
 def together(scene: Scene, tasks: int) -> Run:
     """One step of `tasks` configurations, learning rates apart by a factor."""
     plans = [replace(scene.plan, learning_rate=scene.plan.learning_rate * 0.9**index) for index in range(tasks)]
-    run = Together(
-        scene.tasks(tasks, scene.sizes.training_cells),
-        scene.data,
-        plans,
-        scene.settings,
-        scene.accelerator,
-        scene.device,
-        Progress(),
-        None,
-    )
+    configurations = scene.tasks(tasks, scene.sizes.training_cells)
+    feed = Feed(configurations[0], scene.data, scene.plan, workers=0)
+    run = Together(configurations, scene.data, plans, scene.accelerator, scene.device, Progress(), None, feed)
     images, labels = scene.images, scene.labels
 
     def step(number: int) -> object:
