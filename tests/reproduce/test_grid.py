@@ -279,7 +279,9 @@ def test_all_columns_validate_on_the_same_images(
     monkeypatch.setattr("memtok.training.settings.LEAST_VALIDATED", 5)
     seen: list[int] = []
     looked = Engine.validate
-    monkeypatch.setattr(Engine, "validate", lambda self, *rest: seen.append(len(rest[1].validated)) or looked(self, *rest))
+    monkeypatch.setattr(
+        Engine, "validate", lambda self, *rest: seen.append(len(rest[1].validated)) or looked(self, *rest)
+    )
     asked = settings(tmp_path, columns=("head", "class-unmasked"), learning_rates=(0.01,), batch_size=4)
     records = Grid(asked, backbone).run()
     count = len(two_digits.validation)
