@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from memtok.backbone import Backbone
 from memtok.bench.report import cells
@@ -19,7 +20,6 @@ from memtok.bench.sizes import Sizes, quick_sizes
 from memtok.bench.timing import Run, Timing
 from memtok.data import DataSource, open_data
 from memtok.errors import MemtokError
-from memtok.task import Task
 from memtok.training import feed
 
 QUICK = quick_sizes(threads=1, batch=2)
@@ -123,10 +123,7 @@ def test_photographs_compress_like_photographs(tmp_path: Path) -> None:
 
 
 # torch looks at the .grad of every tensor that it traces, and hides its own warning from all but strict filters.
-quiet = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
-
-
-@quiet
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
 @pytest.mark.slow
 def test_swaps_of_the_same_shape_compile_nothing(scene: Scene) -> None:
     kept = torch._dynamo.config.get_config_copy()
@@ -139,15 +136,15 @@ def test_swaps_of_the_same_shape_compile_nothing(scene: Scene) -> None:
     assert torch._dynamo.config.get_config_copy() == kept
 
 
-@quiet
-def test_swaps_of_another_shape_are_counted(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_has_to_be_compiled_again_is_counted(scene: Scene) -> None:
     """The count would not stand still if there were something to count."""
 
-    def tasks(count: int, cells: int) -> list[Task]:
-        return [scene.task(f"task-{index}", cells + index, seed=index) for index in range(count)]
+    def models(scene: Scene, counter: recompilations.Counter) -> Iterator[recompilations.Answer]:
+        for width in widths:
+            yield recompilations.compiled(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, width)), counter)
 
-    monkeypatch.setattr(scene, "tasks", tasks)
-    monkeypatch.setattr(recompilations, "SWAPS", 1)
-    first, swapped = recompilations.swaps(scene, recompilations.memtok_models)
-    assert first > 0
-    assert swapped > 0
+    widths = [2, 2]
+    first, swapped = recompilations.swaps(scene, models)
+    assert (first, swapped) == (2, 0)  # without a gradient and with one
+    widths = [2, 3]
+    assert recompilations.swaps(scene, models)[1] > 0
