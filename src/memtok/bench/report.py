@@ -111,7 +111,9 @@ def bound(value: float | None, line: Line) -> str:
     if value is None:
         return "-"
     sign = "≥ " if line.least else "≤ "
-    return sign + (f"1 / {1 / value:.0f}" if value < 0.2 and abs(1 / value - round(1 / value)) < 1e-9 else f"{value:g}")
+    return sign + (
+        f"1 / {1 / value:.0f}" if 0 < value < 0.2 and abs(1 / value - round(1 / value)) < 1e-9 else f"{value:g}"
+    )
 
 
 def facts(report: Report) -> Iterator[tuple[str, str]]:

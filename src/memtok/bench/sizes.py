@@ -11,7 +11,18 @@ from memtok.errors import MemtokError
 
 TINY = "tiny"  # a model of two layers that no timm name has, for a quick look at whether everything runs
 
-ROWS = ("training", "memory", "inference", "sweep", "files", "many", "throughput", "growth")  # see memtok.bench.rows
+ROWS = (
+    "training",
+    "memory",
+    "inference",
+    "sweep",
+    "traces",
+    "compile",
+    "files",
+    "many",
+    "throughput",
+    "growth",
+)  # see memtok.bench.rows
 POINTS = ("few", "many")
 
 

@@ -1,0 +1,217 @@
+"""Row `traces`: the second epoch of a run that keeps its traces, over an epoch of a run that does not.
+
+Both are runs of a user: JPEG files in a temporary folder, the feed and the step of memtok's own training loop, augment
+none, no validation. Timed per step, in turns. Live: files are decoded and transformed, the trunk runs, the task is
+trained. Kept: the same from traces on disk that the epoch before left, which the system still has in memory (its page
+cache is warm); a whole epoch is timed, its start included, and divided by its steps.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from memtok.bench import floor
+from memtok.bench.contenders import counted
+from memtok.bench.lines import Entry, Line, RowResult
+from memtok.bench.scene import STEPS, Scene
+from memtok.bench.sizes import Sizes
+from memtok.bench.timing import Run, Timing, race
+from memtok.data import DataSource, open_data
+from memtok.errors import MemtokError
+from memtok.task import Task
+from memtok.traces import KeptBatch, Manifest, shown_bytes
+from memtok.training.engine import Engine
+from memtok.training.feed import Feed, KeptFeed, make_feed
+from memtok.training.progress import Progress
+from memtok.training.settings import Settings, make_plan
+
+FACTORS = (1, 2, 4)  # times the batch of the run
+BOUND = 2  # the one of the bounds: at a batch of 32 that is the batch of the default recipe
+EPOCH = 8  # batches of the run in the training part
+CLASSES = 4
+PHOTOGRAPH = (375, 500)  # height and width in pixels, a common size of photographs in data sets
+QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A feed and the step that it feeds; one task of its own."""
+
+    feed: Feed
+    engine: Engine
+    epoch: int  # its steps
+
+    def steps(self, count: int) -> Run:
+        """`count` steps a call, from where the call before stopped, with what it takes to begin."""
+
+        def some(number: int) -> None:
+            begin = number * count
+            for index, (batch, labels, _) in enumerate(self.feed.training(begin, begin + count)):
+                self.engine.step(begin + index, batch, labels)
+
+        return counted(some)
+
+    def alone(self) -> Run:
+        """One step a call on a batch that lies in memory."""
+        batch, labels, _ = next(iter(self.feed.training(0, 1)))
+        if isinstance(batch, KeptBatch):  # its memory is used again
+            batch = KeptBatch(batch.inputs.clone(), batch.features.clone())
+        return counted(lambda number: self.engine.step(number, batch, labels))
+
+
+def traces(scene: Scene) -> RowResult:
+    """One line per batch size."""
+    sizes = scene.sizes
+    lines: list[Line] = []
+    notes: list[str] = []
+    data: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        size = write_photographs(folder / "photographs", EPOCH * sizes.batch, sizes.seed)
+        source = open_data(f"folder:{folder / 'photographs'}", data_dir=folder / "data")
+        record = fill(scene, source, folder / "traces")
+        for factor in FACTORS:
+            batch = factor * sizes.batch
+            timings = at(scene, source, folder / "traces", batch, alone=factor == BOUND)
+            lines.append(line_of(sizes, factor, timings))
+            data[str(batch)] = {
+                "floor": least(scene, batch),
+                "timings": {name: timing.to_json() for name, timing in timings.items()},
+            }
+            if factor == BOUND:
+                notes.append(explained(batch, timings, least(scene, batch)))
+    notes.append(
+        f"Kept traces: {shown_bytes(record)} an image on disk, page cache warm; the JPEG files have "
+        f"{shown_bytes(size)} on average."
+    )
+    return RowResult(lines=tuple(lines), notes=tuple(notes), data=data | {"record_bytes": record, "jpeg_bytes": size})
+
+
+def line_of(sizes: Sizes, factor: int, timings: dict[str, Timing]) -> Line:
+    """The line of one batch size; the bounds belong to one of them."""
+    bounded = factor == BOUND
+    return Line(
+        what=f"second epoch from kept traces, 1 task, {sizes.training_cells} cells, batch {factor * sizes.batch}, "
+        "over a live epoch",
+        memtok=Entry(label="memtok", value=timings["kept"].over(timings["live"])),
+        must=sizes.asked(1 / 8) if bounded else None,
+        aim=sizes.asked(1 / 12) if bounded else None,
+        digits=3,
+    )
+
+
+def explained(batch: int, timings: dict[str, Timing], arithmetic: float) -> str:
+    """Where the time of the line with the bounds goes."""
+    without = timings["kept"].over(timings["live, no decoding"])
+    return (
+        f"Kept traces: the bounds stand at batch {batch}, twice that of the run; with a batch of 32 that is the batch "
+        f"of the default recipe. Over a live step on images in memory, without decoding, it is {without:.3f}, and "
+        f"{timings['kept, no reading'].over(timings['live, no decoding']):.3f} with the traces in memory as well; "
+        f"arithmetic alone is {arithmetic:.3f}."
+    )
+
+
+def least(scene: Scene, batch: int) -> float:
+    """What arithmetic says, without decoding and reading."""
+    return floor.from_traces(floor.Geometry.of(scene.backbone.vit), 1, scene.sizes.training_cells, CLASSES, batch)
+
+
+def at(scene: Scene, source: DataSource, folder: Path, batch: int, *, alone: bool) -> dict[str, Timing]:
+    """Seconds per step at one batch size, `live` and `kept`. alone: also of steps on what lies in memory."""
+    live = runner(scene, source, batch, None)
+    kept = runner(scene, source, batch, folder)
+    with closing(kept.feed), closing(live.feed):
+        check_filled(kept.feed, source)
+        # Where processes decode ahead, they would do so while it is the other's turn; so they start with each epoch.
+        counts = {"live": live.epoch if live.feed.workers else 1, "kept": kept.epoch}
+        runs = {"live": live.steps(counts["live"]), "kept": kept.steps(counts["kept"])}
+        if alone:
+            runs |= {"live, no decoding": live.alone(), "kept, no reading": kept.alone()}
+        found = race(runs, rounds=scene.sizes.rounds, synchronize=scene.synchronize)
+    return {
+        name: Timing(tuple(seconds / counts.get(name, 1) for seconds in timing.seconds))
+        for name, timing in found.items()
+    }
+
+
+def fill(scene: Scene, source: DataSource, folder: Path) -> int:
+    """Keeps the traces of all images, as a first epoch does, and returns the bytes of one."""
+    filling = runner(scene, source, scene.sizes.batch, folder)
+    with closing(filling.feed):
+        filling.steps(filling.epoch)()
+        return check_filled(filling.feed, source).record_bytes
+
+
+def runner(scene: Scene, source: DataSource, batch: int, folder: Path | None) -> Runner:
+    """A run of the default recipe, live, or with its traces kept in `folder`."""
+    sizes = scene.sizes
+    settings = Settings(
+        steps=STEPS,
+        batch_size=batch,
+        augment="none",
+        device=sizes.device,
+        precision=sizes.precision,
+        keep_traces=None if folder is None else "disk",
+        trace_dir=folder,
+    )
+    task = Task.create(
+        scene.backbone, name="task", classes=source.classes, memory=sizes.training_cells, seed=sizes.seed
+    )
+    plan = make_plan(settings, task.regime, source)
+    feed = make_feed([task], source, plan, settings, scene.accelerator, scene.device, Progress())
+    return Runner(feed, Engine(task, plan, scene.accelerator, scene.device), plan.steps_per_epoch)
+
+
+def check_filled(feed: Feed, source: DataSource) -> Manifest:
+    """The manifest of the store. MemtokError unless it has every image: else an epoch would not be one from traces."""
+    assert isinstance(feed, KeptFeed)
+    store = feed.train.store
+    if store.kept < len(source.train):
+        raise MemtokError(
+            f"expected room for the traces of {len(source.train)} images ("
+            f"{shown_bytes(len(source.train) * store.manifest.record_bytes)}) in half of what is free for temporary "
+            f"files, found room for {store.kept}; free some, or set TMPDIR"
+        )
+    return store.manifest
+
+
+def write_photographs(folder: Path, count: int, seed: int) -> int:
+    """Writes `count` JPEG files to train on, and one of each class to validate on; returns their mean size in bytes."""
+    generator = torch.Generator().manual_seed(seed)
+    total = 0
+    for index, path in enumerate(places(folder, count)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph(generator).save(path, quality=QUALITY)
+        total += path.stat().st_size if index < count else 0
+    return round(total / count)
+
+
+def places(folder: Path, count: int) -> Iterator[Path]:
+    """Where they lie: train/CLASS, then val/CLASS."""
+    for index in range(count):
+        yield folder / "train" / f"class {index % CLASSES}" / f"{index:05d}.jpg"
+    for index in range(CLASSES):
+        yield folder / "val" / f"class {index}" / "0.jpg"
+
+
+def photograph(generator: torch.Generator) -> Image.Image:
+    """A random picture that compresses like a photograph: fields of colour, the finer the weaker."""
+    height, width = PHOTOGRAPH
+    pixels, strength = torch.full((1, 3, 3, 4), 128.0), 40.0
+    while pixels.shape[-2] < height:
+        pixels = F.interpolate(pixels, scale_factor=2, mode="bicubic")
+        grey = torch.randn(1, 1, *pixels.shape[-2:], generator=generator)
+        color = torch.randn(pixels.shape, generator=generator)
+        pixels += strength * (grey + 0.4 * color)
+        strength *= 0.75
+    array = pixels[0, :, :height, :width].clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(array)
