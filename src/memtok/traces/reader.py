@@ -87,7 +87,6 @@ class TraceReader:
         self.indices = np.arange(len(images)) if indices is None else indices
         self.device = backbone.device
         self.rooms: dict[int, tuple[Tensor, Tensor]] = {}
-        self.told_beyond = self.told_trouble = False
 
     def check_content(self) -> None:
         """MemtokError if an image is no longer what its trace was made from; looks at a few, spread over all."""
@@ -264,14 +263,15 @@ class TraceReader:
 
     def report(self, beyond: int) -> None:
         """Says once that images are beyond half precision, and once that nothing can be written any more."""
-        if beyond and not self.told_beyond:
-            self.told_beyond = True
+        told = self.store.told
+        if beyond and "beyond" not in told:
+            told.add("beyond")
             self.notify(
                 "kept traces: some images are beyond the range of half precision; they are computed at every step"
             )
         trouble = self.store.trouble
-        if trouble and not self.told_trouble:
-            self.told_trouble = True
+        if trouble and "trouble" not in told:
+            told.add("trouble")
             self.notify(
                 f"kept traces: no more can be written ({trouble}); {self.store.kept:,} of "
                 f"{self.store.manifest.records:,} are kept, the others are computed at every step"
