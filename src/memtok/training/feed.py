@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from memtok.backbone import Backbone
-from memtok.data import DataSource, ImageSet, batches, evaluation_transform, training_transform
+from memtok.data import DataSource, ImageSet, batches
 from memtok.data.splits import Indices
-from memtok.data.transforms import Transform
+from memtok.data.transforms import Transform, evaluation_pixels, training_pixels
 from memtok.errors import MemtokError
 from memtok.task import Task
 from memtok.traces import KeptBatch, Manifest, OpenStores, Store, TraceReader, describe
@@ -30,19 +30,19 @@ from memtok.training.regimes import Trainable
 from memtok.training.settings import Plan, Settings, default_workers
 
 Batches = Iterator[tuple[Tensor | KeptBatch, Tensor, Tensor]]
-"""Images (B, 3, H, W) or their traces, labels (B,) int64, indices in the image set (B,) int64."""
+"""Pixels (B, 3, H, W) uint8 or traces of images, labels (B,) int64, indices in the image set (B,) int64."""
 
 GIGABYTE = 1e9
 VALIDATION_SHARE = 0.5  # of the room for traces, at most; they are read at every validation
 
 
 class Feed:
-    """Batches of decoded images."""
+    """Batches of decoded images, as pixels that are not normalised yet."""
 
     def __init__(self, trainable: Trainable, data: DataSource, plan: Plan, workers: int) -> None:
         self.data, self.plan, self.workers = data, plan, workers
-        self.training_transform = training_transform(trainable.preprocessing, plan.augment, plan.flip)
-        self.evaluation_transform = evaluation_transform(trainable.preprocessing)
+        self.training_pixels = training_pixels(trainable.preprocessing, plan.augment, plan.flip)
+        self.evaluation_pixels = evaluation_pixels(trainable.preprocessing)
         # The same images each time, classes in proportion.
         self.validated: Indices = data.validation.chosen(plan.validation_images, seed=0)
 
@@ -55,7 +55,7 @@ class Feed:
         """The batches of the steps from `start_step` on, to the end of the run or up to `end_step`."""
         return batches(
             self.data.train,
-            self.training_transform,
+            self.training_pixels,
             batch_size=self.plan.batch_size,
             seed=self.plan.seed,
             shuffle=True,
@@ -67,7 +67,7 @@ class Feed:
     def validation(self) -> Batches:
         """All images of a validation, without augmentation."""
         images = self.data.validation.select(self.validated)
-        return batches(images, self.evaluation_transform, batch_size=self.validation_size, workers=self.workers)
+        return batches(images, self.evaluation_pixels, batch_size=self.validation_size, workers=self.workers)
 
     def record(self) -> dict[str, Any]:
         """What the record of the run says of the feed."""
@@ -96,8 +96,8 @@ class KeptFeed(Feed):
         self.device = trainable.backbone.device
         assert plan.views is not None
         manifests = (
-            self.manifest(data.train, self.training_transform, plan.augment, plan.views),
-            self.manifest(data.validation, self.evaluation_transform, "none", 1),
+            self.manifest(data.train, self.training_pixels, plan.augment, plan.views),
+            self.manifest(data.validation, self.evaluation_pixels, "none", 1),
         )
         rows = np.arange(views_seen(plan) * manifests[0].images), self.validated
         with ExitStack() as stack:
@@ -113,8 +113,8 @@ class KeptFeed(Feed):
             self.train, self.held_out = (
                 self.reader(store, images, transform, indices)
                 for store, images, transform, indices in (
-                    (found[0], data.train, self.training_transform, None),
-                    (found[1], data.validation, self.evaluation_transform, self.validated),
+                    (found[0], data.train, self.training_pixels, None),
+                    (found[1], data.validation, self.evaluation_pixels, self.validated),
                 )
             )
             for reader in (self.train, self.held_out):
