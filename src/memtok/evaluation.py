@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from memtok.data import DataSource, ImageSet, batches, evaluation_transform, from_dataset
+from memtok.data import DataSource, ImageSet, batches, from_dataset
 from memtok.data.recorded import open_as_trained, opening_key
+from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
 from memtok.files import write_text
 from memtok.metrics import Score, Tally
@@ -146,11 +147,12 @@ def evaluate(
     singles = {name: model.select([name]) for name in wanted if name != BASE} if alone else {}
     tallies = Tallies()
     total, done = sum(len(walk.images) for walk in passes), 0
-    transform = evaluation_transform(model.preprocessing)
+    transform, normalise = evaluation_pixels(model.preprocessing), Normaliser(model.preprocessing)
     with undisturbed(model):
         for walk in passes:
-            for images, labels, _ in batches(walk.images, transform, batch_size=batch_size, workers=workers):
-                count(model, singles, walk, tallies, images.to(model.backbone.device), labels)
+            for pixels, labels, _ in batches(walk.images, transform, batch_size=batch_size, workers=workers):
+                images = normalise(pixels.to(model.backbone.device, non_blocking=True))
+                count(model, singles, walk, tallies, images, labels)
                 done += len(images)
                 if progress is not None:
                     progress(done, total)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtok.data import IMAGE_EXTENSIONS, UnreadableImageError, evaluation_transform, read_image
+from memtok.data import IMAGE_EXTENSIONS, UnreadableImageError, read_image
+from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
 from memtok.evaluation import BASE, Progress, classes_of, undisturbed
 from memtok.files import write_text
@@ -100,8 +101,9 @@ def predict(
 def answer(
     model: MemoryViT, classes: dict[str, tuple[str, ...]], batch: Sequence[tuple[str, Tensor]], top: int
 ) -> Iterator[Prediction]:
-    """The rows of one batch of (path, (3, height, width) image)."""
-    images = torch.stack([image for _, image in batch]).to(model.backbone.device)
+    """The rows of one batch of (path, (3, height, width) pixels)."""
+    pixels = torch.stack([image for _, image in batch]).to(model.backbone.device)
+    images = Normaliser(model.preprocessing)(pixels)
     out = model(images, base=BASE in classes)
     likeliest: dict[str, tuple[Any, Any]] = {}
     for name, names in classes.items():
@@ -121,8 +123,8 @@ def answer(
 def read_batches(
     model: MemoryViT, paths: Sequence[str], batch_size: int, on_bad_image: str, skipped: list[str]
 ) -> Iterator[list[tuple[str, Tensor]]]:
-    """Batches of (path, prepared image); unreadable ones are added to `skipped` or raise."""
-    transform = evaluation_transform(model.preprocessing)
+    """Batches of (path, pixels of the prepared image); unreadable ones are added to `skipped` or raise."""
+    transform = evaluation_pixels(model.preprocessing)
 
     def read(path: str) -> Tensor | UnreadableImageError:
         try:

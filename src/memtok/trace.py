@@ -122,7 +122,8 @@ def read_layer(attention: Any, kept: Kept, queries: int) -> TrunkLayer:
     if can_absorb(attention) and queries < break_even(attention, inputs.shape[1], training=torch.is_grad_enabled()):
         return AbsorbedInputs(attention, inputs)
     with torch.no_grad():
-        return KeysAndValues(*project_keys_and_values(attention, inputs))
+        key, value = project_keys_and_values(attention, inputs)
+    return KeysAndValues(key.contiguous(), value.contiguous())
 
 
 def break_even(attention: Any, tokens: int, *, training: bool = False) -> float:

@@ -128,7 +128,7 @@ def test_train_skips_bad_images_and_says_so(workspace: Path, run: Run) -> None:
 
 
 def test_names_known_to_the_command_line_are_those_of_the_library() -> None:
-    from memtok.cli import train
+    from memtok.cli import options, train
     from memtok.data import AUGMENTATIONS
     from memtok.training import RECIPES, REGIMES
     from memtok.training.settings import TRACE_PLACES
@@ -138,7 +138,7 @@ def test_names_known_to_the_command_line_are_those_of_the_library() -> None:
     assert set(train.RECIPES) == set(RECIPES)
     assert set(train.AUGMENTATIONS) == set(AUGMENTATIONS)
     assert set(train.TRACEABLE) == {name for name, row in REGIMES.items() if row.composable}
-    assert train.TRACE_PLACES == TRACE_PLACES
+    assert options.TRACE_PLACES == TRACE_PLACES
 
 
 def test_train_keeps_traces(workspace: Path, run: Run) -> None:

@@ -63,6 +63,20 @@ def test_a_search_over_several_data_sets(workspace: Path, run: Run) -> None:
     assert "losers stop" not in found.err  # two steps are all warm-up
 
 
+def test_traces_are_kept_for_all_passes_and_for_later_runs(workspace: Path, run: Run) -> None:
+    traces = ("--keep-traces", "disk", "--trace-dir", "traces", "--trace-limit", "0.1")
+    words = ("--learning-rates", "0.01", "0.1", "--together", "1", "--split", "80-20")
+    found = run("sweep", *QUICK, *words, *traces, "--out", "out")
+    assert found.code == 0, found.err
+    assert found.err.count("keeping traces (traces)") == 1
+    assert "2 configurations in 2 passes" in found.err
+    assert (workspace / "traces" / "manifest.json").exists()
+    alone = run("train", *QUICK, *traces, "--split", "80-20", "--out", "alone.safetensors")
+    assert alone.code == 0, alone.err
+    assert "; 0 were there before" not in alone.out
+    assert "were there before" in alone.out
+
+
 def test_all_diverge(run: Run) -> None:
     found = run("sweep", *QUICK, "--learning-rates", "1e38", "--recipe", "paper", "--steps", "6", "--out", "out")
     assert found.code == 1
@@ -89,6 +103,11 @@ def test_all_diverge(run: Run) -> None:
         (("--data", "folder:photos"), "expected every --data once"),
         (("--json", "out/sweep.json"), "which the sweep keeps"),
         (("--out", "tiny.safetensors"), "expected a folder after --out"),
+        (("--keep-traces", "tape"), "expected --keep-traces as one of ram, disk, gpu"),
+        (("--keep-traces", "gpu"), "expected a GPU to keep traces on"),
+        (("--views", "2"), "expected views where traces are kept"),
+        (("--keep-traces", "disk", "--trace-dir", "photos/x"), "expected --trace-dir outside the folder of images"),
+        (("--keep-traces", "disk", "--trace-dir", "out/runs/x"), "expected trace_dir outside out/runs"),
     ],
 )
 def test_wrong_arguments(run: Run, words: tuple[str, ...], message: str) -> None:

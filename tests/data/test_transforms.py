@@ -11,7 +11,14 @@ import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 
-from memtok.data.transforms import AUGMENTATIONS, evaluation_transform, training_transform
+from memtok.data.transforms import (
+    AUGMENTATIONS,
+    Normaliser,
+    evaluation_pixels,
+    evaluation_transform,
+    training_pixels,
+    training_transform,
+)
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
 
@@ -163,6 +170,69 @@ def test_no_augmentation_is_the_evaluation() -> None:
     for seed in range(8):
         torch.manual_seed(seed)
         assert torch.equal(transform(picture((50, 40))), evaluation_transform(settings())(picture((50, 40))))
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize("flip", [False, True])
+def test_pixels_normalised_as_a_batch_are_the_same_numbers(augment: str, flip: bool) -> None:
+    """Bit for bit what numpy and plain arithmetic, or timm's own last steps, make of one picture after the other."""
+    odd = settings(mean=(0.481, 0.458, 0.408), std=(0.269, 0.261, 0.276), image_size=(32, 24), resize=(40, 44))
+    pixels, transform = training_pixels(odd, augment, flip), training_transform(odd, augment, flip)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (odd.mean, odd.std))
+    timm = create_transform(
+        input_size=(3, 32, 24),
+        is_training=True,
+        scale=(0.08, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        hflip=0.5 if flip else 0.0,
+        color_jitter=None,
+        interpolation=odd.interpolation,
+        mean=odd.mean,
+        std=odd.std,
+    )
+    found, expected = [], []
+    for seed, size in enumerate([*SIZES, *SIZES]):
+        random.seed(seed)
+        torch.manual_seed(seed)
+        found.append(pixels(picture(size)))
+        state = torch.get_rng_state(), random.getstate()
+        random.seed(seed)
+        torch.manual_seed(seed)
+        expected.append(transform(picture(size)))
+        assert torch.equal(torch.get_rng_state(), state[0])
+        assert random.getstate() == state[1]
+        by_hand = (torch.from_numpy(found[-1].numpy().astype(np.float32)) / 255 - mean) / std
+        if augment == "inception":
+            random.seed(seed)
+            torch.manual_seed(seed)
+            by_hand = timm(picture(size))
+        assert torch.equal(expected[-1], by_hand)
+    batch = torch.stack(found)
+    assert batch.dtype == torch.uint8
+    before = batch.clone()
+    assert torch.equal(Normaliser(odd)(batch), torch.stack(expected))
+    assert torch.equal(batch, before)
+    if augment == "none":
+        assert torch.equal(evaluation_pixels(odd)(picture(SIZES[0])), pixels(picture(SIZES[0])))
+
+
+def test_every_value_of_a_pixel_is_normalised_as_by_plain_arithmetic() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
+    plain = torch.from_numpy(pixels.numpy().astype(np.float32)) / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    assert torch.equal(Normaliser(settings())(pixels), (plain - mean) / std)
+
+
+@pytest.mark.gpu
+def test_a_gpu_normalises_to_the_same_numbers() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
+    normalise = Normaliser(settings())
+    assert torch.equal(normalise(pixels.cuda()).cpu(), normalise(pixels))
+
+
+def test_only_pixels_are_normalised() -> None:
+    with pytest.raises(MemtokError, match=r"expected pixels in uint8 to normalise, found torch.float32"):
+        Normaliser(settings())(torch.zeros(3, 2, 2))
 
 
 def test_transforms_can_be_sent_to_workers() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from memtok.backbone import Backbone
-from memtok.data import evaluation_transform, training_transform
 from memtok.data.sources import ArrayStore, ImageSet
+from memtok.data.transforms import training_pixels
 from memtok.traces import DiskStore, Manifest, MemoryStore, Store, TraceReader, describe
 
 COUNT = 10
@@ -27,7 +27,7 @@ def manifest_of(backbone: Backbone, images: ImageSet, **changes: Any) -> Manifes
     """Of images that are not varied, unless told otherwise."""
     settings: dict[str, Any] = {"augment": "none", "flip": False, "seed": 0, "views": 1, "autocast": None}
     settings |= changes
-    transform = training_transform(backbone.preprocessing, settings["augment"], settings["flip"])
+    transform = training_pixels(backbone.preprocessing, settings["augment"], settings["flip"])
     return describe(backbone, backbone.preprocessing, images, transform, **settings)
 
 
@@ -58,11 +58,7 @@ def reader_of(
 ) -> TraceReader:
     """A reader of images as the manifest of the store varies them."""
     manifest = store.manifest
-    transform = (
-        evaluation_transform(backbone.preprocessing)
-        if manifest.augment == "none"
-        else training_transform(backbone.preprocessing, manifest.augment, manifest.flip)
-    )
+    transform = training_pixels(backbone.preprocessing, manifest.augment, manifest.flip)
     notify = (said if said is not None else []).append
     return TraceReader(backbone, images, transform, store, autocast=nullcontext, part=64, notify=notify, **more)
 

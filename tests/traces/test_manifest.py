@@ -60,7 +60,7 @@ def test_any_difference_is_refused_by_name(backbone: Backbone, images: ImageSet,
 def test_a_missing_or_an_extra_field_is_refused(backbone: Backbone, images: ImageSet, folder: Path) -> None:
     manifest = manifest_of(backbone, images)
     disk_store(folder, manifest).close()
-    for content in (asdict(manifest) | {"colour": 1}, {"format": 1}, {}):
+    for content in (asdict(manifest) | {"colour": 1}, {"format": 2}, asdict(manifest) | {"format": 1}, {}):
         (folder / MANIFEST).write_text(json.dumps(content))
         with pytest.raises(MemtokError, match="expected traces"):
             disk_store(folder, manifest)

@@ -18,7 +18,7 @@ import torch
 from memtok.backbone import Backbone
 from memtok.data.sources import ImageSet
 from memtok.errors import MemtokError
-from memtok.traces import Manifest, MemoryStore, Store, disk
+from memtok.traces import DiskStore, Manifest, MemoryStore, Store, disk
 from memtok.traces.sizes import default_limit, free_memory, shown_bytes, taken_bytes
 from tests.tiny import tiny_backbone
 from tests.traces.helpers_traces import disk_store, manifest_of, pictures, ram_store, records_of
@@ -88,8 +88,13 @@ def test_limit(backbone: Backbone, manifest: Manifest, tmp_path: Path) -> None:
         chosen = np.array([2, 5, 6, 8])
         if store.place == "disk":
             put(store, [5], seed=4)
+            store.close()
+            store = DiskStore(tmp_path / "a", manifest, [].append)
             assert store.allow(chosen, 2 * manifest.record_bytes) == 2
             assert store.writable(np.arange(10)).nonzero()[0].tolist() == [2, 5]
+            assert store.allow(chosen[1:], 10**9) == 1  # another run with this store gets what it has
+            store.close()
+            store = DiskStore(tmp_path / "a", manifest, [].append)
             assert store.allow(chosen, 0) == 1  # what is there stays
         store.close()
     store = MemoryStore(manifest, torch.device("cpu"))

@@ -56,8 +56,8 @@ def memtok_step(scene: Scene) -> Run:
     """One step of memtok's own training loop on one task: forward, backward, clip, AdamW."""
     task = scene.task("task", scene.sizes.training_cells)
     engine = Engine(task, scene.plan, scene.accelerator, scene.device)
-    images, labels = scene.images, scene.labels
-    return counted(lambda number: engine.step(number, images, labels))
+    pixels, labels = scene.pixels, scene.labels
+    return counted(lambda number: engine.step(number, pixels, labels))
 
 
 def counted(step: Callable[[int], object]) -> Run:

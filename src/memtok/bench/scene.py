@@ -15,6 +15,7 @@ from torch import Tensor
 from memtok.backbone import Backbone, load_backbone
 from memtok.bench.sizes import TINY, Sizes
 from memtok.data import DataSource, from_dataset
+from memtok.data.transforms import Normaliser
 from memtok.errors import MemtokError
 from memtok.task import Task
 from memtok.training.device import accelerator_for, kept_gpu_state
@@ -90,11 +91,17 @@ class Scene:
         return make_vit(self.sizes, **self.changes)
 
     @cached_property
-    def images(self) -> Tensor:
-        """(batch, 3, height, width) noise of unit variance, in float32."""
+    def pixels(self) -> Tensor:
+        """(batch, 3, height, width) noise in uint8, as memtok's training loop gets it from its feed."""
         height, width = self.backbone.preprocessing.image_size
         generator = torch.Generator().manual_seed(self.sizes.seed)
-        return torch.randn(self.sizes.batch, 3, height, width, generator=generator).to(self.device)
+        shape = self.sizes.batch, 3, height, width
+        return torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(self.device)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The same normalised, (batch, 3, height, width) in float32."""
+        return Normaliser(self.backbone.preprocessing)(self.pixels)
 
     @cached_property
     def labels(self) -> Tensor:

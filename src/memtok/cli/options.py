@@ -25,6 +25,8 @@ DATA_NAMES = (
     "sun397",
 )
 SPLITS = ("official", "80-20")
+TRACE_PLACES = ("ram", "disk", "gpu")
+TRACE_OPTIONS = ("keep_traces", "trace_dir", "trace_limit", "views")  # of `add_trace_options`
 
 
 class Parser(ArgumentParser):
@@ -228,6 +230,16 @@ def add_data_options(parser: Parser, workers: bool = True) -> None:
     add_on_bad_image(parser)
     if workers:
         add(parser, "--workers", whole("--workers"), "N", "processes that read images; 0 reads in this one", 0)
+
+
+def add_trace_options(parser: Parser) -> None:
+    """`--keep-traces`, `--trace-dir`, `--trace-limit` and `--views`."""
+    kind = one_of("--keep-traces", TRACE_PLACES)
+    add(parser, "--keep-traces", kind, "WHERE", "ram, disk or gpu: run the trunk once per image, not once per epoch")
+    folder = "where they lie on disk (default: a folder per data set in ~/.cache/memtok)"
+    add(parser, "--trace-dir", None, "DIR", folder)
+    add(parser, "--trace-limit", positive("--trace-limit"), "GB", "room for them (default: half of what is free)")
+    add(parser, "--views", whole("--views", 1), "N", "ways each kept image is varied in, by turns (default: 4)")
 
 
 def add_split(parser: Parser, default: str) -> None:

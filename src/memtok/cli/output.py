@@ -97,6 +97,16 @@ def check_outputs(*paths: str | None, inputs: Iterable[str | None] = (), picture
             raise MemtokError(f"expected a folder that can be written for {path}, found {above}; choose another place")
 
 
+def check_trace_dir(folder: str | None, data: Iterable[str]) -> None:
+    """UsageError for a folder of traces among the pictures of one of the data sources: it would count as a class."""
+    for spec in data:
+        if folder is None or not spec.startswith("folder:"):
+            continue
+        pictures, place = real(spec.removeprefix("folder:")), real(folder)
+        if place == pictures or pictures in place.parents:
+            raise UsageError(f"expected --trace-dir outside the folder of images, found {folder} in it; name another")
+
+
 def real(path: str) -> Path:
     """Where an input lies, whatever it is called."""
     return Path(os.path.expanduser(path)).resolve()  # Path.expanduser raises for users that are not there

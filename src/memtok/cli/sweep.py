@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from memtok.cli.errors import UsageError, arguments, check_spec
 from memtok.cli.options import (
     DATA_NAMES,
+    TRACE_OPTIONS,
     Kind,
     Parser,
     add,
@@ -20,13 +21,14 @@ from memtok.cli.options import (
     add_list,
     add_split,
     add_switch,
+    add_trace_options,
     add_yes_no,
     one_of,
     positive,
     require,
     whole,
 )
-from memtok.cli.output import check_outputs, say, table, write_result
+from memtok.cli.output import check_outputs, check_trace_dir, say, table, write_result
 from memtok.sweeps.space import REGIMES, SEARCHES, Axis, Range
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ def configure(parser: Parser) -> None:
     add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
     add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
     add_data_options(parser, workers=False)
+    add_trace_options(parser)
     add_json(parser)
 
 
@@ -126,6 +129,7 @@ def run(options: Namespace) -> int:
     if len(set(options.data)) < len(options.data):
         raise UsageError(f"expected every --data once, found {', '.join(options.data)}; leave one out")
     check_places(options)
+    check_trace_dir(options.trace_dir, options.data)
     space, shared = check_settings(options)
     from memtok.cli.sources import open_backbone
     from memtok.sweeps import RichSweepListener, sweep
@@ -165,7 +169,16 @@ def check_settings(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     space: dict[str, Any] = {name: axis(options, name) for name in AXES if options[name] is not None}
     space |= {"search": options.search, "trials": options.trials}
     names: tuple[str, ...] = ("recipe", "steps", "epochs", "batch_size", "accumulate", "augment", "flip", "seed")
-    names += ("validation_images", "device", "precision", "workers", "on_bad_image", "data_dir", "split")
+    names += (
+        "validation_images",
+        "device",
+        "precision",
+        "workers",
+        "on_bad_image",
+        "data_dir",
+        "split",
+        *TRACE_OPTIONS,
+    )
     shared = {name: options[name] for name in names}
     from memtok.sweeps.proposals import import_optuna
     from memtok.sweeps.settings import SweepSettings, make_space

@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from memtok.cli.errors import UsageError, arguments, check_spec
 from memtok.cli.options import (
     DATA_NAMES,
+    TRACE_OPTIONS,
     Parser,
     add,
     add_backbone,
@@ -20,13 +21,14 @@ from memtok.cli.options import (
     add_list,
     add_split,
     add_switch,
+    add_trace_options,
     add_yes_no,
     one_of,
     positive,
     require,
     whole,
 )
-from memtok.cli.output import check_outputs, note, percent, real, say, size, table, write_result
+from memtok.cli.output import check_outputs, check_trace_dir, note, percent, say, size, table, write_result
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
@@ -49,7 +51,6 @@ WITH_MEMORY = ("memory", "memory-shared", "memory-propagated", "memory-additive"
 RECIPES = ("default", "paper", "reproduction")
 AUGMENTATIONS = ("inception", "crop", "none")
 TRACEABLE = ("memory", "head")
-TRACE_PLACES = ("ram", "disk", "gpu")
 
 
 def configure(parser: Parser) -> None:
@@ -86,13 +87,7 @@ def configure(parser: Parser) -> None:
     add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
     add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
     add_data_options(parser, workers=False)
-    places = one_of("--keep-traces", TRACE_PLACES)
-    add(parser, "--keep-traces", places, "WHERE", "ram, disk or gpu: run the trunk once per image, not once per epoch")
-    add(
-        parser, "--trace-dir", None, "DIR", "where they lie on disk (default: a folder per data set in ~/.cache/memtok)"
-    )
-    add(parser, "--trace-limit", positive("--trace-limit"), "GB", "room for them (default: half of what is free)")
-    add(parser, "--views", whole("--views", 1), "N", "ways each kept image is varied in, by turns (default: 4)")
+    add_trace_options(parser)
     add_switch(parser, "--resume", "go on with the run in FILE.run, if there is one")
     add_switch(parser, "--overwrite", "start anew where an unfinished run lies")
     add_json(parser)
@@ -108,7 +103,7 @@ def run(options: Namespace) -> int:
     check_outputs(options.out, inputs=[*inputs, *([] if own else [options.backbone])], pictures=[options.data])
     check_outputs(options.json, options.out, inputs=inputs, pictures=[options.data])
     check_outputs(options.json, inputs=[options.backbone])
-    check_trace_dir(options)
+    check_trace_dir(options.trace_dir, [options.data])
     check_regime(options)
     check_spec(options.data)
     from memtok.training import train
@@ -142,18 +137,6 @@ def check_regime(options: Namespace) -> None:
         )
 
 
-def check_trace_dir(options: Namespace) -> None:
-    """UsageError for a folder of traces among the pictures, where it would count as a class."""
-    if options.trace_dir is None or not (options.data or "").startswith("folder:"):
-        return
-    pictures = real(options.data.removeprefix("folder:"))
-    place = real(options.trace_dir)
-    if place == pictures or pictures in place.parents:
-        raise UsageError(
-            f"expected --trace-dir outside the folder of images, found {options.trace_dir} in it; name another"
-        )
-
-
 def check_settings(options: Namespace) -> dict[str, Any]:
     """The arguments of `memtok.train`, checked before anything is loaded."""
     from memtok.checks import check_name
@@ -178,10 +161,7 @@ def check_settings(options: Namespace) -> dict[str, Any]:
             "overwrite",
             "on_bad_image",
             "data_dir",
-            "keep_traces",
-            "trace_dir",
-            "trace_limit",
-            "views",
+            *TRACE_OPTIONS,
         )
     }
     settings["out"] = Path(options.out)

@@ -30,7 +30,7 @@ Key = tuple[int, int]
 """(epoch, index in the image set)."""
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""Images (B, 3, H, W), labels (B,) int64, indices in the image set (B,) int64."""
+"""Images (B, 3, H, W) as the transform gives them, labels (B,) int64, indices in the image set (B,) int64."""
 
 
 def batches(

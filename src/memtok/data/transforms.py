@@ -1,7 +1,9 @@
 """From a picture to what the model receives: size, crop, range and normalisation as the checkpoint was trained with.
 
-C, H, W: channels (3), height and width of the model's input. All transforms take a PIL image in RGB and return a
-float32 tensor (C, H, W): pixels / 255, less the mean, over the standard deviation. They can be pickled.
+C, H, W: channels (3), height and width of the model's input. Transforms take a PIL image in RGB and return a float32
+tensor (C, H, W): pixels / 255, less the mean, over the standard deviation. Each is made of two parts: what happens to
+the picture, which ends in uint8 pixels (C, H, W), and the `Normaliser`. memtok's own loops load pixels, a quarter of
+the bytes, and normalise whole batches where the model is; the numbers are the same. All of them can be pickled.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ INTERPOLATIONS = {
 
 
 @dataclass(frozen=True)
-class EvaluationTransform:
-    """The deterministic transform of evaluation; see `evaluation_transform`."""
+class EvaluationPixels:
+    """The deterministic part of evaluation: resize, centre crop."""
 
     preprocessing: Preprocessing
 
@@ -46,11 +48,11 @@ class EvaluationTransform:
         image = resize(image, settings.resize, settings.interpolation)
         if settings.crop:
             image = centre_crop(image, settings.image_size, low=settings.position_resize == "transformers")
-        return normalise(image, settings)
+        return pixels_of(image)
 
 
 @dataclass(frozen=True)
-class RandomCropTransform:
+class RandomCropPixels:
     """Resize to a little more than the input size, random crop, perhaps a random flip."""
 
     preprocessing: Preprocessing
@@ -68,7 +70,49 @@ class RandomCropTransform:
         image = transforms.RandomCrop((height, width))(image)
         if self.flip:
             image = transforms.RandomHorizontalFlip()(image)
-        return normalise(image, settings)
+        return pixels_of(image)
+
+
+@dataclass(frozen=True)
+class TimmPixels:
+    """A transform of timm's that ends in uint8 pixels."""
+
+    transform: Transform
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.transform(image).contiguous()
+
+
+class Normaliser:
+    """From pixels to the model's input: / 255, less the mean, over the standard deviation of each channel.
+
+    It works where the pixels are, on one image or on a batch; its constants are brought to a device once.
+    """
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        # 255 as a tensor: by a plain number a GPU does not divide, it multiplies with 1 / 255, which is another number.
+        self.constants = torch.tensor([(255.0,) * 3, preprocessing.mean, preprocessing.std])[:, :, None, None]
+        self.placed: dict[torch.device, Tensor] = {}
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """float32 (..., C, H, W) of uint8 pixels (..., C, H, W)."""
+        if pixels.dtype != torch.uint8:
+            raise MemtokError(f"expected pixels in uint8 to normalise, found {pixels.dtype}; give them as loaded")
+        if pixels.device not in self.placed:
+            self.placed[pixels.device] = self.constants.to(pixels.device)
+        scale, mean, std = self.placed[pixels.device]  # (C, 1, 1) each
+        return pixels.float().div_(scale).sub_(mean).div_(std)
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """What a transform to pixels gives, normalised."""
+
+    pixels: Transform
+    normalise: Normaliser
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.normalise(self.pixels(image))
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:
@@ -77,7 +121,12 @@ def evaluation_transform(preprocessing: Preprocessing) -> Transform:
     It equals the checkpoint's own: transformers' image processors (those on PIL) where the checkpoint came in
     transformers' layout, else timm's `create_transform(is_training=False)`.
     """
-    return EvaluationTransform(preprocessing)
+    return Normalised(evaluation_pixels(preprocessing), Normaliser(preprocessing))
+
+
+def evaluation_pixels(preprocessing: Preprocessing) -> Transform:
+    """The same without the last step: uint8 pixels (C, H, W), for a `Normaliser`."""
+    return EvaluationPixels(preprocessing)
 
 
 def training_transform(preprocessing: Preprocessing, augment: str = "inception", flip: bool = True) -> Transform:
@@ -87,10 +136,15 @@ def training_transform(preprocessing: Preprocessing, augment: str = "inception",
     (GoogLeNet, Szegedy et al. 2015; timm's); "crop", resize to 8/7 of the input size and a random crop; "none", what
     evaluation does, never mirrored. `flip`: mirror one picture in two. Raises MemtokError for another name.
     """
+    return Normalised(training_pixels(preprocessing, augment, flip), Normaliser(preprocessing))
+
+
+def training_pixels(preprocessing: Preprocessing, augment: str = "inception", flip: bool = True) -> Transform:
+    """The same without the last step: uint8 pixels (C, H, W), for a `Normaliser`."""
     if augment == "none":
-        return evaluation_transform(preprocessing)
+        return evaluation_pixels(preprocessing)
     if augment == "crop":
-        return RandomCropTransform(preprocessing, flip)
+        return RandomCropPixels(preprocessing, flip)
     if augment == "inception":
         transform: Transform = create_transform(
             input_size=(3, *preprocessing.image_size),
@@ -100,10 +154,9 @@ def training_transform(preprocessing: Preprocessing, augment: str = "inception",
             hflip=0.5 if flip else 0.0,
             color_jitter=None,
             interpolation=preprocessing.interpolation,
-            mean=preprocessing.mean,
-            std=preprocessing.std,
+            normalize=False,
         )
-        return transform
+        return TimmPixels(transform)
     raise MemtokError(f"expected augment to be one of {', '.join(AUGMENTATIONS)}, found {augment!r}; choose one")
 
 
@@ -130,9 +183,6 @@ def centre_crop(image: Image.Image, size: tuple[int, int], *, low: bool) -> Imag
     return image.crop((left, top, left + width, top + height))
 
 
-def normalise(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
-    """A PIL image in RGB as a normalised float32 tensor (C, H, W)."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255  # (C, H, W), [0, 1]
-    mean = torch.tensor(preprocessing.mean)[:, None, None]
-    std = torch.tensor(preprocessing.std)[:, None, None]
-    return ((pixels - mean) / std).contiguous()
+def pixels_of(image: Image.Image) -> Tensor:
+    """A PIL image in RGB as uint8 pixels (C, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -153,10 +153,10 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def find_limit(device: torch.device, gigabytes_given: float | None) -> int:
-    """Bytes that may be used: as given, else a share of what is free."""
+def find_limit(device: torch.device, gigabytes_given: float | None, reserved: int = 0) -> int:
+    """Bytes that may be used: as given, else a share of what is free beside `reserved` bytes."""
     if gigabytes_given is None:
-        return int(SHARE * free_memory(device))
+        return int(SHARE * max(0, free_memory(device) - reserved))
     value: Any = gigabytes_given
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value <= 0:

@@ -145,6 +145,9 @@ class _Steps(Progress):
         self.listener, self.configurations, self.begin = listener, configurations, start
         self.before = listener.done
 
+    def message(self, text: str) -> None:
+        self.listener.message(text)
+
     def start(self, info: RunInfo) -> None:
         self.step(info.start_step)
 

@@ -27,7 +27,9 @@ from memtok.sweeps.settings import SweepSettings, make_space
 from memtok.sweeps.space import Axis, Configuration
 from memtok.sweeps.stages import Job, Stages
 from memtok.sweeps.trials import Trial, ranked, winner_of
+from memtok.traces import OpenStores
 from memtok.training.device import moved
+from memtok.training.feed import traces_in_memory
 from memtok.training.settings import Settings, default_workers, make_plan
 
 Data = str | DataSource
@@ -66,7 +68,8 @@ def sweep(
     out: the folder for all that is written; the same call goes on where it stopped. keep_all: keep every task file.
     name: of the written task, by default that of the data. progress: True for a bar, or a SweepListener.
     shared: arguments of `train_together` and `open_data` that all share; their `seed` is that of order, augmentation
-        and search, which cannot differ inside a pass.
+        and search, which cannot differ inside a pass. With keep_traces the trunk runs once per image and view for the
+        whole sweep; trace_dir has a folder for each of several data sets.
 
     The winner has the highest top-1 on the validation part; of equal ones the lowest loss, then the fewest trained
     parameters, then the first in the space. Raises MemtokError for bad arguments, before anything is written.
@@ -127,7 +130,7 @@ class Sweep:
             check_fixed(settings.out / "sweep.json", settings.fixed(backbone.fingerprint, (height, width)), "sweep")
             found = []
             for job in jobs:
-                with locked(job.folder):
+                with locked(job.folder), job.stores:
                     found.append(self.run_data(job))
         result = SweepResult(tuple(found), settings.out)
         result.save()
@@ -152,7 +155,10 @@ class Sweep:
         settings = self.settings
         training = settings.training()
         training["validation_images"] = training.get("validation_images") or len(source.validation)
-        plan = make_plan(Settings(**training), "memory", source)
+        if training.get("trace_dir") is not None and len(self.data) > 1:
+            training["trace_dir"] = Path(training["trace_dir"]) / slug(spec)
+        wanted = Settings(**training)
+        plan = make_plan(wanted, "memory", source)
         sizes = Sizes.of(
             self.backbone,
             images=-(-plan.batch_size // plan.accumulate),
@@ -160,7 +166,7 @@ class Sweep:
             optimizer=plan.optimizer,
             precision=plan.precision,
         )
-        limit = find_limit(device, settings.memory_limit)
+        limit = find_limit(device, settings.memory_limit, traces_in_memory(self.backbone, plan, wanted, device))
         return Job(
             backbone=self.backbone,
             source=source,
@@ -172,6 +178,7 @@ class Sweep:
             budget=Budget(sizes, self.backbone, limit, settings.together),
             eta=settings.halving,
             listener=self.listener,
+            stores=OpenStores(),
         )
 
     def run_data(self, job: Job) -> DataResult:

@@ -66,8 +66,16 @@ class SweepSettings:
             from memtok.sweeps.proposals import import_optuna
 
             import_optuna()
+        self.check_trace_dir()
         if self.out.exists() and not self.out.is_dir():
             raise MemtokError(f"expected a folder for the sweep, found the file {self.out}; choose another --out")
+
+    def check_trace_dir(self) -> None:
+        """MemtokError for a folder of traces among the records of the sweep, where its files would count as records."""
+        given, records = self.shared.get("trace_dir"), (self.out / "runs").resolve()
+        place = None if given is None else Path(given).resolve()
+        if place is not None and records in (place, *place.parents):
+            raise MemtokError(f"expected trace_dir outside {self.out / 'runs'}, found {given}; name another folder")
 
     def opening(self) -> dict[str, Any]:
         """The arguments of `open_data`."""
@@ -82,10 +90,12 @@ class SweepSettings:
 
         A grid may grow, and a search may get more trials; but not with early stopping, which compares with all.
         """
-        from memtok.training.settings import Settings
+        from memtok.training.settings import VIEWS, Settings
 
         settings = asdict(Settings(**self.shared))
         found: dict[str, Any] = {name: settings[name] for name in FIXED}
+        if settings["keep_traces"] is not None:  # where they are kept may change, not what is trained on
+            found["views"] = settings["views"] or (1 if settings["augment"] == "none" else VIEWS)
         found |= {"backbone": fingerprint, "image_size": list(image_size), "halving": self.halving}
         space = self.space.to_dict()
         found["search"] = space.pop("search")

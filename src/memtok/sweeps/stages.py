@@ -28,6 +28,7 @@ from memtok.sweeps.progress import SweepListener, cost
 from memtok.sweeps.space import Configuration
 from memtok.sweeps.trials import Trial, ranked, read_trial, write_trial
 from memtok.task import Task, tensor_shapes
+from memtok.traces import OpenStores
 from memtok.training.result import TrainResult
 from memtok.training.settings import Plan
 from memtok.training.state import Validation, read_header
@@ -40,7 +41,8 @@ class Job:
     """What the configurations of one data set share.
 
     spec: the data as they were named. plan: every number of a run but those of its configuration. shared: arguments of
-    `train_together`. eta: of successive halving, None for none. name: of the tasks that are written.
+    `train_together`. eta: of successive halving, None for none. name: of the tasks that are written. stores: of kept
+    traces, which the first pass fills for all.
     """
 
     backbone: Backbone
@@ -53,6 +55,7 @@ class Job:
     budget: Budget
     eta: int | None
     listener: SweepListener
+    stores: OpenStores
 
 
 class Stages:
@@ -207,6 +210,7 @@ class Stages:
             state=self.passes / f"{until}-{key}.safetensors",
             until=until,
             begun=begun,
+            stores=job.stores,
             progress=job.listener.training(group, start, until),
             **job.shared,
         )

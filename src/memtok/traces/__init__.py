@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from memtok.traces.disk import DiskStore
 from memtok.traces.manifest import Manifest, describe
+from memtok.traces.opened import OpenStores
 from memtok.traces.reader import KeptBatch, TraceReader
 from memtok.traces.sizes import default_limit, shown_bytes
 from memtok.traces.store import MemoryStore, Store
@@ -17,6 +18,7 @@ __all__ = [
     "KeptBatch",
     "Manifest",
     "MemoryStore",
+    "OpenStores",
     "Store",
     "TraceReader",
     "default_limit",

@@ -23,7 +23,7 @@ from memtok.errors import MemtokError
 from memtok.files import write_json
 from memtok.preprocessing import Preprocessing
 
-FORMAT = 1
+FORMAT = 2  # since pixels are hashed before they are normalised
 MANIFEST = "manifest.json"
 SHARD_BYTES = 1 << 30  # of a file with traces, at most (one record at least)
 ALIGNMENT = 64  # bytes; records begin at multiples of it
@@ -106,9 +106,10 @@ def describe(
     views: int,
     autocast: str | None,
 ) -> Manifest:
-    """The manifest of traces of `images`. transform: what they go through; autocast: "bf16" if the trunk runs in it.
+    """The manifest of traces of `images`.
 
-    With augment "none" nothing is drawn, and `flip`, `seed` and `views` do not count.
+    transform: to the pixels that they become. autocast: "bf16" if the trunk runs in it. With
+    augment "none" nothing is drawn, and `flip`, `seed` and `views` do not count.
     """
     varied = augment != "none"
     layers, tokens, dim = trace_shape(backbone)

@@ -20,7 +20,7 @@ from memtok.backbone import INPUTS, Backbone
 from memtok.data.loader import BatchPlan, Key, Samples, load, steps_per_epoch
 from memtok.data.sources import ImageSet
 from memtok.data.splits import Indices
-from memtok.data.transforms import Transform
+from memtok.data.transforms import Normaliser, Transform
 from memtok.errors import MemtokError
 from memtok.trace import Trace
 from memtok.traces.manifest import spread
@@ -64,8 +64,8 @@ KeptBatches = Iterator[tuple[KeptBatch, Tensor, Tensor]]
 class TraceReader:
     """The traces of an image set, out of a store that it fills as it goes.
 
-    transform: as the manifest says. autocast: the context that the trunk runs in. part: images that it runs on at once.
-    indices: which images are asked for, all by default; batches then hold no others.
+    transform: to uint8 pixels, as the manifest says. autocast: the context that the trunk runs in. part: images that it
+    runs on at once. indices: which images are asked for, all by default; batches then hold no others.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class TraceReader:
         self.backbone, self.images, self.store, self.notify = backbone, images, store, notify
         self.autocast, self.part = autocast, part
         self.views = store.manifest.views
+        self.normalise = Normaliser(backbone.preprocessing)
         self.samples = Samples(images, transform, store.manifest.seed or 0)
         self.indices = np.arange(len(images)) if indices is None else indices
         self.device = backbone.device
         self.rooms: dict[int, tuple[Tensor, Tensor]] = {}
-        self.told_beyond = self.told_trouble = False
 
     def check_content(self) -> None:
         """MemtokError if an image is no longer what its trace was made from; looks at a few, spread over all."""
@@ -242,17 +242,18 @@ class TraceReader:
         return beyond
 
     def traced(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs of attention (L, b, N, D) and features (b, D) of images (b, 3, H, W), where batches are put together.
+        """Inputs of attention (L, b, N, D) and features (b, D) of pixels (b, 3, H, W), where batches are put together.
 
         inputs are in the precision of the trunk, features in float32.
         """
+        images = self.normalise(pixels.to(self.device, non_blocking=True))
         with self.autocast():
-            trace = self.backbone.trace(pixels.to(self.device, non_blocking=True), keep=INPUTS, outputs=True)
+            trace = self.backbone.trace(images, keep=INPUTS, outputs=True)
         assert trace.features is not None
         return torch.stack(trace.inputs).to(self.store.memory), trace.features.float().to(self.store.memory)
 
     def decoded(self, keys: Sequence[Key], images: dict[Key, Tensor] | None = None) -> Tensor:
-        """The transformed images (b, 3, H, W) of these keys: those that are at hand, and others read here."""
+        """The pixels (b, 3, H, W) of these keys: those that are at hand, and others read here."""
         at_hand = dict(images or {})
         absent = [key for key in keys if key not in at_hand]
         if absent:
@@ -264,14 +265,15 @@ class TraceReader:
 
     def report(self, beyond: int) -> None:
         """Says once that images are beyond half precision, and once that nothing can be written any more."""
-        if beyond and not self.told_beyond:
-            self.told_beyond = True
+        told = self.store.told
+        if beyond and "beyond" not in told:
+            told.add("beyond")
             self.notify(
                 "kept traces: some images are beyond the range of half precision; they are computed at every step"
             )
         trouble = self.store.trouble
-        if trouble and not self.told_trouble:
-            self.told_trouble = True
+        if trouble and "trouble" not in told:
+            told.add("trouble")
             self.notify(
                 f"kept traces: no more can be written ({trouble}); {self.store.kept:,} of "
                 f"{self.store.manifest.records:,} are kept, the others are computed at every step"
@@ -290,5 +292,5 @@ class Fetched:
 
 
 def pixel_hash(pixels: Tensor) -> bytes:
-    """8 bytes for a transformed image (3, H, W)."""
+    """8 bytes for the pixels (3, H, W) of a transformed image."""
     return hashlib.blake2b(pixels.contiguous().numpy().tobytes(), digest_size=8).digest()

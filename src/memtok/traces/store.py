@@ -34,6 +34,7 @@ class Store(ABC):
     Attributes:
         place: "ram", "gpu" or "disk". allowed: (records,) which may be written. reused: how many were there at first.
         memory: where a batch is put together before it is used: "cpu", or the GPU that holds the records.
+        allotted: whether `allow` was called. told: what its user was told already.
     """
 
     place: str
@@ -44,6 +45,8 @@ class Store(ABC):
         self.manifest = manifest
         self.allowed: Flags = np.zeros(manifest.records, dtype=bool)
         self.reused = 0
+        self.allotted = False
+        self.told: set[str] = set()
         self.trouble: str | None = None
 
     @abstractmethod
@@ -81,13 +84,20 @@ class Store(ABC):
     def allow(self, rows: Rows, limit: int) -> int:
         """Lets the first of these records be written until the store has `limit` bytes; returns how many are kept then.
 
-        Records that are kept already count, whichever they are, and may be written anew if they turn out damaged.
+        Records that are kept already count, whichever they are, and may be written anew if they turn out damaged. Only
+        the first call does this; later ones, of other runs with the same store, count what it came to for their rows.
         """
+        if not self.allotted:
+            self.allot(rows, limit)
+            self.allotted = True
+        return int(self.allowed[rows].sum())
+
+    def allot(self, rows: Rows, limit: int) -> None:
+        """Sets `allowed`, as `allow` says."""
         there = self.kept_flags()
         room = max(0, limit // self.manifest.record_bytes - int(there.sum()))
         self.allowed = there.copy()
         self.allowed[rows[~there[rows]][:room]] = True
-        return int(self.allowed[rows].sum())
 
     def writable(self, rows: Rows) -> Flags:
         """Which of the records may be written."""
@@ -114,10 +124,11 @@ class MemoryStore(Store):
         self.state = np.zeros(manifest.records, dtype=np.uint8)
         self.hashes = np.zeros(manifest.records, dtype="V8")
 
-    def allow(self, rows: Rows, limit: int) -> int:
-        """Takes the memory for these records, once; MemtokError if it is not there."""
+    def allot(self, rows: Rows, limit: int) -> None:
+        """Takes the memory for these records; MemtokError if it is not there."""
         manifest = self.manifest
-        count = super().allow(rows, limit)
+        super().allot(rows, limit)
+        count = int(self.allowed.sum())
         self.slots = np.cumsum(self.allowed) - 1  # where the record lies
         shape = (count, manifest.layers, manifest.tokens, manifest.dim)
         try:
@@ -129,7 +140,6 @@ class MemoryStore(Store):
                 f"expected {size} of memory on {self.memory} for traces, found less; lower the limit of the traces, or "
                 "keep them on disk"
             ) from error
-        return count
 
     def usable(self, rows: Rows) -> Flags:
         found: Flags = self.state[rows] == KEPT

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memtok.data.transforms import Normaliser
 from memtok.metrics import ranks
 from memtok.traces import KeptBatch
 from memtok.training.device import add_up, add_up_gradients, own_rows
@@ -30,6 +31,7 @@ class Engine:
     def __init__(self, trainable: Trainable, plan: Plan, accelerator: Accelerator, device: torch.device) -> None:
         self.trainable, self.plan, self.accelerator, self.device = trainable, plan, accelerator, device
         self.forward = forward_of(trainable)
+        self.normalise = Normaliser(trainable.preprocessing)
         self.parameters = list(trainable.parameters())
         self.optimizer = make_optimizer(trainable, plan)
 
@@ -40,7 +42,7 @@ class Engine:
     def step(self, number: int, batch: Tensor | KeptBatch, labels: Tensor) -> Tensor:
         """Step `number`, from 0, on a batch and its labels (B,); returns (2,): loss and gradient norm.
 
-        batch: images (B, 3, H, W) or their kept traces. The result stays on the device, nothing waits for it. The norm
+        batch: pixels (B, 3, H, W) uint8 or kept traces. The result stays on the device, nothing waits for it. The norm
         is that before clipping.
         """
         self.begin(number)
@@ -69,7 +71,7 @@ class Engine:
         return torch.stack([loss, norm.detach().to(loss)])
 
     def parts(self, batch: Tensor | KeptBatch, labels: Tensor) -> Iterator[tuple[Tensor | KeptBatch, Tensor, float]]:
-        """This process's rows of a batch in `accumulate` parts on the device, with their weight."""
+        """This process's rows of a batch in `accumulate` parts on the device, normalised, with their weight."""
         weight = 1.0
         if isinstance(batch, Tensor):  # traces are kept by one process only
             batch, labels = own_rows(self.accelerator, batch), own_rows(self.accelerator, labels)
@@ -78,7 +80,12 @@ class Engine:
         count = min(self.plan.accumulate, len(labels))
         cut: Sequence[Tensor | KeptBatch] = batch.tensor_split(count)
         for part, answers in zip(cut, labels.tensor_split(count), strict=True):
-            yield part.to(self.device, non_blocking=True), answers.to(self.device, non_blocking=True), weight
+            yield self.placed(part), answers.to(self.device, non_blocking=True), weight
+
+    def placed(self, part: Tensor | KeptBatch) -> Tensor | KeptBatch:
+        """Kept traces, or normalised images (b, 3, H, W) float32 from pixels, on the device."""
+        moved = part.to(self.device, non_blocking=True)
+        return self.normalise(moved) if isinstance(moved, Tensor) else moved
 
     @torch.no_grad()
     def validate(self, step: int, feed: Feed) -> Validation:
@@ -95,12 +102,12 @@ class Engine:
         return found(step, total, self.plan.validation_images)
 
     def shares(self, batches: Batches) -> Iterator[tuple[Tensor | KeptBatch, Tensor]]:
-        """This process's rows of batches and labels on the device; batches without such a row are left out."""
+        """This process's rows of batches, normalised, and labels on the device; batches without any are left out."""
         for batch, labels, _ in batches:
             own = own_rows(self.accelerator, labels)
             part: Tensor | KeptBatch = own_rows(self.accelerator, batch) if isinstance(batch, Tensor) else batch
             if len(own):
-                yield part.to(self.device, non_blocking=True), own.to(self.device)
+                yield self.placed(part), own.to(self.device)
 
     def seed(self, number: int) -> None:
         """Seeds torch's generators for step `number`."""

@@ -16,31 +16,33 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from memtok.data import DataSource, ImageSet, batches, evaluation_transform, training_transform
+from memtok.backbone import Backbone
+from memtok.data import DataSource, ImageSet, batches
 from memtok.data.splits import Indices
-from memtok.data.transforms import Transform
+from memtok.data.transforms import Transform, evaluation_pixels, training_pixels
 from memtok.errors import MemtokError
 from memtok.task import Task
-from memtok.traces import DiskStore, KeptBatch, Manifest, MemoryStore, Store, TraceReader, describe
+from memtok.traces import KeptBatch, Manifest, OpenStores, Store, TraceReader, describe
+from memtok.traces.manifest import record_bytes, trace_shape
 from memtok.traces.sizes import default_limit, default_trace_dir, shown_bytes, taken_bytes
 from memtok.training.progress import Progress
 from memtok.training.regimes import Trainable
 from memtok.training.settings import Plan, Settings, default_workers
 
 Batches = Iterator[tuple[Tensor | KeptBatch, Tensor, Tensor]]
-"""Images (B, 3, H, W) or their traces, labels (B,) int64, indices in the image set (B,) int64."""
+"""Pixels (B, 3, H, W) uint8 or traces of images, labels (B,) int64, indices in the image set (B,) int64."""
 
 GIGABYTE = 1e9
 VALIDATION_SHARE = 0.5  # of the room for traces, at most; they are read at every validation
 
 
 class Feed:
-    """Batches of decoded images."""
+    """Batches of decoded images, as pixels that are not normalised yet."""
 
     def __init__(self, trainable: Trainable, data: DataSource, plan: Plan, workers: int) -> None:
         self.data, self.plan, self.workers = data, plan, workers
-        self.training_transform = training_transform(trainable.preprocessing, plan.augment, plan.flip)
-        self.evaluation_transform = evaluation_transform(trainable.preprocessing)
+        self.training_pixels = training_pixels(trainable.preprocessing, plan.augment, plan.flip)
+        self.evaluation_pixels = evaluation_pixels(trainable.preprocessing)
         # The same images each time, classes in proportion.
         self.validated: Indices = data.validation.chosen(plan.validation_images, seed=0)
 
@@ -53,7 +55,7 @@ class Feed:
         """The batches of the steps from `start_step` on, to the end of the run or up to `end_step`."""
         return batches(
             self.data.train,
-            self.training_transform,
+            self.training_pixels,
             batch_size=self.plan.batch_size,
             seed=self.plan.seed,
             shuffle=True,
@@ -65,7 +67,7 @@ class Feed:
     def validation(self) -> Batches:
         """All images of a validation, without augmentation."""
         images = self.data.validation.select(self.validated)
-        return batches(images, self.evaluation_transform, batch_size=self.validation_size, workers=self.workers)
+        return batches(images, self.evaluation_pixels, batch_size=self.validation_size, workers=self.workers)
 
     def record(self) -> dict[str, Any]:
         """What the record of the run says of the feed."""
@@ -87,29 +89,32 @@ class KeptFeed(Feed):
         settings: Settings,
         accelerator: Accelerator,
         progress: Progress,
+        stores: OpenStores | None = None,
     ) -> None:
         super().__init__(trainable, data, plan, workers)
         self.trainable, self.settings, self.accelerator, self.progress = trainable, settings, accelerator, progress
         self.device = trainable.backbone.device
         assert plan.views is not None
         manifests = (
-            self.manifest(data.train, self.training_transform, plan.augment, plan.views),
-            self.manifest(data.validation, self.evaluation_transform, "none", 1),
+            self.manifest(data.train, self.training_pixels, plan.augment, plan.views),
+            self.manifest(data.validation, self.evaluation_pixels, "none", 1),
         )
-        # A run shorter than its views does not come to the last of them.
-        seen = min(manifests[0].views, math.ceil(plan.steps / plan.steps_per_epoch))
-        rows = np.arange(seen * manifests[0].images), self.validated
+        rows = np.arange(views_seen(plan) * manifests[0].images), self.validated
         with ExitStack() as stack:
             self.folders = self.folders_of(*manifests)
-            stores = [self.open(*pair) for pair in zip(self.folders, manifests, strict=True)]
-            for store in stores:
-                stack.callback(store.close)
-            self.share_out(stores, rows)
+            opened = stack.enter_context(OpenStores()) if stores is None else stores
+            place = str(settings.keep_traces)
+            found = [
+                opened.open(place, folder, manifest, self.device, progress.message)
+                for folder, manifest in zip(self.folders, manifests, strict=True)
+            ]
+            self.reused = [store.kept for store in found]
+            self.share_out(found, rows)
             self.train, self.held_out = (
                 self.reader(store, images, transform, indices)
                 for store, images, transform, indices in (
-                    (stores[0], data.train, self.training_transform, None),
-                    (stores[1], data.validation, self.evaluation_transform, self.validated),
+                    (found[0], data.train, self.training_pixels, None),
+                    (found[1], data.validation, self.evaluation_pixels, self.validated),
                 )
             )
             for reader in (self.train, self.held_out):
@@ -137,14 +142,10 @@ class KeptFeed(Feed):
             return [cache / f"train-{train.digest}", cache / f"validation-{validation.digest}"]
         return [Path(given), Path(given) / f"validation-{validation.digest}"]
 
-    def open(self, folder: Path, manifest: Manifest) -> Store:
-        """The store of one part."""
-        if self.settings.keep_traces == "disk":
-            return DiskStore(folder, manifest, self.progress.message)
-        return MemoryStore(manifest, self.device if self.settings.keep_traces == "gpu" else torch.device("cpu"))
-
     def share_out(self, stores: Sequence[Store], rows: Sequence[Indices]) -> None:
-        """Divides the room, the validation images first, and says what will be kept where."""
+        """Divides the room, the validation images first, and says what will be kept where, if that is not done yet."""
+        if all(store.allotted for store in stores):
+            return  # by an earlier run with the same stores
         place, given = str(self.settings.keep_traces), self.settings.trace_limit
         taken = sum(map(taken_bytes, self.folders)) if place == "disk" else 0
         limit = default_limit(place, self.folders[0], self.device, taken) if given is None else int(given * GIGABYTE)
@@ -162,8 +163,8 @@ class KeptFeed(Feed):
                 f"that is room for {train:,} of {len(rows[0]):,} traces and {held_out:,} of {len(rows[1]):,} of the "
                 "validation; the others are computed at every step"
             )
-        if stores[0].reused or stores[1].reused:
-            lines.append(f"{stores[0].reused:,} traces and {stores[1].reused:,} of the validation are there already")
+        if any(self.reused):
+            lines.append(f"{self.reused[0]:,} traces and {self.reused[1]:,} of the validation are there already")
         for line in lines:
             self.progress.message(line)
 
@@ -201,10 +202,10 @@ class KeptFeed(Feed):
                 "views": train.manifest.views,
                 "records": train.kept,
                 "bytes": train.bytes,
-                "reused": train.reused,
+                "reused": self.reused[0],
                 "validation_records": held_out.kept,
                 "validation_bytes": held_out.bytes,
-                "validation_reused": held_out.reused,
+                "validation_reused": self.reused[1],
             }
         }
 
@@ -220,8 +221,12 @@ def make_feed(
     accelerator: Accelerator,
     device: torch.device,
     progress: Progress,
+    stores: OpenStores | None = None,
 ) -> Feed:
-    """What a run of these tasks, which are on `device`, is fed with. MemtokError if it cannot be."""
+    """What a run of these tasks, which are on `device`, is fed with. MemtokError if it cannot be.
+
+    stores: where kept traces are looked for first, and stay open; by default they are closed with the feed.
+    """
     workers = default_workers(device) if settings.workers is None else settings.workers
     first = trainables[0]
     if settings.keep_traces is None:
@@ -235,7 +240,28 @@ def make_feed(
         )
     if settings.keep_traces == "gpu" and device.type == "cpu":
         raise MemtokError("expected a GPU to keep traces on, found training on the CPU; keep them in ram or on disk")
-    return KeptFeed(first, data, plan, workers, settings, accelerator, progress)
+    return KeptFeed(first, data, plan, workers, settings, accelerator, progress, stores)
+
+
+def views_seen(plan: Plan) -> int:
+    """How many views of an image a run comes to: one shorter than its views does not come to the last of them."""
+    return min(plan.views or 1, math.ceil(plan.steps / plan.steps_per_epoch))
+
+
+def traces_in_memory(backbone: Backbone, plan: Plan, settings: Settings, device: torch.device) -> int:
+    """Bytes that the kept traces of such a run take of the memory of `device`, on which it trains; at most.
+
+    That is the store, where it lies there, and two batches: one in use, one being read.
+    """
+    if settings.keep_traces is None:
+        return 0
+    size = record_bytes(*trace_shape(backbone))
+    room = 2 * plan.batch_size * size
+    if (settings.keep_traces, device.type) in (("ram", "cpu"), ("gpu", "cuda")):
+        given = settings.trace_limit
+        limit = default_limit(settings.keep_traces, None, device) if given is None else int(given * GIGABYTE)
+        room += min(limit, (views_seen(plan) * plan.train_images + plan.validation_images) * size)
+    return room
 
 
 def check_traceable(trainables: Sequence[Trainable]) -> None:

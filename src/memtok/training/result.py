@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,12 @@ def make_record(
 
 def versions() -> dict[str, str]:
     """Versions of what the result depends on."""
+    return dict(read_versions())
+
+
+@cache
+def read_versions() -> dict[str, str]:
+    """`versions`, read once: a sweep makes a record for each of its configurations."""
     found = {"python": platform.python_version()}
     for package in ("memtok", "torch", "timm", "torchvision", "accelerate"):
         try:

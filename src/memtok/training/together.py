@@ -24,7 +24,7 @@ from memtok.data import DataSource
 from memtok.errors import MemtokError
 from memtok.model import MemoryViT
 from memtok.task import Task, topological
-from memtok.traces import KeptBatch
+from memtok.traces import KeptBatch, OpenStores
 from memtok.training.device import accelerator_for, add_up, kept_gpu_state, moved, same_start
 from memtok.training.engine import Engine, found, share_of_loss, tallied
 from memtok.training.feed import Feed, make_feed
@@ -49,6 +49,7 @@ def train_together(
     state: str | Path | None = None,
     until: int | None = None,
     begun: SavedRun | None = None,
+    stores: OpenStores | None = None,
     progress: bool | Progress = False,
     **shared: Any,
 ) -> list[TrainResult]:
@@ -61,6 +62,7 @@ def train_together(
     the last step, and keep their last state.
     until: stop after that many steps of the run, as if it went on: rates are those of the whole run. begun: the state
     of these tasks from which to go on, where `state` has none, such as `read_run(path).pick(...)` of a run until there.
+    stores: stores of kept traces that stay open for later runs, `memtok.traces.OpenStores`; who made them closes them.
 
     Tasks that extend the same task are computed as one family: one that diverges takes its family with it.
     A task that diverged has `diverged_at` set in its result, an accuracy of 0, and its initial values.
@@ -95,7 +97,8 @@ def train_together(
         stack.enter_context(moved(modules_of(tasks), place))
         stack.enter_context(kept_gpu_state(place))
         path = None if state is None else Path(state)
-        feed = stack.enter_context(closing(make_feed(tasks, source, common, settings, accelerator, place, listener)))
+        feed = make_feed(tasks, source, common, settings, accelerator, place, listener, stores)
+        stack.enter_context(closing(feed))
         together = Together(tasks, source, plans, accelerator, place, listener, path, feed, begun)
         return together.run(until)
 

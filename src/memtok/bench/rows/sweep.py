@@ -26,11 +26,11 @@ def together(scene: Scene, tasks: int) -> Run:
     configurations = scene.tasks(tasks, scene.sizes.training_cells)
     feed = Feed(configurations[0], scene.data, scene.plan, workers=0)
     run = Together(configurations, scene.data, plans, scene.accelerator, scene.device, Progress(), None, feed)
-    images, labels = scene.images, scene.labels
+    pixels, labels = scene.pixels, scene.labels
 
     def step(number: int) -> object:
         run.step = number
-        return run.train_step(images, labels)
+        return run.train_step(pixels, labels)
 
     return counted(step)
 
