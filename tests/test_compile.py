@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Iterator
 
 import pytest
@@ -85,3 +86,11 @@ def test_copies_of_a_compiled_model_answer_alike() -> None:
     model = compiled_model(CompileCounter())
     images = tiny_images(2)
     assert torch.equal(copy.deepcopy(model)(images)["a"], model(images)["a"])
+
+
+@torch.no_grad()
+def test_a_compiled_model_is_pickled_without_its_code() -> None:
+    model = compiled_model(CompileCounter())
+    images = tiny_images(2)
+    expected = model(images)["a"]
+    assert torch.equal(pickle.loads(pickle.dumps(model))(images)["a"], expected)

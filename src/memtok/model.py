@@ -272,6 +272,10 @@ class MemoryViT(nn.Module):
         model._compiled = self._compiled
         return model
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickled model goes without compiled code, as every module does."""
+        return {**super().__getstate__(), "_compiled": None}  # type: ignore[no-untyped-call]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy of everything, the backbone too; tasks of the copy belong to it and extend each other."""
         copy.deepcopy(self.backbone, memo)
