@@ -50,6 +50,18 @@ def test_a_swapped_task_compiles_nothing() -> None:
 
 
 @torch.no_grad()
+def test_all_layers_and_all_sizes_of_batches_share_their_code() -> None:
+    """One piece for the trunk and one for the streams, then one each for batches of any size from 2 on."""
+    counter = CompileCounter()
+    model = compiled_model(counter)
+    found = []
+    for count in (4, 3, 2):  # a last batch is smaller
+        model(tiny_images(count))
+        found.append(counter.frame_count)
+    assert found == [2, 4, 4]
+
+
+@torch.no_grad()
 def test_the_base_is_compiled_without_the_tasks() -> None:
     counter = CompileCounter()
     model = compiled_model(counter)

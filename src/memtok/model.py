@@ -91,6 +91,9 @@ class MemoryViT(nn.Module):
         Models made from this one (add, remove, select, concat) share the compiled code: a task swapped for another of
         the same shape, whatever it is called, compiles nothing. The base output stays bitwise what a compiled model
         without tasks answers, for the trunk is compiled by itself. Use this instead of `torch.compile(model)`.
+
+        The first batch of another size compiles once more, for all sizes from 2 on. Torch keeps 8 versions of a layer
+        in a process (`torch._dynamo.config.recompile_limit`), for all models together; what is beyond runs uncompiled.
         """
         self._compiled = Compiled(
             torch.compile(run_layer, *args, **kwargs), torch.compile(stream_layer, *args, **kwargs)

@@ -199,7 +199,9 @@ class Walk:
     ) -> None:
         self.backbone, self.shapes, self.masks, self.rows, self.values = backbone, shapes, masks, rows, values
         self.attention, self.run = attention, run
-        self.x = values.start.expand(batch, -1, -1)  # (B, T, D)
+        start = values.start.expand(batch, -1, -1)
+        # Compiled code is made for one layout of memory: the first layer's would not serve the others.
+        self.x = start if run is stream_layer else start.contiguous()  # (B, T, D)
         self.looks: list[list[Tensor]] = []  # by layer and bucket
 
     def step(self, layer: int, kept: Kept) -> None:
