@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Iterator
 
 import pytest
@@ -49,6 +50,18 @@ def test_a_swapped_task_compiles_nothing() -> None:
 
 
 @torch.no_grad()
+def test_all_layers_and_all_sizes_of_batches_share_their_code() -> None:
+    """One piece for the trunk and one for the streams, then one each for batches of any size from 2 on."""
+    counter = CompileCounter()
+    model = compiled_model(counter)
+    found = []
+    for count in (4, 3, 2):  # a last batch is smaller
+        model(tiny_images(count))
+        found.append(counter.frame_count)
+    assert found == [2, 4, 4]
+
+
+@torch.no_grad()
 def test_the_base_is_compiled_without_the_tasks() -> None:
     counter = CompileCounter()
     model = compiled_model(counter)
@@ -85,3 +98,11 @@ def test_copies_of_a_compiled_model_answer_alike() -> None:
     model = compiled_model(CompileCounter())
     images = tiny_images(2)
     assert torch.equal(copy.deepcopy(model)(images)["a"], model(images)["a"])
+
+
+@torch.no_grad()
+def test_a_compiled_model_is_pickled_without_its_code() -> None:
+    model = compiled_model(CompileCounter())
+    images = tiny_images(2)
+    expected = model(images)["a"]
+    assert torch.equal(pickle.loads(pickle.dumps(model))(images)["a"], expected)

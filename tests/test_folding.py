@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -102,12 +104,34 @@ def new_data(model: memtok.MemoryViT) -> None:
         task.memory.data = task.memory.detach() * factor
 
 
+def placement(model: memtok.MemoryViT) -> None:
+    model.tasks[0].placement = "after-norm"
+
+
+def fused_optimizer(model: memtok.MemoryViT) -> None:
+    optimizer = torch.optim.AdamW(model.tasks[0].parameters(), lr=0.05, fused=True)
+    memtok.MemoryViT(model.backbone, model.tasks)(tiny_images(2), base=False)["a"].sum().backward()
+    optimizer.step()  # torch does not count what it writes
+
+
 def adapters(model: memtok.MemoryViT) -> None:
     with torch.no_grad():
         model.tasks[0].adapters["qkv_up"].add_(0.5)
 
 
-@pytest.mark.parametrize("change", [optimizer_step, in_place, loaded_state, new_parameter, new_data, adapters])
+CHANGES = [
+    optimizer_step,
+    fused_optimizer,
+    in_place,
+    loaded_state,
+    new_parameter,
+    new_data,
+    placement,
+    adapters,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_noticed(change: Callable[[memtok.MemoryViT], None]) -> None:
     model = model_of(adapter_rank=1)
     before = answers(model)
@@ -161,3 +185,60 @@ def test_copies_and_pickles_leave_the_folded_values_behind(folded: Counter) -> N
     assert copied.streams.folding.kept is None
     assert pickle.loads(pickle.dumps(model.streams)).folding.kept is None
     check(copied)
+
+
+def test_several_threads_answer_with_one_model_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two precisions, so that each finds the other's values."""
+    model = model_of()
+    expected = answers(model)
+    meet = threading.Barrier(2, timeout=20)
+    compute = TaskStreams.values
+
+    def slow(streams: TaskStreams, *arguments: Any) -> Any:
+        meet.wait()  # both are at it
+        values = compute(streams, *arguments)
+        meet.wait()
+        return values
+
+    monkeypatch.setattr(TaskStreams, "values", slow)
+    found: dict[str, Any] = {}
+
+    def work(precision: str) -> None:
+        try:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                found[precision] = answers(model)
+        except Exception as error:  # shown by the assertion
+            meet.abort()
+            found[precision] = error
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            model.streams.folding.forget()  # type: ignore[union-attr]
+            threads = [threading.Thread(target=work, args=(precision,)) for precision in ("float32", "bf16")]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert not [one for one in found.values() if isinstance(one, Exception)]
+            for one, other in zip(found["float32"], expected, strict=True):
+                assert torch.equal(one, other)
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_backbone_loaded_in_inference_mode_serves() -> None:
+    with torch.inference_mode():
+        backbone = tiny_backbone()
+    model = memtok.MemoryViT(backbone, [tiny_task(backbone, memory=2)])
+    answers(model)
+    check(model)
+
+
+def test_a_moved_model_holds_no_folded_values() -> None:
+    model = model_of()
+    answers(model)
+    model.to(torch.float64)
+    assert model.streams is not None
+    assert model.streams.folding.kept is None

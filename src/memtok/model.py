@@ -91,6 +91,9 @@ class MemoryViT(nn.Module):
         Models made from this one (add, remove, select, concat) share the compiled code: a task swapped for another of
         the same shape, whatever it is called, compiles nothing. The base output stays bitwise what a compiled model
         without tasks answers, for the trunk is compiled by itself. Use this instead of `torch.compile(model)`.
+
+        The first batch of another size compiles once more, for all sizes from 2 on. Torch keeps 8 versions of a layer
+        in a process (`torch._dynamo.config.recompile_limit`), for all models together; what is beyond runs uncompiled.
         """
         self._compiled = Compiled(
             torch.compile(run_layer, *args, **kwargs), torch.compile(stream_layer, *args, **kwargs)
@@ -271,6 +274,10 @@ class MemoryViT(nn.Module):
         model._answered = tuple(positions[name] for name in answered)
         model._compiled = self._compiled
         return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickled model goes without compiled code, as every module does."""
+        return {**super().__getstate__(), "_compiled": None}  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy of everything, the backbone too; tasks of the copy belong to it and extend each other."""

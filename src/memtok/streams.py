@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -93,12 +93,20 @@ class TaskStreams(nn.Module):
         run: Callable[..., tuple[Tensor, list[Tensor]]] | None = None,
     ) -> Walk:
         """A walk of all class tokens beside a trunk pass over `batch` images. run: a compiled `stream_layer`."""
-        values = self.folding.values(self.read_tensors(tasks), backbone, lambda: self.values(backbone, tasks))
+        placements = tuple(tasks[position].placement for position in self.layout.order)
+        values = self.folding.values(
+            self.read_tensors(tasks), placements, backbone, lambda: self.values(backbone, tasks)
+        )
         device = values.start.device  # models share backbone and tasks, which another model may have moved
         found = [getattr(self, f"mask_{number}") for number in range(len(self.shapes))]
         masks = [None if mask is None else mask.to(device) for mask in found]
         rows = [self.get_buffer(f"rows_{number}").to(device) for number in range(len(self.groups))]
         return Walk(backbone, self.shapes, masks, rows, values, batch, attention, run or stream_layer)
+
+    def _apply(self, *arguments: Any, **options: Any) -> Self:
+        """Moves the model: what was folded before would only take room where it came from."""
+        self.folding.forget()
+        return super()._apply(*arguments, **options)  # type: ignore[no-any-return, no-untyped-call]
 
     def split(self, tokens: Tensor) -> dict[int, Tensor]:
         """The class tokens (B, T, D) of all tasks as (B, queries, D) for each task that has some, by position."""
@@ -191,7 +199,9 @@ class Walk:
     ) -> None:
         self.backbone, self.shapes, self.masks, self.rows, self.values = backbone, shapes, masks, rows, values
         self.attention, self.run = attention, run
-        self.x = values.start.expand(batch, -1, -1)  # (B, T, D)
+        start = values.start.expand(batch, -1, -1)
+        # Compiled code is made for one layout of memory: the first layer's would not serve the others.
+        self.x = start if run is stream_layer else start.contiguous()  # (B, T, D)
         self.looks: list[list[Tensor]] = []  # by layer and bucket
 
     def step(self, layer: int, kept: Kept) -> None:
