@@ -34,23 +34,23 @@ def names(result: Any) -> list[str]:
 
 def test_a_search_goes_on_where_it_was_killed(quick: Quick, tmp_path: Path) -> None:
     counted = Counted()
-    straight = quick(**SEARCH, trials=8, progress=counted, out=tmp_path / "straight")
-    assert [count for count, _, _ in counted.passes] == [2, 2, 2, 2]  # a fourth of the trials each
-    assert len(straight.data[0].trials) == 8
+    straight = quick(**SEARCH, trials=4, progress=counted, out=tmp_path / "straight")
+    assert [count for count, _, _ in counted.passes] == [1, 1, 1, 1]  # a fourth of the trials each
+    assert len(straight.data[0].trials) == 4
     assert straight.winner is not None
     best = max(trial.last.top1 for trial in straight.data[0].trials if trial.last)
     assert straight.winner.last is not None
     assert straight.winner.last.top1 == best
     with pytest.raises(KeyboardInterrupt):
-        quick(**SEARCH, trials=8, progress=Stop(3, 4))
+        quick(**SEARCH, trials=4, progress=Stop(3, 4))
     counted = Counted()
-    resumed = quick(**SEARCH, trials=8, progress=counted)
-    assert [count for count, _, _ in counted.passes] == [2, 2]
+    resumed = quick(**SEARCH, trials=4, progress=counted)
+    assert [count for count, _, _ in counted.passes] == [1, 1]
     assert names(resumed) == names(straight)  # what it would have proposed
     assert winner_name(resumed) == winner_name(straight)
-    more = quick(**SEARCH, trials=10)
-    assert names(more)[:8] == names(straight)
-    assert len(names(more)) == 10
+    more = quick(**SEARCH, trials=5)
+    assert names(more)[:4] == names(straight)
+    assert len(names(more)) == 5
 
 
 def test_the_study_knows_what_was_found(quick: Quick, tmp_path: Path) -> None:
