@@ -50,6 +50,7 @@ def test_a_swapped_task_compiles_nothing() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_all_layers_and_all_sizes_of_batches_share_their_code() -> None:
     """One piece for the trunk and one for the streams, then one each for batches of any size from 2 on."""
     counter = CompileCounter()
