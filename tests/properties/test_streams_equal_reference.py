@@ -99,9 +99,10 @@ def test_streams_equal_reference(kind, graph, seed, batch, shuffle, double) -> N
 @settings(max_examples=25, deadline=None, print_blob=True)
 @given(graph=task_graphs(), seed=st.integers(0, 10_000), data=st.data())
 def test_selecting_and_removing_change_no_answer(graph, seed, data) -> None:  # type: ignore[no-untyped-def]
-    backbone = backbone_of("plain")
+    # In double precision, where what is not rounding shows: other tasks beside it may change the order of a sum.
+    backbone = memtok.load_backbone(backbone_of("plain").vit, dtype=torch.float64)
     tasks = build(backbone, graph, seed)
-    images = tiny_images(2, seed)
+    images = tiny_images(2, seed).double()
     with torch.no_grad():
         model = memtok.MemoryViT(backbone, tasks)
         full = model(images)
@@ -109,12 +110,12 @@ def test_selecting_and_removing_change_no_answer(graph, seed, data) -> None:  # 
         selected = model.select(names)(images)
         assert selected.names == tuple(names)
         for name in names:
-            torch.testing.assert_close(selected[name], full[name], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(selected[name], full[name], atol=1e-6, rtol=0)
         leaves = [task.name for task in tasks if not any(task in other.extends for other in tasks)]
         left = model.remove(data.draw(st.sampled_from(leaves)))
         answers = left(images)
         for name in left.names:
-            torch.testing.assert_close(answers[name], full[name], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(answers[name], full[name], atol=1e-6, rtol=0)
 
 
 @settings(max_examples=25, deadline=None, print_blob=True)
