@@ -134,7 +134,13 @@ def test_an_interrupted_training_goes_on(original: Path, tmp_path: Path) -> None
     words += ["--steps", "100000", "--out", str(out)]
     environment = {**os.environ, "MEMTOK_DATA": str(tmp_path / "data")}
     with subprocess.Popen(
-        [*MEMTOK, *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        [*MEMTOK, *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # A shell that runs the tests in the background lets them ignore this signal, and so would their processes.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         metrics = out.with_suffix(".run") / "metrics.jsonl"
         deadline = time.monotonic() + 100
