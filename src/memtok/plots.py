@@ -56,6 +56,23 @@ RC: Any = {  # matplotlib's own type lists every key
     "lines.linewidth": 1.8,
 }
 
+# Pictures in PNG have colours of their own, for they cannot follow the page that shows them.
+PNG_INK, PNG_MUTED, PNG_LINE, PNG_PAPER = "#1a1d21", "#5b626b", "#d5d9de", "#ffffff"
+PNG_RC: Any = RC | {
+    "text.color": PNG_INK,
+    "axes.edgecolor": PNG_LINE,
+    "axes.labelcolor": PNG_MUTED,
+    "axes.titlecolor": PNG_INK,
+    "grid.color": PNG_LINE,
+    "xtick.color": PNG_LINE,
+    "ytick.color": PNG_LINE,
+    "xtick.labelcolor": PNG_MUTED,
+    "ytick.labelcolor": PNG_MUTED,
+    "legend.labelcolor": PNG_INK,
+    "figure.facecolor": PNG_PAPER,
+    "axes.facecolor": PNG_PAPER,
+}
+
 Curve = tuple[Sequence[float], Sequence[float]]
 """Steps and values."""
 

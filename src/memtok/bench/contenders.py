@@ -156,9 +156,9 @@ TRUNK = Contender(label="trunk", make=trunk)
 ALL: dict[str, Contender] = {"trunk": TRUNK, **STEPS}
 
 
-def memtok_serving(scene: Scene, tasks: int) -> Run:
-    """All tasks in one pass of `MemoryViT`, the base output included."""
-    model = MemoryViT(scene.backbone, scene.tasks(tasks, scene.sizes.serving_cells))
+def memtok_serving(scene: Scene, tasks: int, cells: int | None = None) -> Run:
+    """All tasks in one pass of `MemoryViT`, the base output included. cells: per task, else those of serving."""
+    model = MemoryViT(scene.backbone, scene.tasks(tasks, scene.sizes.serving_cells if cells is None else cells))
     images = scene.images
 
     def run() -> object:

@@ -20,12 +20,15 @@ from matplotlib.lines import Line2D
 
 from memtok.errors import MemtokError
 from memtok.files import atomic_write
-from memtok.plots import RC
+from memtok.plots import PNG_INK as INK
+from memtok.plots import PNG_LINE as LINE
+from memtok.plots import PNG_MUTED as MUTED
+from memtok.plots import PNG_PAPER as PAPER
+from memtok.plots import PNG_RC
 from memtok.reproduce.columns import find_column
 from memtok.reproduce.published import BACKBONE
 from memtok.reproduce.table import Cell, Row, Table, column_label
 
-INK, MUTED, LINE, PAPER = "#1a1d21", "#5b626b", "#d5d9de", "#ffffff"
 MASKED, UNMASKED, OTHER = "#2767b0", "#c2571a", "#2f7d4f"
 MASKED_ALONE, UNMASKED_ALONE = "#a9c4e2", "#e6bfa6"  # paler: before they come together
 # Regime -> colour; full and head share nothing with the others.
@@ -40,20 +43,7 @@ COLORS = {
 }
 GROUPS = {MASKED: "with mask", UNMASKED: "without mask", OTHER: "memory that walks through the layers"}
 PUBLISHED = {"paper": ("D", "paper"), "reproduction": ("s", "public reproduction")}
-STYLE: Any = RC | {
-    "text.color": INK,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "grid.color": LINE,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": INK,
-    "legend.labelcolor": INK,
-    "figure.facecolor": PAPER,
-    "axes.facecolor": PAPER,
-}
+STYLE: Any = PNG_RC | {"ytick.labelcolor": INK}
 DPI = 160
 
 

@@ -52,7 +52,7 @@ class Sizes:
         height, width = backbone.preprocessing.image_size
         return cls(
             layers=backbone.depth,
-            tokens=int(vit.patch_embed.num_patches + vit.num_prefix_tokens),
+            tokens=backbone.tokens,
             dim=backbone.dim,
             inner=int(block.attn.attn_dim),
             hidden=sum(linear.out_features for linear in linears[:-1]),

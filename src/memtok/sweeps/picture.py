@@ -21,30 +21,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from memtok.files import atomic_write
-from memtok.plots import RC
+from memtok.plots import PNG_INK as INK
+from memtok.plots import PNG_MUTED as MUTED
+from memtok.plots import PNG_PAPER as PAPER
+from memtok.plots import PNG_RC
 from memtok.sweeps.space import FIELDS, OF_TOKENS
 from memtok.sweeps.trials import Trial
 
 if TYPE_CHECKING:
     from memtok.sweeps.result import DataResult, SweepResult
 
-INK, MUTED, LINE, PAPER = "#1a1d21", "#5b626b", "#d5d9de", "#ffffff"
 HEAD = "#c2571a"  # a head has no cells, and so no place on the scale
 SCALE = "viridis_r"  # few cells are light, many are dark
-STYLE: Any = RC | {
-    "text.color": INK,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "grid.color": LINE,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "legend.labelcolor": INK,
-    "figure.facecolor": PAPER,
-    "axes.facecolor": PAPER,
-}
+STYLE: Any = PNG_RC
 DPI = 160
 MOST_PANELS = 12  # of a data set; more cannot be read
 WORDS = {

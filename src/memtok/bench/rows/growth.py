@@ -11,15 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from memtok.bench import contenders
 from memtok.bench.lines import RowResult, Table
 from memtok.bench.rows.sweep import together
 from memtok.bench.scene import Scene
 from memtok.bench.sizes import TINY, Sizes
-from memtok.bench.timing import Run, Timing, race
-from memtok.model import MemoryViT
+from memtok.bench.timing import Timing, race
 
 POINTS: dict[str, dict[str, tuple[int, ...]]] = {
     "few": {
@@ -104,20 +101,8 @@ def point_at(sizes: Sizes, axis: str, value: int) -> Point:
     with Scene(sizes, **({"depth": value} if axis == "depth" else {})) as here:
         runs = {
             "trunk": contenders.trunk(here),
-            "inference": serving(here, tasks),
+            "inference": contenders.memtok_serving(here, tasks, sizes.training_cells),  # as many cells as are trained
             "training": together(here, tasks),
         }
         timings = race(runs, rounds=sizes.rounds, synchronize=here.synchronize)
     return Point(axis, value, timings["trunk"], timings["inference"], timings["training"])
-
-
-def serving(scene: Scene, tasks: int) -> Run:
-    """One pass with the base output, on tasks of as many cells as are trained."""
-    model = MemoryViT(scene.backbone, scene.tasks(tasks, scene.sizes.training_cells))
-    images = scene.images
-
-    def run() -> object:
-        with torch.inference_mode():
-            return model(images).logits
-
-    return run
