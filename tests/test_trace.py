@@ -172,3 +172,21 @@ def test_bf16_stays_within_three_percent_of_float32(keep: str, how: str) -> None
     for task in tasks:
         difference = (found[task.name].float() - expected[task.name]).abs().max()
         assert difference <= 0.03 * expected[task.name].abs().max(), f"{task.name}: {difference}"
+
+
+@pytest.mark.parametrize("keep", [KEYS_AND_VALUES, INPUTS])
+@pytest.mark.parametrize("made_under_autocast", [True, False])
+def test_a_trace_answers_in_another_precision_than_it_was_made_in(keep: str, made_under_autocast: bool) -> None:
+    backbone = tiny_backbone()
+    tasks = several(backbone)
+    images = tiny_images(4)
+    model = memtok.MemoryViT(backbone, tasks)
+    with torch.no_grad():
+        expected = memtok.reference_outputs(backbone, tasks, images)
+        with torch.autocast("cpu", torch.bfloat16, enabled=made_under_autocast):
+            trace = backbone.trace(images, keep=keep)
+        with torch.autocast("cpu", torch.bfloat16, enabled=not made_under_autocast):
+            found = model.answer(trace)
+    for task in tasks:
+        difference = (found[task.name].float() - expected[task.name]).abs().max()
+        assert difference <= 0.03 * expected[task.name].abs().max(), f"{task.name}: {difference}"

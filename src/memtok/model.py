@@ -18,7 +18,7 @@ from memtok.preprocessing import Preprocessing
 from memtok.reference import variant_outputs
 from memtok.streams import TaskStreams, Walk, stream_layer
 from memtok.task import Task, topological
-from memtok.trace import Kept, Trace, absorbing_cost, trunk_cost
+from memtok.trace import Kept, Trace, absorbing_cost, matched, trunk_cost
 
 # Of the trunk's arithmetic: what a step may spend on absorbed projections to halve the memory of its trace.
 INPUTS_SHARE = 0.02
@@ -125,7 +125,8 @@ class MemoryViT(nn.Module):
     def answer(self, trace: Trace, *, base: bool = True, attention: bool = False) -> Outputs:
         """Outputs of all answered tasks from one pass of the trunk; see `forward`.
 
-        One trace serves many models of the same backbone, if it was made by one that has all their tasks.
+        One trace serves many models of the same backbone, if it was made by one that has all their tasks. It may have
+        been made in another precision, under autocast or without.
         """
         tasks = self.tasks
         if tasks and not tasks[0].composable:
@@ -142,7 +143,7 @@ class MemoryViT(nn.Module):
             )
         walk = self._begin(len(layers[0][0]), attention)
         for index, kept in enumerate(layers):
-            walk.step(index, kept)
+            walk.step(index, matched(kept, self.backbone.dtype))
         return self._collect(trace, walk, base)
 
     def _run_trunk(

@@ -113,6 +113,19 @@ class Trace:
             self.values.append(kept[1].contiguous())
 
 
+def matched(kept: Kept, precision: torch.dtype) -> Kept:
+    """What was kept of a layer in the precision of queries that come in `precision`, or in what autocast makes of it.
+
+    Inputs stay as they are: `read_layer` widens them.
+    """
+    if len(kept) == 1:
+        return kept
+    kind = kept[0].device.type
+    if torch.is_autocast_enabled(kind):
+        precision = torch.get_autocast_dtype(kind)
+    return kept[0].to(precision), kept[1].to(precision)
+
+
 def read_layer(attention: Any, kept: Kept, queries: int) -> TrunkLayer:
     """What was kept of a layer, as `queries` class tokens read it; `attention` is the layer's timm module."""
     if len(kept) == 2:
