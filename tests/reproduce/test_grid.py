@@ -376,3 +376,71 @@ def test_grid_json_holds_what_must_agree(backbone: Backbone, two_digits: DataSou
 def test_scores_are_shares() -> None:
     with pytest.raises(memtok.MemtokError):
         RecordedScore(top1=1.2, images=3)
+
+
+def count_images(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The images of every pass of the trunk that is made from now on."""
+    passes: list[int] = []
+    trace = Backbone.trace
+
+    def counting(self: Backbone, images: Any, **options: Any) -> Any:
+        passes.append(len(images))
+        return trace(self, images, **options)
+
+    monkeypatch.setattr(Backbone, "trace", counting)
+    return passes
+
+
+@pytest.mark.parametrize("place", ["ram", "disk"])
+def test_kept_traces_run_the_trunk_once_per_image_for_all_groups_and_seeds(
+    place: str, backbone: Backbone, two_digits: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "traces" if place == "disk" else None
+    kept = {"keep_traces": place, "trace_dir": folder, "together": 1, "seeds": (0, 1), "steps": 18}
+    asked = settings(tmp_path / "kept", **kept)
+    monkeypatch.setattr(Grid, "test_missing", lambda *_: None)  # tests run the trunk too
+    monkeypatch.setattr(Grid, "settle", lambda *_: None)
+    passes = count_images(monkeypatch)
+    Grid(asked, backbone).run()
+    count = len(two_digits.train) + len(two_digits.validation)
+    assert len(two_digits.train) < 18 * 16  # every image is seen by every run
+    assert sum(passes) == count
+    passes.clear()
+    Grid(replace(asked, out=tmp_path / "again"), backbone).run()
+    assert sum(passes) == (0 if place == "disk" else count)
+    if place == "disk":
+        assert [path.name for path in (tmp_path / "traces" / "digits").iterdir()] == ["all-seeds"]
+
+
+def test_kept_traces_choose_and_test_as_live_runs_do(
+    backbone: Backbone, two_digits: DataSource, tmp_path: Path
+) -> None:
+    live = by_run(Grid(settings(tmp_path / "live", learning_rates=(0.05,)), backbone).run())
+    kept = by_run(Grid(settings(tmp_path / "kept", learning_rates=(0.05,), keep_traces="ram"), backbone).run())
+    for key, record in live.items():
+        assert record.test is not None
+        assert kept[key].validation.top1 == pytest.approx(record.validation.top1, abs=0.02), key
+        assert kept[key].test.top1 == pytest.approx(record.test.top1, abs=0.02), key  # type: ignore[union-attr]
+
+
+def test_every_seed_has_views_of_its_own_where_images_are_varied(
+    backbone: Backbone, two_digits: DataSource, tmp_path: Path
+) -> None:
+    kept = {"augment": "crop", "keep_traces": "disk", "trace_dir": tmp_path / "traces", "views": 2, "seeds": (0, 1)}
+    columns = ("memory-1", "class-unmasked")  # the second runs the trunk itself
+    Grid(settings(tmp_path / "out", columns=columns, learning_rates=(0.05,), **kept), backbone).run()
+    assert sorted(path.name for path in (tmp_path / "traces" / "digits").iterdir()) == ["seed-0", "seed-1"]
+
+
+def test_settings_of_kept_traces_are_checked(backbone: Backbone, two_digits: DataSource, tmp_path: Path) -> None:
+    for changes, words in (
+        ({"columns": ("full", "class-unmasked"), "keep_traces": "ram"}, "a column that composes"),
+        ({"keep_traces": "disk", "trace_dir": tmp_path / "runs" / "traces"}, "trace_dir outside"),
+        ({"views": 2}, "found no keep_traces"),
+        ({"keep_traces": "nowhere"}, "keep_traces"),
+    ):
+        with pytest.raises(memtok.MemtokError, match=words):
+            settings(tmp_path, **changes)
+    Grid(settings(tmp_path, columns=("head",)), backbone).run()
+    with pytest.raises(memtok.MemtokError, match="kept_traces null, found"):
+        Grid(settings(tmp_path, columns=("head",), keep_traces="ram"), backbone).run()

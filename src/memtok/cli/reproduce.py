@@ -18,6 +18,7 @@ from memtok.cli.options import (
     add_list,
     add_split,
     add_switch,
+    add_trace_options,
     add_yes_no,
     one_of,
     positive,
@@ -25,7 +26,7 @@ from memtok.cli.options import (
     text,
     whole,
 )
-from memtok.cli.output import check_outputs, note, percent, say, table, write_result
+from memtok.cli.output import check_outputs, check_trace_dir, note, percent, say, table, write_result
 
 if TYPE_CHECKING:
     from memtok.presets import Preset
@@ -96,6 +97,7 @@ def configure(parser: Parser) -> None:
     add(parser, "--device", one_of("--device", ("auto", "cpu", "cuda")), "NAME", "auto, cpu or cuda", "auto")
     add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
     add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
+    add_trace_options(parser)
     add_data_options(parser, workers=False)
     add_switch(parser, "--keep-models", "keep the fully fine-tuned models too, not only the task files")
     add(parser, "--out", None, "DIR", "the folder for all that is written; the same command goes on where it stopped")
@@ -116,6 +118,7 @@ def run(options: Namespace) -> int:
         raise UsageError(f"expected no {wrong[0]} for {options.experiment}, found one; {advice}")
     require(options, "--out")
     check_places(options)
+    check_trace_dir(options.trace_dir, options.data or ())
     preset = apply_preset(options)
     with arguments():
         plans = settings_of(options)
@@ -204,15 +207,25 @@ def settings_of(options: Namespace) -> list[GridSettings]:
             "on_bad_image",
             "together",
             "keep_models",
+            "keep_traces",
+            "trace_limit",
+            "views",
         )
     }
     for name in ("data", "columns", "seeds", "learning_rates", "full_learning_rates"):
         if options[name] is not None:
             shared[name] = tuple(options[name])
     shared = {"data": PAPER_DATA, "seeds": (0, 1, 2), **shared, "recipe": options.recipe or "paper"}
-    out = Path(options.out)
+    out, traces = Path(options.out), None if options.trace_dir is None else Path(options.trace_dir)
+    if not several:
+        return [GridSettings(backbone=backbones[0], out=out, trace_dir=traces, **shared)]
     return [
-        GridSettings(backbone=backbone, out=out / slug(backbone) if several else out, **shared)
+        GridSettings(
+            backbone=backbone,
+            out=out / slug(backbone),
+            trace_dir=None if traces is None else traces / slug(backbone),
+            **shared,
+        )
         for backbone in backbones
     ]
 

@@ -38,6 +38,7 @@ from memtok.reproduce.records import Score as RecordedScore
 from memtok.reproduce.runs import Listener, Run, cost
 from memtok.reproduce.settings import GridSettings
 from memtok.task import Task, topological
+from memtok.traces import OpenStores
 from memtok.training import TrainResult, create, train, train_together
 from memtok.training.regimes import FULL, Trainable, count_parameters
 from memtok.training.result import versions
@@ -67,6 +68,7 @@ class Grid:
         self.folder = folder or settings.out
         self.extends = extends
         self.sources: dict[str, DataSource] = {}
+        self.stores = OpenStores()
 
     def run(self) -> list[RunRecord]:
         """Does all that is missing, data set after data set; returns all records of the folder."""
@@ -76,7 +78,7 @@ class Grid:
             self.source(data)  # what cannot be opened is found before the first run
         self.listener.left(self.left())
         for data in self.settings.data:
-            with locked(self.runs(data)):
+            with locked(self.runs(data)), self.stores:
                 self.run_data(data)
         return self.records()
 
@@ -157,6 +159,8 @@ class Grid:
         for column, rate in rates.items():
             self.listener.chosen(data, column, rate)
         for seed in others:
+            if self.varied(data):  # its views are others: room for them
+                self.stores.close()
             self.train_missing(data, [Run(column, rate, seed) for column, rate in rates.items()])
         for seed in self.settings.seeds:
             self.test_missing(data, [Run(column, rate, seed) for column, rate in rates.items()])
@@ -247,7 +251,9 @@ class Grid:
             seed=seed,
             state=state,
             progress=self.listener.training(),
+            stores=self.stores,
             **self.training(data),
+            **self.traces(data, runs[0]),
         )
         for run, result in zip(runs, results, strict=True):
             result.task.name = run.column.name
@@ -309,6 +315,19 @@ class Grid:
         """The arguments of `train` that all runs on a data set share. Every column validates on the same images."""
         images = self.settings.validation_images or len(self.source(data).validation)
         return self.settings.training() | {"validation_images": images}
+
+    def traces(self, data: str, run: Run) -> dict[str, Any]:
+        """Where the traces of a data set lie."""
+        found = self.settings.traces()
+        if found["trace_dir"] is not None:
+            own = f"seed-{run.seed}" if self.varied(data) else "all-seeds"
+            found["trace_dir"] = Path(found["trace_dir"]) / slug(data) / own
+        return found
+
+    def varied(self, data: str) -> bool:
+        """Whether images are varied in training; then every seed varies them in its own way."""
+        column = self.columns[0]
+        return self.plan(data, column, self.settings.rates(column)[0]).augment != "none"
 
     def keep(self, data: str, run: Run, result: TrainResult | None, *, together: int, model: Trainable) -> None:
         """Writes what a run trained and then its record. Without a result, or with a diverged one, accuracy is 0."""

@@ -22,7 +22,8 @@ class GridSettings:
     learning_rates, full_learning_rates: those to choose among, by default three around the recipe's; the second of
     regime `full`. validation_images, test_images: how many are looked at, stratified; None means all. together: how
     many configurations train over one pass of the trunk at most. keep_models: keep trained models of regime `full` as
-    well. The others are arguments of `memtok.train`.
+    well. keep_traces, trace_limit, views: as in `memtok.train`, for the columns that compose. trace_dir: holds a
+    folder for each data set, and for each seed where images are varied. The others are arguments of `memtok.train`.
     """
 
     backbone: str
@@ -50,6 +51,10 @@ class GridSettings:
     on_bad_image: str = "fail"
     together: int = 24
     keep_models: bool = False
+    keep_traces: str | None = None
+    trace_dir: Path | None = None
+    trace_limit: float | None = None
+    views: int | None = None
 
     def __post_init__(self) -> None:
         from memtok.data.datasets import check_spec
@@ -65,7 +70,8 @@ class GridSettings:
         for name in ("validation_images", "test_images", "together"):
             check_whole(name, getattr(self, name), least=1)
         for seed in self.seeds:
-            Settings(**self.training(), seed=seed)
+            Settings(**self.training(), **self.traces(), seed=seed)
+        self.check_traces()
         for rates in (self.learning_rates, self.full_learning_rates):
             if rates is not None and (not rates or len({f"{rate:g}" for rate in rates}) != len(rates)):
                 raise MemtokError(
@@ -73,6 +79,24 @@ class GridSettings:
                 )
             for rate in rates or ():
                 Settings(learning_rate=rate)
+
+    def check_traces(self) -> None:
+        """MemtokError for traces that no column reads, or that would lie among the records."""
+        if self.keep_traces is not None and not any(column.composable for column in find_columns(self.columns)):
+            raise MemtokError(
+                f"expected a column that composes to keep traces for, found {', '.join(self.columns)}; leave "
+                "keep_traces out, or add head or memory-N"
+            )
+        records = (self.out / "runs").resolve()
+        place = None if self.trace_dir is None else Path(self.trace_dir).resolve()
+        if place is not None and records in (place, *place.parents):
+            raise MemtokError(
+                f"expected trace_dir outside {self.out / 'runs'}, found {self.trace_dir}; name another folder"
+            )
+
+    def traces(self) -> dict[str, Any]:
+        """The arguments of `train_together` that say where traces are kept."""
+        return {name: getattr(self, name) for name in ("keep_traces", "trace_dir", "trace_limit", "views")}
 
     def training(self) -> dict[str, Any]:
         """The arguments of `train` that all runs share."""
@@ -84,11 +108,14 @@ class GridSettings:
         """What must be the same whenever the grid in `out` goes on, as JSON-able values."""
         names: tuple[str, ...] = ("recipe", "steps", "epochs", "batch_size", "accumulate", "split", "augment", "flip")
         names += ("validation_images", "test_images", "precision")
+        # Where traces are kept may change, not whether: what is trained on is rounded.
+        kept = {} if self.keep_traces is None else {"kept_traces": {"views": self.views}}
         return {
             "backbone": fingerprint,
             "image_size": list(image_size),
             "first_seed": self.seeds[0],
             **{name: getattr(self, name) for name in names},
+            **kept,
         }
 
     def rates(self, column: Column) -> tuple[float, ...]:
