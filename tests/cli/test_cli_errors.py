@@ -55,6 +55,10 @@ WRONG_ARGUMENTS = {
         (*TRAIN, "--keep-traces", "disk", "--trace-dir", "photos/traces"),
         "expected --trace-dir outside the folder of images, found photos/traces in it",
     ),
+    "the run among the pictures": (
+        (*TRAIN, "--out", "photos/new.safetensors"),
+        "expected --out outside the folder of images, found photos/new.run in it",
+    ),
     "traces on a GPU that is not there": (
         (*TRAIN, "--keep-traces", "gpu", "--device", "cpu"),
         "expected a GPU to keep traces on, found the CPU",

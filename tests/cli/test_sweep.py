@@ -107,6 +107,8 @@ def test_all_diverge(run: Run) -> None:
         (("--keep-traces", "gpu"), "expected a GPU to keep traces on"),
         (("--views", "2"), "expected views where traces are kept"),
         (("--keep-traces", "disk", "--trace-dir", "photos/x"), "expected --trace-dir outside the folder of images"),
+        (("--out", "photos"), "expected --out outside the folder of images, found photos in it"),
+        (("--out", "photos/deep/out"), "expected --out outside the folder of images"),
         (("--keep-traces", "disk", "--trace-dir", "out/runs/x"), "expected trace_dir outside out/runs"),
     ],
 )
@@ -116,6 +118,18 @@ def test_wrong_arguments(run: Run, words: tuple[str, ...], message: str) -> None
     assert found.code == 2, found.err
     assert message in found.error
     assert not Path("out").exists()
+
+
+def test_images_that_cannot_be_read_are_named_and_counted(workspace: Path, run: Run) -> None:
+    bad = workspace / "photos" / "class 1" / "bad.png"
+    bad.write_bytes(b"no picture")
+    found = run("sweep", *QUICK, "--learning-rates", "0.01", "--on-bad-image", "skip", "--out", "out")
+    assert found.code == 0, found.err
+    assert f"memtok: note: not readable, left out: {bad.relative_to(workspace)}" in found.err
+    said = "folder:photos: 1 image could not be read and was left out"
+    assert said in found.out
+    assert said in Path("out/result.md").read_text()
+    assert json.loads(Path("out/result.json").read_text())["data"][0]["skipped_images"] == 1
 
 
 def test_work_that_cannot_be_done(run: Run) -> None:

@@ -28,7 +28,7 @@ from memtok.cli.options import (
     require,
     whole,
 )
-from memtok.cli.output import check_outputs, check_trace_dir, say, table, write_result
+from memtok.cli.output import check_apart, check_outputs, note, say, table, write_result
 from memtok.sweeps.space import REGIMES, SEARCHES, Axis, Range
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def run(options: Namespace) -> int:
     if len(set(options.data)) < len(options.data):
         raise UsageError(f"expected every --data once, found {', '.join(options.data)}; leave one out")
     check_places(options)
-    check_trace_dir(options.trace_dir, options.data)
+    check_apart(options.data, out=options.out, trace_dir=options.trace_dir)
     space, shared = check_settings(options)
     from memtok.cli.sources import open_backbone
     from memtok.sweeps import RichSweepListener, sweep
@@ -222,6 +222,9 @@ def show(result: SweepResult, options: Namespace) -> None:
             say(
                 f"{one.data}: the best {SHOWN} of {len(one.trials):,} configurations; all are in {result.out}/result.md"
             )
+    for one in result.data:
+        for path in one.skipped_images:
+            note(f"not readable, left out: {path}")
     say()
     for sentence in result.sentences():
         say(sentence)
