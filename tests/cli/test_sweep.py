@@ -87,29 +87,43 @@ def test_all_diverge(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--learning-rates", "0"), "above 0, found 0"),
-        (("--learning-rates", "x"), "expected --learning-rates as a number of 0 or more, or a range"),
-        (("--learning-rates", "1e-1..1e-4"), "expected --learning-rates as a number of 0 or more, or a range"),
+        (
+            ("--learning-rates", "0"),
+            "expected --learning-rates as a number above 0 (at most 3e+38), or a range LOW..HIGH",
+        ),
+        (("--learning-rates", "x"), "expected --learning-rates as a number above 0"),
+        (("--learning-rates", "nan"), "expected --learning-rates as a number above 0"),
+        (("--learning-rates", "1e300"), "(at most 3e+38)"),
+        (
+            ("--learning-rates", "1e-1..1e-4"),
+            "or a range LOW..HIGH above 0 with the lower end first, such as 1e-4..1e-1",
+        ),
+        (("--learning-rates", "0..1e-4", "--search", "random", "--trials", "2"), "a range LOW..HIGH above 0"),
+        (("--weight-decays", "-1"), "expected --weight-decays as a number of 0 or more"),
+        (("--learning-rates", "0.1", "0.10000001"), "expected --learning-rates, each once (in six digits), found 0.1"),
+        (("--queries", "0"), "expected --queries as a whole number of 1 or more"),
+        (("--memory", "99999999999999999999"), "expected --memory below 2**63"),
+        (("--keep-traces", "ram", "--trace-limit", "inf"), "expected --trace-limit as a finite number above 0"),
         (("--learning-rates", "1e-4..1e-1"), "expected lists for a grid, found the range 0.0001..0.1"),
         (("--learning-rates", "0.1", "1e-4..1e-1"), "expected values or one range after --learning-rates"),
         (("--memory", "-1"), "expected --memory as a whole number"),
-        (("--memory", "5", "5"), "expected memory, each once"),
+        (("--memory", "5", "5"), "expected --memory, each once, found 5, 5"),
         (("--regimes", "full"), "expected --regimes as one of memory, head"),
-        (("--search", "random"), "expected trials for the search 'random'"),
-        (("--trials", "3"), "expected no trials for a grid"),
+        (("--search", "random"), "expected --trials for the search 'random'"),
+        (("--trials", "3"), "expected no --trials for a grid"),
         (("--halving", "1"), "expected --halving as a whole number of 2 or more"),
-        (("--steps", "3", "--epochs", "1"), "expected steps or epochs"),
+        (("--steps", "3", "--epochs", "1"), "expected --steps or --epochs"),
         (("--data", "nothing"), "expected a data set"),
         (("--data", "folder:photos"), "expected every --data once"),
         (("--json", "out/sweep.json"), "which the sweep keeps"),
         (("--out", "tiny.safetensors"), "expected a folder after --out"),
         (("--keep-traces", "tape"), "expected --keep-traces as one of ram, disk, gpu"),
         (("--keep-traces", "gpu"), "expected a GPU to keep traces on"),
-        (("--views", "2"), "expected views where traces are kept"),
+        (("--views", "2"), "expected --views where traces are kept"),
         (("--keep-traces", "disk", "--trace-dir", "photos/x"), "expected --trace-dir outside the folder of images"),
         (("--out", "photos"), "expected --out outside the folder of images, found photos in it"),
         (("--out", "photos/deep/out"), "expected --out outside the folder of images"),
-        (("--keep-traces", "disk", "--trace-dir", "out/runs/x"), "expected trace_dir outside out/runs"),
+        (("--keep-traces", "disk", "--trace-dir", "out/runs/x"), "expected --trace-dir outside out/runs"),
     ],
 )
 def test_wrong_arguments(run: Run, words: tuple[str, ...], message: str) -> None:
@@ -151,6 +165,7 @@ def test_an_interrupted_sweep_says_how_it_goes_on(run: Run, monkeypatch: pytest.
 
 
 def test_lists_and_ranges() -> None:
-    assert sweep.numbers("--x").convert("1e-4..1e-1") == Range(1e-4, 1e-1)
+    assert sweep.numbers("--x", above_zero=True).convert("1e-4..1e-1") == Range(1e-4, 1e-1)
+    assert sweep.numbers("--x", above_zero=False).convert("0") == 0
     assert sweep.counts("--x").convert("0..20") == Range(0, 20)
     assert set(RECIPES) == set(sweep.RECIPES)
