@@ -132,7 +132,7 @@ def describe(error: Exception, debug: bool) -> str:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
         return (
             f"expected enough memory, found too little ({textwrap.shorten(text, 120)}); try smaller numbers, such as "
-            "--batch-size, --memory or --image-size"
+            "--batch-size, --memory, --views or --image-size"
         )
     hint = "" if debug else "; run again with --debug for the traceback"
     return f"unexpected {type(error).__name__}: {text}{hint}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from memtok.cli.errors import UsageError, arguments
+from memtok.cli.errors import UsageError, arguments, check_pairs
 from memtok.cli.options import (
     Parser,
     add,
@@ -117,6 +117,7 @@ def run(options: Namespace) -> int:
         advice = "give --memory N" if composes else "give --columns memory-N"
         raise UsageError(f"expected no {wrong[0]} for {options.experiment}, found one; {advice}")
     require(options, "--out")
+    check_pairs(vars(options))
     check_places(options)
     check_apart(options.data or (), out=options.out, trace_dir=options.trace_dir)
     preset = apply_preset(options)

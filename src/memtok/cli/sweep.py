@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from memtok.cli.errors import UsageError, arguments, check_spec
+from memtok.cli.errors import UsageError, arguments, check_pairs, check_spec
 from memtok.cli.options import (
     DATA_NAMES,
     TRACE_OPTIONS,
@@ -132,6 +132,7 @@ def run(options: Namespace) -> int:
         check_spec(spec)
     if len(set(options.data)) < len(options.data):
         raise UsageError(f"expected every --data once, found {', '.join(options.data)}; leave one out")
+    check_pairs(vars(options))
     check_places(options)
     check_apart(options.data, out=options.out, trace_dir=options.trace_dir)
     space, shared = check_settings(options)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from memtok.cli.errors import UsageError, arguments, check_spec
+from memtok.cli.errors import UsageError, arguments, check_pairs, check_spec
 from memtok.cli.options import (
     DATA_NAMES,
     TRACE_OPTIONS,
@@ -105,6 +105,7 @@ def run(options: Namespace) -> int:
     check_outputs(options.json, inputs=[options.backbone])
     check_apart([options.data], out=Path(options.out).with_suffix(".run"), trace_dir=options.trace_dir)
     check_regime(options)
+    check_pairs(vars(options))
     check_spec(options.data)
     from memtok.training import train
 
