@@ -490,6 +490,10 @@ def test_results_go_where_they_can(workspace: Path, run: Run) -> None:
             "expected the settings of the sweep in a/b, --halving 3, found none; use the same",
         ),
         (
+            "expected the settings of the sweep in a/b, halving null, found 3; use the same",
+            "expected the settings of the sweep in a/b, no --halving, found 3; use the same",
+        ),
+        (
             "expected the settings of the sweep in a/b, space.memory [1, 5], found [5]; use the same",
             "expected the settings of the sweep in a/b, --memory [1, 5], found [5]; use the same",
         ),

@@ -52,6 +52,7 @@ def as_typed(message: str, options: Mapping[str, str]) -> str:
     for pattern in NAMED:
         message = re.sub(pattern, named, message)
     message = re.sub(NAME.replace(r"\w*", r"\w*_\w*") + r"(?![\w./'\"=(])", named, message)
+    message = re.sub(r"^(expected the settings of the .*, )(--[\w-]+) null(?=, found )", r"\1no \2", message)
     return re.sub(r"^(expected the settings of the .*, found )null(?=;)", r"\1none", message)
 
 
