@@ -240,10 +240,10 @@ def check_numbers(name: str, axis: Axis) -> None:
     """Rates above 0, decays of 0 or more; a range of either begins above 0, for it is drawn in the logarithm."""
     least_in = isinstance(axis, Range) or name == "learning_rates"
     for value in ends(axis):
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and value > LARGEST:
             raise MemtokError(f"expected {name} of {LARGEST:g} at most, found {value!r}; change it")
-        if not number or value < 0 or (value == 0 and least_in):
+        if not number or not value >= 0 or (value == 0 and least_in):
             bound = "above 0" if least_in else "of 0 or more"
             raise MemtokError(f"expected {name} as finite numbers {bound}, found {value!r}; change it")
 
