@@ -183,7 +183,7 @@ class Backbone(nn.Module):
         check_choice("keep", keep, (KEYS_AND_VALUES, INPUTS, NOTHING))
         with torch.no_grad():
             x = self.vit.norm_pre(self.embed(self.check_images(images)))  # (B, N, D)
-        trace = Trace()
+        trace = Trace(backbone=self.fingerprint)
         for index, block in enumerate(self.vit.blocks):
             stop = index == self.depth - 1 and not outputs
             with torch.no_grad():

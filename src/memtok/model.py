@@ -126,8 +126,9 @@ class MemoryViT(nn.Module):
         """Outputs of all answered tasks from one pass of the trunk; see `forward`.
 
         One trace serves many models of the same backbone, if it was made by one that has all their tasks. It may have
-        been made in another precision, under autocast or without.
+        been made in another precision, under autocast or without. Raises MemtokError for a trace of another backbone.
         """
+        check_trace(self.backbone, trace)
         tasks = self.tasks
         if tasks and not tasks[0].composable:
             raise MemtokError(
@@ -322,6 +323,20 @@ def merge(tasks: Sequence[Task], others: Sequence[Task]) -> list[Task]:
 def same_task(one: Task, other: Task) -> bool:
     """Whether two tasks are one object or hold the same content."""
     return one is other or one.fingerprint == other.fingerprint
+
+
+def check_trace(backbone: Backbone, trace: Trace) -> None:
+    """MemtokError unless it is a trace that this backbone made."""
+    if not isinstance(trace, Trace):
+        raise MemtokError(
+            f"expected a trace, found {type(trace).__name__}; make one with model.trace(images), or call the model on "
+            "the images"
+        )
+    if trace.backbone not in (None, backbone.fingerprint):
+        raise MemtokError(
+            f"expected a trace of this backbone ({backbone.fingerprint[:19]}), found one of another "
+            f"({str(trace.backbone)[:19]}); make it with this model"
+        )
 
 
 def check_tasks(backbone: Backbone, tasks: Sequence[Task]) -> None:
