@@ -41,6 +41,7 @@ class Proposals:
     ) -> None:
         self.space, self.seed, self.fits = space, seed, fits
         self.optuna = import_optuna()
+        folder.mkdir(parents=True, exist_ok=True)
         for lock in folder.glob(f"{JOURNAL}.lock*"):  # of a process that was killed; ours is the only one here
             lock.unlink(missing_ok=True)
         storages = self.optuna.storages
