@@ -162,6 +162,10 @@ def check_places(options: Namespace) -> None:
         json, kept = Path(options.json).resolve(), [out.resolve() / name for name in ("runs", "sweep.json")]
         if any(place in (json, *json.parents) for place in kept):
             raise UsageError(f"expected a file of its own after --json, found {options.json}, which the sweep keeps")
+        if json in (out.resolve(), *out.resolve().parents):
+            raise UsageError(
+                f"expected a file after --json, found {options.json}, a folder of --out; name a file in it"
+            )
 
 
 def check_settings(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:

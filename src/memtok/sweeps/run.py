@@ -126,14 +126,15 @@ class Sweep:
             jobs = [self.job(source, spec_of(one), device) for source, one in zip(sources, self.data, strict=True)]
             for job in jobs:  # what does not fit the memory is found before the first step, too
                 job.budget.passes(self.settings.space.listed(job.plan.seed) or self.settings.space.largest())
-            height, width = backbone.preprocessing.image_size
-            check_fixed(settings.out / "sweep.json", settings.fixed(backbone.fingerprint, (height, width)), "sweep")
-            found = []
-            for job in jobs:
-                with locked(job.folder), job.stores:
-                    found.append(self.run_data(job))
-        result = SweepResult(tuple(found), settings.out)
-        result.save()
+            fixed = settings.fixed(backbone.fingerprint, backbone.preprocessing)
+            with locked(settings.out):
+                check_fixed(settings.out / "sweep.json", fixed, "sweep", settings.out.glob("runs/*/*.safetensors"))
+                found = []
+                for job in jobs:
+                    with job.stores:
+                        found.append(self.run_data(job))
+                result = SweepResult(tuple(found), settings.out)
+                result.save()
         return result
 
     def open(self, one: Data) -> DataSource:

@@ -238,8 +238,8 @@ def check_numbers(name: str, axis: Axis) -> None:
     """Rates above 0, decays of 0 or more; a range of either begins above 0, for it is drawn in the logarithm."""
     least_in = isinstance(axis, Range) or name == "learning_rates"
     for value in ends(axis):
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or value < 0 or (value == 0 and least_in) or value > 3e38:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value <= 3e38 or (value == 0 and least_in):
             bound = "above 0" if least_in else "of 0 or more"
             raise MemtokError(f"expected {name} as finite numbers {bound}, found {value!r}; change it")
 
