@@ -70,6 +70,18 @@ def test_a_missing_or_an_extra_field_is_refused(backbone: Backbone, images: Imag
             disk_store(folder, manifest)
 
 
+def test_traces_of_an_earlier_format_are_refused(backbone: Backbone, images: ImageSet, folder: Path) -> None:
+    """Up to format 2 the trunk's input was normalised as the backbone says, whatever the task said."""
+    manifest = manifest_of(backbone, images)
+    disk_store(folder, manifest).close()
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest) | {"format": 2}))
+    with pytest.raises(
+        MemtokError, match=r"expected traces of format 3 in .*, found format 2; name another folder, or"
+    ):
+        disk_store(folder, manifest)
+    assert replace(manifest, format=2).digest != manifest.digest  # so that in the cache it is another folder
+
+
 def test_what_decides_the_numbers_is_in_the_manifest(backbone: Backbone, images: ImageSet) -> None:
     base = manifest_of(backbone, images, augment="crop", views=2)
     others = [

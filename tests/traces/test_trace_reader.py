@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,29 @@ def test_traces_are_those_of_the_images_in_the_order_of_the_loader(
             key = (step // 3 % views, index)
             assert torch.equal(by_record.setdefault(key, inputs[:, place_in_batch]), inputs[:, place_in_batch])
     assert len(by_record) == 10 * views
+
+
+def test_images_are_normalised_as_the_task_says(backbone: Backbone, images: ImageSet) -> None:
+    """A task may have another normalisation than the backbone; the trunk then runs on what a live run gives it."""
+    own = replace(backbone.preprocessing, mean=(0.1, 0.2, 0.3), std=(0.4, 0.3, 0.2))
+    store = ram_store(manifest_of(backbone, images, own))
+    found = everything(reader_of(backbone, images, store), steps=3)
+    live = batches(images, training_transform(own, "none"), batch_size=4, shuffle=True, seed=3)
+    for (inputs, features, _), (wanted, _, _) in zip(found, live, strict=True):
+        trace = backbone.trace(wanted, keep="inputs", outputs=True)
+        assert trace.features is not None
+        torch.testing.assert_close(inputs.float(), torch.stack(trace.inputs), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(features, trace.features, rtol=1e-5, atol=1e-5)
+
+
+def test_a_store_of_another_preprocessing_is_refused(backbone: Backbone, images: ImageSet) -> None:
+    own = replace(backbone.preprocessing, mean=(0.1, 0.2, 0.3))
+    store = ram_store(manifest_of(backbone, images))
+    with pytest.raises(
+        MemtokError, match=r"expected traces of the task's preprocessing in ram, found mean .*; "
+    ) as caught:
+        reader_of(backbone, images, store, preprocessing=own)
+    assert "\n" not in str(caught.value)
 
 
 def test_nothing_is_computed_or_decoded_twice(

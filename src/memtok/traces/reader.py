@@ -22,6 +22,7 @@ from memtok.data.sources import ImageSet
 from memtok.data.splits import Indices
 from memtok.data.transforms import Normaliser, Transform
 from memtok.errors import MemtokError
+from memtok.preprocessing import Preprocessing
 from memtok.trace import Trace
 from memtok.traces.manifest import spread
 from memtok.traces.store import Flags, Notify, Rows, Store
@@ -64,13 +65,16 @@ KeptBatches = Iterator[tuple[KeptBatch, Tensor, Tensor]]
 class TraceReader:
     """The traces of an image set, out of a store that it fills as it goes.
 
-    transform: to uint8 pixels, as the manifest says. autocast: the context that the trunk runs in. part: images that it
-    runs on at once. indices: which images are asked for, all by default; batches then hold no others.
+    preprocessing: of the task, which may differ from the backbone's. transform: to uint8 pixels, made of it as the
+    manifest says. autocast: the context that the trunk runs in. part: images that it runs on at once. indices: which
+    images are asked for, all by default; batches then hold no others. Raises MemtokError for a
+    preprocessing that is not the store's.
     """
 
     def __init__(
         self,
         backbone: Backbone,
+        preprocessing: Preprocessing,
         images: ImageSet,
         transform: Transform,
         store: Store,
@@ -83,7 +87,14 @@ class TraceReader:
         self.backbone, self.images, self.store, self.notify = backbone, images, store, notify
         self.autocast, self.part = autocast, part
         self.views = store.manifest.views
-        self.normalise = Normaliser(backbone.preprocessing)
+        kept = Preprocessing.from_dict(store.manifest.preprocessing)
+        if preprocessing != kept:
+            difference = preprocessing.difference(kept)
+            raise MemtokError(
+                f"expected traces of the task's preprocessing in {store.where}, found {difference}; describe the store "
+                "with the preprocessing of the task"
+            )
+        self.normalise = Normaliser(preprocessing)
         self.samples = Samples(images, transform, store.manifest.seed or 0)
         self.indices = np.arange(len(images)) if indices is None else indices
         self.device = backbone.device
