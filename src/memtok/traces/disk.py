@@ -225,6 +225,7 @@ class DiskStore(Store):
         marks = np.zeros(len(rows), dtype=MARK)
         marks["state"] = np.where(fit, KEPT, UNFIT)
         blocks: list[NDArray[np.uint8] | None] = []
+        inputs, features = inputs.detach().cpu(), features.detach().float().cpu()  # in one piece from a GPU
         for place, row in enumerate(rows):
             block = self.packed(inputs[:, place], features[place]) if fit[place] else None
             blocks.append(block)
@@ -240,9 +241,7 @@ class DiskStore(Store):
     def packed(self, inputs: Tensor, features: Tensor) -> NDArray[np.uint8]:
         """The bytes of a record: features (D,), inputs (L, N, D), zeros."""
         block = np.zeros(self.manifest.record_bytes, dtype=np.uint8)
-        parts = np.frombuffer(
-            features.detach().cpu().float().numpy().tobytes() + inputs.detach().cpu().numpy().tobytes(), dtype=np.uint8
-        )
+        parts = np.frombuffer(features.numpy().tobytes() + inputs.numpy().tobytes(), dtype=np.uint8)
         block[: len(parts)] = parts
         return block
 
