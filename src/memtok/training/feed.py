@@ -172,6 +172,7 @@ class KeptFeed(Feed):
         """Reads and fills a store."""
         return TraceReader(
             self.trainable.backbone,
+            self.trainable.preprocessing,
             images,
             transform,
             store,
