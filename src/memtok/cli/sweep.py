@@ -90,6 +90,7 @@ def configure(parser: Parser) -> None:
     add(parser, "--validation-images", whole("--validation-images", 1), "N", images)
     add(parser, "--device", one_of("--device", ("auto", "cpu", "cuda")), "NAME", "auto, cpu or cuda", "auto")
     add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
+    add_switch(parser, "--compile", "run trunk and streams through torch.compile; needs a C++ compiler")
     add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
     add_data_options(parser, workers=False)
     add_trace_options(parser)
@@ -173,6 +174,7 @@ def check_settings(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
         "validation_images",
         "device",
         "precision",
+        "compile",
         "workers",
         "on_bad_image",
         "data_dir",

@@ -85,6 +85,7 @@ def configure(parser: Parser) -> None:
     add(parser, "--accumulate", whole("--accumulate", 1), "N", "parts that a batch is cut into, to save memory", 1)
     add(parser, "--device", one_of("--device", ("auto", "cpu", "cuda")), "NAME", "auto, cpu or cuda", "auto")
     add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
+    add_switch(parser, "--compile", "run the model through torch.compile; needs a C++ compiler")
     add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
     add_data_options(parser, workers=False)
     add_trace_options(parser)
@@ -156,6 +157,7 @@ def check_settings(options: Namespace) -> dict[str, Any]:
             "accumulate",
             "device",
             "precision",
+            "compile",
             "workers",
             "resume",
             "overwrite",

@@ -22,7 +22,7 @@ from memtok.data.sources import ImageSet
 from memtok.data.splits import Indices
 from memtok.data.transforms import Normaliser, Transform
 from memtok.errors import MemtokError
-from memtok.trace import Trace
+from memtok.trace import Kept, Trace
 from memtok.traces.manifest import spread
 from memtok.traces.store import Flags, Notify, Rows, Store
 
@@ -66,6 +66,7 @@ class TraceReader:
 
     transform: to uint8 pixels, as the manifest says. autocast: the context that the trunk runs in. part: images that it
     runs on at once. indices: which images are asked for, all by default; batches then hold no others.
+    run: a compiled `run_layer`.
     """
 
     def __init__(
@@ -79,9 +80,10 @@ class TraceReader:
         part: int,
         notify: Notify,
         indices: Indices | None = None,
+        run: Callable[..., tuple[Tensor, Kept]] | None = None,
     ) -> None:
         self.backbone, self.images, self.store, self.notify = backbone, images, store, notify
-        self.autocast, self.part = autocast, part
+        self.autocast, self.part, self.layer = autocast, part, run
         self.views = store.manifest.views
         self.normalise = Normaliser(backbone.preprocessing)
         self.samples = Samples(images, transform, store.manifest.seed or 0)
@@ -248,7 +250,7 @@ class TraceReader:
         """
         images = self.normalise(pixels.to(self.device, non_blocking=True))
         with self.autocast():
-            trace = self.backbone.trace(images, keep=INPUTS, outputs=True)
+            trace = self.backbone.trace(images, keep=INPUTS, outputs=True, run=self.layer)
         assert trace.features is not None
         return torch.stack(trace.inputs).to(self.store.memory), trace.features.float().to(self.store.memory)
 
