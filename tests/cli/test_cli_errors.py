@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -455,13 +456,11 @@ def test_results_go_where_they_can(workspace: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize("words", [TRAIN, ("sweep", *TRAIN[1:-1], "swept")], ids=["train", "sweep"])
-def test_compile_without_a_compiler(
-    words: tuple[str, ...], workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+def test_compile_without_a_compiler(words: tuple[str, ...], workspace: Path, run: Run) -> None:
     check_inductor.cache_clear()
     before = listing(workspace)
-    found = run(*words, "--steps", "2", "--compile")
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        found = run(*words, "--steps", "2", "--compile")
     assert found.code == 1
     assert found.err.splitlines()[-1] == (
         f"memtok {words[0]}: error: expected a working C++ compiler for compile, found none; install one (g++, for "

@@ -29,6 +29,7 @@ from memtok.cli.options import (
     whole,
 )
 from memtok.cli.output import check_outputs, check_trace_dir, say, table, write_result
+from memtok.cli.train import check_compiler
 from memtok.sweeps.space import REGIMES, SEARCHES, Axis, Range
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def run(options: Namespace) -> int:
     check_places(options)
     check_trace_dir(options.trace_dir, options.data)
     space, shared = check_settings(options)
+    check_compiler(options)
     from memtok.cli.sources import open_backbone
     from memtok.sweeps import RichSweepListener, sweep
 

@@ -110,6 +110,7 @@ def run(options: Namespace) -> int:
     from memtok.training import train
 
     settings = check_settings(options)
+    check_compiler(options)
     trainable, data = prepare(options)
     result = train(trainable, data, progress=True, **settings)
     if int(os.environ.get("RANK", "0")) == 0:  # the first of several processes speaks for all
@@ -172,6 +173,18 @@ def check_settings(options: Namespace) -> dict[str, Any]:
         assert checked.out is not None
         options.name = check_name(options.name or checked.out.stem)
     return settings
+
+
+def check_compiler(options: Namespace) -> None:
+    """MemtokError for --compile where no compiler works, before data are opened and their split is written."""
+    if not options.compile:
+        return
+    import torch
+
+    from memtok.training.compiler import check_inductor
+
+    gpu = options.device != "cpu" and torch.cuda.is_available()
+    check_inductor(torch.device("cuda" if gpu else "cpu"))
 
 
 def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
