@@ -91,7 +91,9 @@ def test_the_same_tensors_and_nothing_compiled_after_the_first_epoch(
     recorder = Counting()
     found = quick(compiled, data, compile="memtok_counted", progress=recorder, **common)
     first, *later = recorder.said("graphs")
-    assert 0 < first <= MOST_GRAPHS
+    assert (
+        0 < first <= (3 if "keep_traces" in more else MOST_GRAPHS)
+    )  # the trunk that fills, streams that train and look
     assert later == [first, first]
     close(compiled, plain)
     assert "compile" not in found.record["hyperparameters"]
