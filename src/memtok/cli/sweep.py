@@ -29,6 +29,7 @@ from memtok.cli.options import (
     whole,
 )
 from memtok.cli.output import check_outputs, check_trace_dir, say, table, write_result
+from memtok.cli.train import check_compiler
 from memtok.sweeps.space import REGIMES, SEARCHES, Axis, Range
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def configure(parser: Parser) -> None:
     add(parser, "--validation-images", whole("--validation-images", 1), "N", images)
     add(parser, "--device", one_of("--device", ("auto", "cpu", "cuda")), "NAME", "auto, cpu or cuda", "auto")
     add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
+    add_switch(parser, "--compile", "run trunk and streams through torch.compile; needs a C++ compiler")
     add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
     add_data_options(parser, workers=False)
     add_trace_options(parser)
@@ -131,6 +133,7 @@ def run(options: Namespace) -> int:
     check_places(options)
     check_trace_dir(options.trace_dir, options.data)
     space, shared = check_settings(options)
+    check_compiler(options)
     from memtok.cli.sources import open_backbone
     from memtok.sweeps import RichSweepListener, sweep
 
@@ -177,6 +180,7 @@ def check_settings(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
         "validation_images",
         "device",
         "precision",
+        "compile",
         "workers",
         "on_bad_image",
         "data_dir",

@@ -28,6 +28,7 @@ from memtok.sweeps.space import Axis, Configuration
 from memtok.sweeps.stages import Job, Stages
 from memtok.sweeps.trials import Trial, ranked, winner_of
 from memtok.traces import OpenStores
+from memtok.training.compiler import make_compiler
 from memtok.training.device import moved
 from memtok.training.feed import traces_in_memory
 from memtok.training.settings import Settings, default_workers, make_plan
@@ -122,6 +123,7 @@ class Sweep:
         settings, backbone = self.settings, self.backbone
         sources = [self.open(one) for one in self.data]  # what cannot be opened is found before the first step
         device = self.device()
+        make_compiler(settings.shared.get("compile", False), device)  # or says what is missing
         with moved([backbone], device):
             jobs = [self.job(source, spec_of(one), device) for source, one in zip(sources, self.data, strict=True)]
             for job in jobs:  # what does not fit the memory is found before the first step, too

@@ -24,7 +24,7 @@ from memtok.data.splits import Indices
 from memtok.data.transforms import Normaliser, Transform
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
-from memtok.trace import Trace
+from memtok.trace import Kept, Trace
 from memtok.traces.manifest import spread
 from memtok.traces.store import Flags, Notify, Rows, Store, sent
 
@@ -68,8 +68,8 @@ class TraceReader:
 
     preprocessing: of the task, which may differ from the backbone's. transform: to uint8 pixels, made of it as the
     manifest says. autocast: the context that the trunk runs in. part: images that it runs on at once. indices: which
-    images are asked for, all by default; batches then hold no others. Raises MemtokError for a
-    preprocessing that is not the store's.
+    images are asked for, all by default; batches then hold no others. run: a compiled `run_layer`. Raises MemtokError
+    for a preprocessing that is not the store's.
     """
 
     def __init__(
@@ -84,9 +84,10 @@ class TraceReader:
         part: int,
         notify: Notify,
         indices: Indices | None = None,
+        run: Callable[..., tuple[Tensor, Kept]] | None = None,
     ) -> None:
         self.backbone, self.images, self.store, self.notify = backbone, images, store, notify
-        self.autocast, self.part = autocast, part
+        self.autocast, self.part, self.layer = autocast, part, run
         self.views = store.manifest.views
         kept = Preprocessing.from_dict(store.manifest.preprocessing)
         if preprocessing != kept:
@@ -279,7 +280,7 @@ class TraceReader:
         """
         images = self.normalise(sent(pixels, self.device))
         with self.autocast():
-            trace = self.backbone.trace(images, keep=INPUTS, outputs=True)
+            trace = self.backbone.trace(images, keep=INPUTS, outputs=True, run=self.layer)
         assert trace.features is not None
         return torch.stack(trace.inputs), trace.features.float()
 
