@@ -174,6 +174,19 @@ def test_bf16_stays_within_three_percent_of_float32(keep: str, how: str) -> None
         assert difference <= 0.03 * expected[task.name].abs().max(), f"{task.name}: {difference}"
 
 
+def test_what_is_no_trace_of_the_backbone_is_refused() -> None:
+    backbone, other = tiny_backbone(), tiny_backbone(seed=9)
+    model = memtok.MemoryViT(backbone, several(backbone))
+    for wrong, words in (
+        (memtok.MemoryViT(other, several(other)).trace(tiny_images(2)), "a trace of this backbone"),
+        (memtok.MemoryViT(other).trace(tiny_images(2)), "a trace of this backbone"),
+        (tiny_images(2), "expected a trace, found Tensor; make one with model.trace"),
+        ("x", "expected a trace, found str"),
+    ):
+        with pytest.raises(memtok.MemtokError, match=words):
+            model.answer(wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("keep", [KEYS_AND_VALUES, INPUTS])
 @pytest.mark.parametrize("made_under_autocast", [True, False])
 def test_a_trace_answers_in_another_precision_than_it_was_made_in(keep: str, made_under_autocast: bool) -> None:

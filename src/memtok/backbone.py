@@ -183,7 +183,7 @@ class Backbone(nn.Module):
         check_choice("keep", keep, (KEYS_AND_VALUES, INPUTS, NOTHING))
         with torch.no_grad():
             x = self.vit.norm_pre(self.embed(self.check_images(images)))  # (B, N, D)
-        trace = Trace()
+        trace = Trace(backbone=self.fingerprint)
         for index, block in enumerate(self.vit.blocks):
             stop = index == self.depth - 1 and not outputs
             with torch.no_grad():
@@ -217,11 +217,17 @@ def run_layer(block: Any, x: Tensor, inputs: bool, stop: bool) -> tuple[Tensor, 
     normed = block.norm1(x)
     if stop:
         return x, (normed,) if inputs else project_keys_and_values(block.attn, normed)
+    x, pair = add_attention(block, x, normed)
+    kept = (normed,) if inputs else pair
+    del normed, pair  # the MLP needs the most memory of all: what is not kept is given back before it
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), kept
+
+
+def add_attention(block: Any, x: Tensor, normed: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Tokens (B, N, D) with the output of attention added; keys and values (B, H, N, d)."""
     query, key, value = split_heads(block.attn, block.attn.qkv(normed))
     heads = attend(block.attn, query, key, value)
-    x = x + block.drop_path1(block.ls1(block.attn.proj(join_heads(block.attn, heads, normed))))
-    x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-    return x, (normed,) if inputs else (key, value)
+    return x + block.drop_path1(block.ls1(block.attn.proj(join_heads(block.attn, heads, normed)))), (key, value)
 
 
 def refuse_other_weights(backbone: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from memtok.errors import MemtokError
 from memtok.files import write_json
+from memtok.header import parse_metadata, read_safetensors_header
 
 
 def slug(text: str) -> str:
@@ -20,37 +21,101 @@ def slug(text: str) -> str:
     return plain if plain == text else f"{plain or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def check_fixed(path: Path, fixed: dict[str, Any], what: str = "grid") -> None:
-    """MemtokError unless the work in this folder (`what`) has these settings; writes them down where there is none."""
-    if not path.exists():
-        write_json(path, fixed)
-        return
+def check_fixed(path: Path, fixed: dict[str, Any], what: str = "grid", saved: Iterable[Path] = ()) -> None:
+    """MemtokError unless the work in this folder (`what`) has these settings; writes them down where there is none.
+
+    saved: the tasks and models that lie there. They tell the preprocessing where the settings were written before it
+    was one of them. To be called with the folder `locked`, for it reads and then writes.
+    """
+    found = read_settings(path, what)
+    if found is not None:
+        known = found if "preprocessing" in found else {**found, "preprocessing": fixed["preprocessing"]}
+        difference = first_difference(known, fixed)
+        if difference is not None:
+            name, here, now = difference
+            raise MemtokError(
+                f"expected the settings of the {what} in {path.parent}, {name} {json.dumps(here)}, found "
+                f"{json.dumps(now)}; use the same, or another --out"
+            )
+    if found is None or "preprocessing" not in found:
+        check_saved(saved, fixed["preprocessing"], what)
+        write_json(path, (found or {}) | fixed)
+
+
+def read_settings(path: Path, what: str) -> dict[str, Any] | None:
+    """The settings that were written down, None where there are none."""
     try:
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise MemtokError(
             f"expected the settings of a {what} in {path}, found something else; use another --out"
         ) from error
-    for key in sorted(found.keys() | fixed.keys()):
-        if found.get(key) != fixed.get(key):
+
+
+def first_difference(here: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Name and both values of the first setting that is not the same, None where all are; a missing one is None.
+
+    Of the preprocessing it names what differs in it, such as `preprocessing.mean`.
+    """
+    for name in sorted(here.keys() | now.keys()):
+        left, right = here.get(name), now.get(name)
+        if left == right:
+            continue
+        if name == "preprocessing" and isinstance(left, dict) and isinstance(right, dict):
+            inner = first_difference(left, right)
+            return inner and (f"{name}.{inner[0]}", *inner[1:])
+        return name, left, right
+    return None
+
+
+def check_saved(paths: Iterable[Path], preprocessing: dict[str, Any], what: str) -> None:
+    """MemtokError if one of these tasks and models was trained with another preprocessing."""
+    for path in sorted(paths):
+        found = saved_preprocessing(path)
+        difference = None if found is None else first_difference(found, preprocessing)
+        if difference is not None:
+            name, here, now = difference
             raise MemtokError(
-                f"expected the settings of the {what} in {path.parent}, {key} {json.dumps(found.get(key))}, found "
-                f"{json.dumps(fixed.get(key))}; use the same, or another --out"
+                f"expected the preprocessing of {path}, which this {what} trained, {name} {json.dumps(here)}, found "
+                f"{json.dumps(now)}; use the same, or another --out"
             )
 
 
+def saved_preprocessing(path: Path) -> dict[str, Any] | None:
+    """What the file of a task or of a model says of its preprocessing; None where it says nothing or is damaged.
+
+    What is damaged is reported by those who need it.
+    """
+    try:
+        metadata = read_safetensors_header(path).metadata
+        if "memtok" in metadata:
+            return dict(parse_metadata(path, metadata)[0]["preprocessing"])
+        return dict(json.loads(metadata["preprocessing"]))
+    except (MemtokError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second process from doing the same work; MemtokError if one does already."""
+def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
+    """Keeps a second process from doing the same work; MemtokError if one does already, for more than `wait` seconds.
+
+    MemtokError also for a folder that cannot be written.
+    """
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=wait)
     except Timeout as error:
         raise MemtokError(
             f"expected nobody else at work in {folder}, found another process; wait for it, or use another --out"
+        ) from error
+    except OSError as error:
+        raise MemtokError(
+            f"expected a folder that can be written for {folder}, found: {error.strerror}; choose another place"
         ) from error
     try:
         yield

@@ -4,36 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from memtok.attention import can_absorb
-from memtok.backbone import INPUTS, KEYS_AND_VALUES, NOTHING, Backbone, run_layer
+from memtok.backbone import INPUTS, KEYS_AND_VALUES, NOTHING, Backbone
+from memtok.compiling import Compiled, shared_layers
 from memtok.errors import MemtokError
 from memtok.outputs import Outputs, TaskAttention
 from memtok.preprocessing import Preprocessing
 from memtok.reference import variant_outputs
-from memtok.streams import TaskStreams, Walk, stream_layer
+from memtok.streams import TaskStreams, Walk
 from memtok.task import Task, topological
 from memtok.trace import Kept, Trace, absorbing_cost, matched, trunk_cost
 
 # Of the trunk's arithmetic: what a step may spend on absorbed projections to halve the memory of its trace.
 INPUTS_SHARE = 0.02
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """One layer of the trunk and of the streams, compiled: `run_layer` and `stream_layer`."""
-
-    trunk: Callable[..., tuple[Tensor, Kept]]
-    streams: Callable[..., tuple[Tensor, list[Tensor]]]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same: code has no state of its own."""
-        return self
 
 
 class MemoryViT(nn.Module):
@@ -95,9 +83,11 @@ class MemoryViT(nn.Module):
         The first batch of another size compiles once more, for all sizes from 2 on. Torch keeps 8 versions of a layer
         in a process (`torch._dynamo.config.recompile_limit`), for all models together; what is beyond runs uncompiled.
         """
-        self._compiled = Compiled(
-            torch.compile(run_layer, *args, **kwargs), torch.compile(stream_layer, *args, **kwargs)
-        )
+        self.run_with(shared_layers(*args, **kwargs))
+
+    def run_with(self, compiled: Compiled | None) -> None:
+        """Takes over compiled layers, for itself and for models made from it; None takes them away."""
+        self._compiled = compiled
 
     def forward(self, images: Tensor, *, base: bool = True, attention: bool = False) -> Outputs:
         """Answers (B, 3, height, width) images that went through `self.preprocessing`.
@@ -126,8 +116,9 @@ class MemoryViT(nn.Module):
         """Outputs of all answered tasks from one pass of the trunk; see `forward`.
 
         One trace serves many models of the same backbone, if it was made by one that has all their tasks. It may have
-        been made in another precision, under autocast or without.
+        been made in another precision, under autocast or without. Raises MemtokError for a trace of another backbone.
         """
+        check_trace(self.backbone, trace)
         tasks = self.tasks
         if tasks and not tasks[0].composable:
             raise MemtokError(
@@ -322,6 +313,20 @@ def merge(tasks: Sequence[Task], others: Sequence[Task]) -> list[Task]:
 def same_task(one: Task, other: Task) -> bool:
     """Whether two tasks are one object or hold the same content."""
     return one is other or one.fingerprint == other.fingerprint
+
+
+def check_trace(backbone: Backbone, trace: Trace) -> None:
+    """MemtokError unless it is a trace that this backbone made."""
+    if not isinstance(trace, Trace):
+        raise MemtokError(
+            f"expected a trace, found {type(trace).__name__}; make one with model.trace(images), or call the model on "
+            "the images"
+        )
+    if trace.backbone not in (None, backbone.fingerprint):
+        raise MemtokError(
+            f"expected a trace of this backbone ({backbone.fingerprint[:19]}), found one of another "
+            f"({str(trace.backbone)[:19]}); make it with this model"
+        )
 
 
 def check_tasks(backbone: Backbone, tasks: Sequence[Task]) -> None:

@@ -81,6 +81,7 @@ class TaskStreams(nn.Module):
             index = [row for task in rows for row in range(task.token_start, task.token_start + task.tokens)]
             self.register_buffer(f"rows_{number}", torch.tensor(index), persistent=False)
         self.folding = Folding()
+        self.mixed: tuple[tuple[tuple[bool, int], ...], torch.device, Tensor] | None = None  # of `before_norm`
         self.to(device)
 
     def begin(
@@ -127,8 +128,9 @@ class TaskStreams(nn.Module):
         start = torch.cat([own[position]["class_tokens"] for position in self.layout.order]).to(backbone.dtype)
         # (L, M, D). Unbound at once: the gradient of an index is as large as what it indexes, and full of zeros.
         cells = torch.cat([own[position]["memory"] for position in self.layout.order], dim=1).to(backbone.dtype)
+        before = self.before_norm(tasks, cells.device)
         memory = [
-            self.memory_of_layer(block, tasks, layer)
+            self.memory_of_layer(block, before, layer)
             for block, layer in zip(backbone.vit.blocks, cells.unbind(0), strict=True)
         ]
         stacked = [
@@ -157,9 +159,16 @@ class TaskStreams(nn.Module):
             return {key: value.detach() for key, value in tensors.items()}
         return tensors
 
-    def memory_of_layer(self, block: Any, tasks: Sequence[Task], cells: Tensor) -> list[Pair]:
-        """Keys and values (H, G, m, d) of each bucket, from the memory cells (M, D) of one layer."""
-        key, value = project_keys_and_values(block.attn, self.placed(block.norm1, tasks, cells).unsqueeze(0))
+    def memory_of_layer(self, block: Any, before: bool | Tensor, cells: Tensor) -> list[Pair]:
+        """Keys and values (H, G, m, d) of each bucket, from the memory cells (M, D) of one layer.
+
+        before: which cells go through the layer's norm, as `before_norm` gives it; the others go past it.
+        """
+        if isinstance(before, Tensor):
+            cells = torch.where(before, block.norm1(cells), cells)
+        elif before:
+            cells = block.norm1(cells)
+        key, value = project_keys_and_values(block.attn, cells.unsqueeze(0))
         pairs = []
         for bucket in self.layout.buckets:
             families = len(bucket.families)
@@ -168,19 +177,16 @@ class TaskStreams(nn.Module):
             pairs.append((key[0, :, columns].reshape(size), value[0, :, columns].reshape(size)))
         return pairs
 
-    def placed(self, norm: Any, tasks: Sequence[Task], cells: Tensor) -> Tensor:
-        """(M, D) memory cells as the key and value projections see them: through the layer's norm, or past it."""
-        order = self.layout.order
-        placements = {tasks[position].placement for position in order if tasks[position].cells}
-        if placements == {"before-norm"}:
-            normed: Tensor = norm(cells)
-            return normed
-        if placements <= {"after-norm"}:
-            return cells
-        before = [
-            tasks[position].placement == "before-norm" for position in order for _ in range(tasks[position].cells)
-        ]
-        return torch.where(torch.tensor(before, device=cells.device).unsqueeze(1), norm(cells), cells)
+    def before_norm(self, tasks: Sequence[Task], device: torch.device) -> bool | Tensor:
+        """Whether memory is placed before the norm: one answer for all cells, or (M, 1) bool where tasks differ."""
+        placed = tuple((tasks[p].placement == "before-norm", tasks[p].cells) for p in self.layout.order)
+        answers = {before for before, cells in placed if cells}
+        if len(answers) < 2:
+            return True in answers
+        if self.mixed is None or self.mixed[:2] != (placed, device):  # a transfer is a wait for the device
+            rows = [before for before, cells in placed for _ in range(cells)]
+            self.mixed = placed, device, torch.tensor(rows, device=device).unsqueeze(1)
+        return self.mixed[2]
 
 
 class Walk:

@@ -87,7 +87,7 @@ class Trace:
     keys, values: one tensor (B, H, N, d) per layer; inputs: instead of these, the output (B, N, D) of each layer's
     first norm, in any precision. features: (B, D) the base class token after the final norm, None when the last layer
     was skipped. base: (B, base classes) the timm model's own answer, None without a classifier or when the last layer
-    was skipped.
+    was skipped. backbone: the fingerprint of the one that made it, None where somebody else put it together.
     """
 
     keys: list[Tensor] = field(default_factory=list)
@@ -95,6 +95,7 @@ class Trace:
     features: Tensor | None = None
     base: Tensor | None = None
     inputs: list[Tensor] = field(default_factory=list)
+    backbone: str | None = None
 
     @property
     def layers(self) -> list[Kept]:

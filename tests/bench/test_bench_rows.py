@@ -40,13 +40,16 @@ def source(tmp_path: Path) -> DataSource:
 
 
 def test_a_line_per_batch_size_and_a_time_per_step(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kept run is a whole epoch and a live one a step; the steps are told from the calls of the optimizer."""
+    """A run is a whole epoch, live as well as kept; the steps are told from the calls of the optimizer."""
+    steps: list[dict[str, int]] = []
 
     def race(runs: Mapping[str, Run], **more: Any) -> dict[str, Timing]:
         found = {}
+        steps.append({})
         for name, run in runs.items():
             calls.clear()
             run()
+            steps[-1][name] = len(calls)
             found[name] = Timing((float(len(calls)),) * 5)  # a second a step
         return found
 
@@ -56,6 +59,7 @@ def test_a_line_per_batch_size_and_a_time_per_step(scene: Scene, monkeypatch: py
     monkeypatch.setattr(traces, "race", race)
     result = traces.traces(scene)
     assert [line.memtok.value for line in result.lines] == [1.0, 1.0, 1.0]
+    assert [(each["live"], each["kept"]) for each in steps] == [(8, 8), (4, 4), (2, 2)]  # 16 images
     assert [f"batch {batch}," in line.what for batch, line in zip((2, 4, 8), result.lines, strict=True)] == [True] * 3
     assert set(result.data["4"]["timings"]) == {"live", "kept", "live, no decoding", "kept, no reading"}
     assert set(result.data["8"]["timings"]) == {"live", "kept"}
@@ -85,8 +89,8 @@ def test_an_epoch_from_traces_decodes_nothing_and_runs_no_trunk(
     assert (sum(computed), len(decoded)) == (8, 8)
     kept, live = (traces.runner(scene, source, 4, folder) for folder in (tmp_path / "traces", None))
     with closing(kept.feed), closing(live.feed):
-        epoch, step = kept.steps(kept.epoch), live.steps(1)
-        for run, images in ((epoch, 0), (epoch, 0), (step, 4), (step, 4)):
+        from_traces, from_files = kept.epochs(), live.epochs()
+        for run, images in ((from_traces, 0), (from_traces, 0), (from_files, 8), (from_files, 8)):
             before = [parameter.detach().clone() for parameter in kept.engine.parameters + live.engine.parameters]
             computed.clear()
             decoded.clear()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -15,6 +16,7 @@ import memtok
 from memtok.cli import COMMANDS
 from memtok.cli.errors import as_typed
 from memtok.cli.output import check_outputs
+from memtok.training.compiler import check_inductor
 from tests.cli.conftest import Run
 
 OPTIONS = {
@@ -506,3 +508,17 @@ def test_results_go_where_they_can(workspace: Path, run: Run) -> None:
 )
 def test_messages_of_the_library_name_options_as_they_are_typed(message: str, typed: str) -> None:
     assert as_typed(message, OPTIONS) == typed
+
+
+@pytest.mark.parametrize("words", [TRAIN, ("sweep", *TRAIN[1:-1], "swept")], ids=["train", "sweep"])
+def test_compile_without_a_compiler(words: tuple[str, ...], workspace: Path, run: Run) -> None:
+    check_inductor.cache_clear()
+    before = listing(workspace)
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        found = run(*words, "--steps", "2", "--compile")
+    assert found.code == 1
+    assert found.err.splitlines()[-1] == (
+        f"memtok {words[0]}: error: expected a working C++ compiler for compile, found none; install one (g++, for "
+        "example), or leave --compile out"
+    )
+    assert listing(workspace) == before

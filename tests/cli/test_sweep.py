@@ -116,6 +116,7 @@ def test_all_diverge(run: Run) -> None:
         (("--data", "nothing"), "expected a data set"),
         (("--data", "folder:photos"), "expected every --data once"),
         (("--json", "out/sweep.json"), "which the sweep keeps"),
+        (("--json", "out"), "expected a file after --json, found out, a folder of --out"),
         (("--out", "tiny.safetensors"), "expected a folder after --out"),
         (("--keep-traces", "tape"), "expected --keep-traces as one of ram, disk, gpu"),
         (("--keep-traces", "gpu"), "expected a GPU to keep traces on"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import pytest
 import memtok
 from memtok.backbone import Backbone
 from memtok.data import DataSource, open_data
-from memtok.folders import locked, slug
+from memtok.files import write_json
+from memtok.folders import check_fixed, locked, slug
 from memtok.reproduce.columns import EVERY_COLUMN, find_column, find_columns
 from memtok.reproduce.grid import Grid
 from memtok.reproduce.records import RunRecord, read_record, write_record
@@ -247,6 +250,65 @@ def test_another_setting_in_one_folder_is_refused(backbone: Backbone, two_digits
     (tmp_path / "grid.json").write_text("{")
     with pytest.raises(memtok.MemtokError, match="settings of a grid"):
         Grid(settings(tmp_path), backbone).run()
+
+
+@pytest.mark.parametrize("column", ["memory-1", "full"])
+def test_another_preprocessing_in_one_folder_is_refused(
+    backbone: Backbone, two_digits: DataSource, tmp_path: Path, column: str
+) -> None:
+    changes = {"columns": (column,), "learning_rates": (0.01,), "full_learning_rates": (1e-4,), "keep_models": True}
+    Grid(settings(tmp_path, **changes), backbone).run()
+    path = tmp_path / "grid.json"
+    written = json.loads(path.read_text())
+    other = copy.deepcopy(backbone)
+    other.preprocessing = replace(backbone.preprocessing, std=(0.25, 0.5, 0.5))
+    assert other.fingerprint == backbone.fingerprint
+    words = r"preprocessing.std \[0.5, 0.5, 0.5\], found \[0.25, 0.5, 0.5\]"
+    with pytest.raises(memtok.MemtokError, match=words):
+        Grid(settings(tmp_path, **changes), other).run()
+    # Settings of a time when they did not tell the preprocessing: what was trained does.
+    path.write_text(json.dumps({name: value for name, value in written.items() if name != "preprocessing"}))
+    with pytest.raises(memtok.MemtokError, match=r"which this grid trained, std \[0.5, 0.5, 0.5\], found"):
+        Grid(settings(tmp_path, **changes), other).run()
+    Grid(settings(tmp_path, **changes), backbone).run()
+    assert json.loads(path.read_text()) == written
+
+
+def test_a_grid_with_results_as_they_are_published_goes_on(tmp_path: Path) -> None:
+    """Settings without a preprocessing beside records without models."""
+    published = Path(__file__).parents[2] / "docs" / "results" / "small"
+    shutil.copytree(published, tmp_path / "small")
+    path = tmp_path / "small" / "grid.json"
+    fixed = json.loads(path.read_text())
+    now = fixed | {"preprocessing": tiny_backbone().preprocessing.to_dict()}
+    check_fixed(path, now, saved=(tmp_path / "small").glob("runs/*/*/rate-*.safetensors"))
+    assert json.loads(path.read_text()) == now
+
+
+def test_two_processes_that_start_at_once_agree_on_the_settings(
+    backbone: Backbone, two_digits: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memtok.reproduce.grid.LOCK_SECONDS", 0.0)
+    tried = []
+
+    class Free(Listener):
+        """While it trains, others may work on other data sets."""
+
+        def done(self, data: str, runs: Any, records: Any) -> None:
+            with locked(tmp_path):
+                tried.append(data)
+
+    def write(path: Path, value: dict[str, Any]) -> None:
+        monkeypatch.setattr("memtok.folders.write_json", write_json)
+        with pytest.raises(memtok.MemtokError, match="nobody else at work"):
+            Grid(settings(tmp_path, steps=5), backbone).run()
+        tried.append(path.name)
+        write_json(path, value)
+
+    monkeypatch.setattr("memtok.folders.write_json", write)
+    Grid(settings(tmp_path), backbone, listener=Free()).run()
+    assert tried == ["grid.json", "digits"]
+    assert json.loads((tmp_path / "grid.json").read_text())["steps"] == 4
 
 
 def test_another_split_under_existing_runs_is_refused(

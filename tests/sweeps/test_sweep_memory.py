@@ -138,6 +138,7 @@ def test_one_that_does_not_fit_is_named(backbone: Backbone) -> None:
 def test_the_limit_is_given_or_a_share_of_what_is_free() -> None:
     cpu = torch.device("cpu")
     assert find_limit(cpu, 2.5) == 2_500_000_000
+    assert find_limit(cpu, 1e300) == find_limit(cpu, 10**400) == 10**18  # no float in bytes
     assert 0 < find_limit(cpu, None) < free_memory(cpu) * 0.9
     for wrong in (0, -1.0, float("nan"), True):
         with pytest.raises(MemtokError, match="memory_limit in GB"):

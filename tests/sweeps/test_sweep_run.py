@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,43 @@ def test_a_changed_setting_is_refused_and_a_grid_may_grow(quick: Quick, tmp_path
     assert (tmp_path / "sweep" / "best.safetensors").read_bytes() != best
 
 
+def test_another_preprocessing_is_refused(quick: Quick, backbone: Backbone, data: DataSource, tmp_path: Path) -> None:
+    quick(learning_rates=[0.02])
+    settings = tmp_path / "sweep" / "sweep.json"
+    written = json.loads(settings.read_text())
+    other = copy.deepcopy(backbone)
+    other.preprocessing = replace(backbone.preprocessing, mean=(0.0, 0.25, 0.5))
+    assert other.fingerprint == backbone.fingerprint
+    again: dict[str, Any] = {"learning_rates": [0.02, 0.05], "out": tmp_path / "sweep", **QUICK}
+    words = r"sweep, preprocessing.mean \[0.5, 0.5, 0.5\], found \[0.0, 0.25, 0.5\]; use the same"
+    with pytest.raises(memtok.MemtokError, match=words):
+        memtok.sweep(other, data, **again)
+    # Settings of a time when they did not tell the preprocessing: the winner's task does.
+    old = {name: value for name, value in written.items() if name != "preprocessing"}
+    settings.write_text(json.dumps(old))
+    words = r"memory-5-rate-0.02-decay-0.01-seed-0.safetensors, which this sweep trained, mean \[0.5, 0.5, 0.5\], found"
+    with pytest.raises(memtok.MemtokError, match=words):
+        memtok.sweep(other, data, **again)
+    assert json.loads(settings.read_text()) == old
+    counted = Counted()
+    quick(learning_rates=[0.02, 0.05], progress=counted)
+    assert [count for count, _, _ in counted.passes] == [1]
+    assert json.loads(settings.read_text()) == written
+
+
+def test_one_process_at_a_time_works_on_a_folder(quick: Quick, tmp_path: Path) -> None:
+    """Also while the settings are looked at: neither of two that start at once may miss those of the other."""
+
+    class Second(SweepListener):
+        def training(self, configurations: Any, start: int, until: int) -> Progress:
+            with pytest.raises(memtok.MemtokError, match=r"nobody else at work.*found another process"):
+                quick(learning_rates=[0.02], seed=1)
+            return Progress()
+
+    quick(learning_rates=[0.02], progress=Second())
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["seed"] == 0
+
+
 def test_one_that_diverges_loses_and_disturbs_nobody(quick: Quick, trained: Trained, tmp_path: Path) -> None:
     result = quick(learning_rates=[0.02, 1e38], recipe="paper", keep_all=True)
     last = result.data[0].trials[-1]
@@ -271,8 +310,6 @@ class Pictures(torch.utils.data.Dataset[Any]):
 
 
 def test_several_data_sets_in_turn(backbone: Backbone, data: DataSource, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     other = replace(memtok.open_data("digits").only(["2", "3"]), spec="more digits")
     result = memtok.sweep(backbone, [data, other], out=tmp_path, learning_rates=[0.02, 0.1], **QUICK)
     assert [one.data for one in result.data] == ["digits", "more digits"]
@@ -289,6 +326,8 @@ def test_bad_arguments_are_one_line(quick: Quick, backbone: Backbone, data: Data
         ({"halving": 1}, "halving as a whole number of 2 or more"),
         ({"together": 0}, "together as a whole number"),
         ({"memory_limit": -1.0}, "memory_limit in GB"),
+        ({"memory_limit": float("nan")}, "memory_limit in GB"),
+        ({"learning_rates": [10**400]}, "learning_rates as finite numbers above 0"),
         ({"memory_limit": 1e-6}, "of memory for memory-5"),
         ({"steps": 0}, "steps as a whole number"),
         ({"name": "base"}, "task name other than 'base'"),

@@ -12,6 +12,7 @@ import torch
 from memtok.backbone import Backbone
 from memtok.data.sources import ArrayStore, ImageSet
 from memtok.data.transforms import training_pixels
+from memtok.preprocessing import Preprocessing
 from memtok.traces import DiskStore, Manifest, MemoryStore, Store, TraceReader, describe
 
 COUNT = 10
@@ -23,12 +24,15 @@ def pictures(count: int = COUNT, seed: int = 0) -> ImageSet:
     return ImageSet(ArrayStore(pixels, "train"), np.arange(count), np.arange(count) % 3)
 
 
-def manifest_of(backbone: Backbone, images: ImageSet, **changes: Any) -> Manifest:
-    """Of images that are not varied, unless told otherwise."""
+def manifest_of(
+    backbone: Backbone, images: ImageSet, preprocessing: Preprocessing | None = None, **changes: Any
+) -> Manifest:
+    """Of images that are not varied, unless told otherwise. preprocessing: the backbone's by default."""
+    preprocessing = preprocessing or backbone.preprocessing
     settings: dict[str, Any] = {"augment": "none", "flip": False, "seed": 0, "views": 1, "autocast": None}
     settings |= changes
-    transform = training_pixels(backbone.preprocessing, settings["augment"], settings["flip"])
-    return describe(backbone, backbone.preprocessing, images, transform, **settings)
+    transform = training_pixels(preprocessing, settings["augment"], settings["flip"])
+    return describe(backbone, preprocessing, images, transform, **settings)
 
 
 def disk_store(
@@ -58,9 +62,11 @@ def reader_of(
 ) -> TraceReader:
     """A reader of images as the manifest of the store varies them."""
     manifest = store.manifest
-    transform = training_pixels(backbone.preprocessing, manifest.augment, manifest.flip)
+    preprocessing = more.pop("preprocessing", Preprocessing.from_dict(manifest.preprocessing))
+    transform = training_pixels(preprocessing, manifest.augment, manifest.flip)
     notify = (said if said is not None else []).append
-    return TraceReader(backbone, images, transform, store, autocast=nullcontext, part=64, notify=notify, **more)
+    settings: dict[str, Any] = {"autocast": nullcontext, "part": 64, "notify": notify} | more
+    return TraceReader(backbone, preprocessing, images, transform, store, **settings)
 
 
 def everything(reader: TraceReader, **arguments: Any) -> list[tuple[torch.Tensor, torch.Tensor, list[int]]]:

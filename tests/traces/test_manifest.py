@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from memtok.backbone import Backbone
@@ -17,7 +18,7 @@ from memtok.data import from_dataset
 from memtok.data.sources import FileStore, ImageSet
 from memtok.errors import MemtokError
 from memtok.traces import Manifest
-from memtok.traces.manifest import MANIFEST, SHARD_BYTES, record_bytes, spread, trace_shape
+from memtok.traces.manifest import MANIFEST, SHARD_BYTES, minor, record_bytes, spread, trace_shape, weights_digest
 from tests.tiny import tiny_backbone
 from tests.traces.helpers_traces import disk_store, manifest_of, pictures
 
@@ -73,6 +74,18 @@ def test_a_missing_or_an_extra_field_is_refused(backbone: Backbone, images: Imag
             disk_store(folder, manifest)
 
 
+def test_traces_of_an_earlier_format_are_refused(backbone: Backbone, images: ImageSet, folder: Path) -> None:
+    """Up to format 2 the trunk's input was normalised as the backbone says, whatever the task said."""
+    manifest = manifest_of(backbone, images)
+    disk_store(folder, manifest).close()
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest) | {"format": 2}))
+    with pytest.raises(
+        MemtokError, match=r"expected traces of format 3 in .*, found format 2; name another folder, or"
+    ):
+        disk_store(folder, manifest)
+    assert replace(manifest, format=2).digest != manifest.digest  # so that in the cache it is another folder
+
+
 def test_what_decides_the_numbers_is_in_the_manifest(backbone: Backbone, images: ImageSet) -> None:
     base = manifest_of(backbone, images, augment="crop", views=2)
     others = [
@@ -89,6 +102,47 @@ def test_what_decides_the_numbers_is_in_the_manifest(backbone: Backbone, images:
     ]
     assert len({base.digest, *(manifest.digest for manifest in others)}) == 1 + len(others)
     assert base.digest == manifest_of(backbone, images, augment="crop", views=2).digest
+
+
+def test_weights_that_were_rounded_are_others(images: ImageSet) -> None:
+    """A backbone keeps the fingerprint of its checkpoint; what it computes with may have been rounded since."""
+    backbone = tiny_backbone()
+    manifest = manifest_of(backbone, images)
+    rounded = copy.deepcopy(backbone).to(torch.bfloat16).to(torch.float32)
+    assert rounded.fingerprint == backbone.fingerprint
+    assert manifest_of(rounded, images) == replace(manifest, weights=weights_digest(rounded)) != manifest
+    assert manifest_of(copy.deepcopy(backbone).to(torch.float64).to(torch.float32), images) == manifest
+    backbone.to(torch.bfloat16).to(torch.float32)  # in place, after its digest was taken
+    assert manifest_of(backbone, images) == manifest_of(rounded, images)
+
+
+def test_the_head_is_no_part_of_the_weights() -> None:
+    """The same trunk with another classifier leaves the same traces."""
+    backbone = tiny_backbone()
+    before = weights_digest(backbone)
+    with torch.no_grad():
+        backbone.vit.head.weight.add_(1)
+    assert weights_digest(backbone) == before
+
+
+def test_large_weights_are_looked_at_here_and_there() -> None:
+    backbone = tiny_backbone(embed_dim=264, num_heads=2, depth=7)  # a projection of 264 x 264 is more than SMALL
+    before, noticed = weights_digest(backbone), []
+    for layer in range(7):
+        weight = backbone.vit.blocks[layer].attn.proj.weight
+        with torch.no_grad():
+            kept = weight.clone()
+            weight[100, 100] += 1
+            noticed.append(weights_digest(backbone) != before)
+            weight.copy_(kept)
+    assert noticed == [layer in (0, 3, 6) for layer in range(7)]
+
+
+def test_versions_without_the_patch(backbone: Backbone, images: ImageSet) -> None:
+    assert minor("2.15.0+cu132") == "2.15"
+    manifest = manifest_of(backbone, images)
+    assert torch.__version__.startswith(f"{manifest.torch}.")
+    assert timm.__version__.startswith(f"{manifest.timm}.")
 
 
 def test_without_augmentation_nothing_is_drawn(backbone: Backbone, images: ImageSet) -> None:
@@ -160,23 +214,56 @@ def test_spread() -> None:
     assert (len(found), found[0], found[-1]) == (16, 0, 999)
 
 
-def foreign_file(folder: Path) -> None:
-    (folder / "photo.png").write_bytes(b"x")
+FOREIGN = {
+    "a file": {"photo.png": "x"},
+    "a folder": {"cats/1.png": "x"},
+    "a download": {"letter.txt": "x", ".movie.mkv.part": "half of it", ".marks.bin.old.part": "x"},
+    "only a download": {".movie.mkv.part": "half of it"},
+    "nearly a store": {"traces-of-cats.txt": "x", "marks.bin.txt": "x"},
+    "another manifest": {"manifest.json": '{"name": "a web page"}', ".index.html.part": "x", "lock": "theirs"},
+    "no manifest": {"manifest.json": "<html>", ".manifest.json.x.part": "x"},
+}
 
 
-def foreign_folder(folder: Path) -> None:
-    (folder / "cats").mkdir()
-
-
-@pytest.mark.parametrize("fill", [foreign_file, foreign_folder])
-def test_a_folder_of_something_else_is_left_alone(
-    backbone: Backbone, images: ImageSet, folder: Path, fill: Callable[[Path], None]
+@pytest.mark.parametrize("files", FOREIGN.values(), ids=FOREIGN)
+def test_a_folder_of_something_else_is_left_as_it_was(
+    backbone: Backbone, images: ImageSet, folder: Path, files: dict[str, str]
 ) -> None:
-    folder.mkdir()
-    fill(folder)
-    with pytest.raises(MemtokError, match="expected an empty folder for traces"):
+    """Refused in one line, and nothing is deleted, changed or added: no lock either."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    with pytest.raises(MemtokError, match=r"expected (an empty folder for traces|a manifest|traces of)"):
         disk_store(folder, manifest_of(backbone, images))
-    assert not (folder / MANIFEST).exists()
+    found = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert found == files
+
+
+def test_nothing_is_added_to_the_folder_of_other_traces(backbone: Backbone, images: ImageSet, folder: Path) -> None:
+    disk_store(folder, manifest_of(backbone, images)).close()
+    (folder / "lock").unlink(missing_ok=True)
+    (folder / ".marks.bin.x.part").write_text("x")
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(MemtokError, match="expected traces with backbone"):
+        disk_store(folder, manifest_of(tiny_backbone(seed=1), images))
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_only_own_remains_are_removed(backbone: Backbone, images: ImageSet, folder: Path) -> None:
+    """What a killed process left of its temporary files goes; files that somebody put into a store stay."""
+    manifest = manifest_of(backbone, images)
+    folder.mkdir()
+    remains = [folder / name for name in (".marks.bin.abc_12.part", ".manifest.json.x1.part")]
+    for path in remains:
+        path.write_text("x")
+    disk_store(folder, manifest).close()  # a folder that did not become a store yet
+    assert not any(path.exists() for path in remains)
+    theirs = folder / ".movie.mkv.part"
+    for path in (*remains, theirs):
+        path.write_text("x")
+    disk_store(folder, manifest).close()
+    assert not any(path.exists() for path in remains)
+    assert theirs.read_text() == "x"
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(backbone: Backbone, images: ImageSet, tmp_path: Path) -> None:

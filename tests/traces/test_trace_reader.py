@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from memtok.data import batches, training_transform
 from memtok.data.sources import ArrayStore, ImageSet
 from memtok.errors import MemtokError
 from memtok.traces import Store, disk
+from memtok.traces import reader as reader_module
 from tests.tiny import tiny_backbone
 from tests.traces.helpers_traces import disk_store, everything, manifest_of, pictures, ram_store, reader_of
 
@@ -88,6 +90,29 @@ def test_traces_are_those_of_the_images_in_the_order_of_the_loader(
     assert len(by_record) == 10 * views
 
 
+def test_images_are_normalised_as_the_task_says(backbone: Backbone, images: ImageSet) -> None:
+    """A task may have another normalisation than the backbone; the trunk then runs on what a live run gives it."""
+    own = replace(backbone.preprocessing, mean=(0.1, 0.2, 0.3), std=(0.4, 0.3, 0.2))
+    store = ram_store(manifest_of(backbone, images, own))
+    found = everything(reader_of(backbone, images, store), steps=3)
+    live = batches(images, training_transform(own, "none"), batch_size=4, shuffle=True, seed=3)
+    for (inputs, features, _), (wanted, _, _) in zip(found, live, strict=True):
+        trace = backbone.trace(wanted, keep="inputs", outputs=True)
+        assert trace.features is not None
+        torch.testing.assert_close(inputs.float(), torch.stack(trace.inputs), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(features, trace.features, rtol=1e-5, atol=1e-5)
+
+
+def test_a_store_of_another_preprocessing_is_refused(backbone: Backbone, images: ImageSet) -> None:
+    own = replace(backbone.preprocessing, mean=(0.1, 0.2, 0.3))
+    store = ram_store(manifest_of(backbone, images))
+    with pytest.raises(
+        MemtokError, match=r"expected traces of the task's preprocessing in ram, found mean .*; "
+    ) as caught:
+        reader_of(backbone, images, store, preprocessing=own)
+    assert "\n" not in str(caught.value)
+
+
 def test_nothing_is_computed_or_decoded_twice(
     backbone: Backbone, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +180,38 @@ def test_beyond_the_limit_images_are_computed_each_time(
     assert equal(built, reused)  # though the trunk now runs on other batches
     for one, other in zip(built, expected, strict=True):
         torch.testing.assert_close(one[0].float(), other[0].float(), rtol=2e-3, atol=1e-4)
+    store.close()
+
+
+@pytest.mark.parametrize("place", ["ram", "disk"])
+def test_the_range_of_a_trace_is_looked_at_once(
+    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """On a GPU the training waits for it; in later epochs it is known of every image, and none becomes infinite."""
+    backbone = tiny_backbone()
+    with torch.no_grad():
+        backbone.vit.blocks[1].norm1.weight.fill_(23_000.0)  # beyond for images 4 and 5
+    manifest = manifest_of(backbone, images)
+    looked: list[int] = []
+    original = reader_module.within_half
+
+    def within_half(half: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        looked.append(len(features))
+        return original(half, features)
+
+    monkeypatch.setattr(reader_module, "within_half", within_half)
+    store: Store = ram_store(manifest, 5) if place == "ram" else disk_store(tmp_path, manifest, 5)
+    reader = reader_of(backbone, images, store)
+    everything(reader, steps=3)
+    assert sum(looked) >= 10
+    looked.clear()
+    later = everything(reader, start_step=3, steps=9)
+    assert looked == []
+    assert all(inputs.isfinite().all() for inputs, _, _ in later)
+    exact = {
+        index for inputs, _, found in later for row, index in enumerate(found) if inputs[:, row].abs().max() > 65504
+    }
+    assert exact == {4, 5}
     store.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from memtok.backbone import Backbone
 from memtok.data import DataSource
 from memtok.errors import MemtokError
+from memtok.task import Task
 from memtok.training import TrainResult, train_together
 from memtok.training.device import accelerator_for
 from memtok.training.feed import KeptFeed, make_feed
@@ -61,6 +63,27 @@ def test_nearly_as_a_live_run(backbone: Backbone, data: DataSource) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
     assert "traces" not in expected.record
     assert "views" not in expected.record["hyperparameters"]
+
+
+@pytest.mark.parametrize("augment", ["none", "crop"])
+@pytest.mark.parametrize("extending", [False, True])
+def test_nearly_as_a_live_run_in_the_tasks_own_normalisation(
+    backbone: Backbone, data: DataSource, extending: bool, augment: str
+) -> None:
+    """A legacy file or what a task extends may bring another mean and deviation than the backbone has."""
+    own = replace(backbone.preprocessing, mean=(0.0, 0.1, 0.2), std=(1.0, 0.9, 0.8))
+    old = Task.create(backbone, name="old", classes=["a", "b"], memory=1, seed=3, preprocessing=own)
+
+    def run(**arguments: Any) -> Task:
+        chosen: dict[str, Any] = {"extends": [old]} if extending else {"preprocessing": own}
+        task = Task.create(backbone, name="digits", classes=data.classes, memory=2, seed=0, **chosen)
+        quick(task, data, steps=9, augment=augment, **arguments)
+        assert task.preprocessing == own
+        return task
+
+    live, kept = run(), run(keep_traces="ram")
+    for one, other in zip(kept.parameters(), live.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def peak_here(name: str, sizes: Sizes) -> Peak:
         wake(scene.device)
         before = resident("VmRSS")
         run = contender.make(scene)
+        scene.give_up_backbone()
         trim()
         reset = reset_peak(scene.device)
         for _ in range(STEPS):

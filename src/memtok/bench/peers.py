@@ -56,7 +56,7 @@ def vit_pytorch_vit(scene: Scene) -> nn.Module:
         dim_head=geometry.dim // geometry.heads,
         mlp_dim=geometry.hidden,
     )
-    return vit.to(scene.device).eval()
+    return lowered(scene, vit.to(scene.device).requires_grad_(False)).eval()
 
 
 def vit_pytorch_adapter(scene: Scene, vit: nn.Module, cells: int) -> nn.Module:
@@ -94,7 +94,7 @@ class LoRA(nn.Module):
             self.model: Any = peft.get_peft_model(vit, lora, adapter_name=names[0])
             for name in names[1:]:
                 self.model.add_adapter(name, lora)
-        self.model.to(scene.device)
+        lowered(scene, self.model.to(scene.device))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, classes) logits of the active adapter."""
@@ -116,6 +116,14 @@ def query_and_value(vit: nn.Module) -> list[str]:
     """The names of the two projections, which transformers 5 renamed."""
     leaves = {name.rsplit(".", 1)[-1] for name, module in vit.named_modules() if isinstance(module, nn.Linear)}
     return ["q_proj", "v_proj"] if {"q_proj", "v_proj"} <= leaves else ["query", "value"]
+
+
+def lowered(scene: Scene, model: nn.Module) -> nn.Module:
+    """The same with its frozen matrices in the precision of the run; autocast would cast them anew in every pass."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad:
+            module.to(scene.dtype)
+    return model
 
 
 def trained(module: nn.Module) -> list[nn.Parameter]:

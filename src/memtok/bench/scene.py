@@ -86,6 +86,11 @@ class Scene:
         """The frozen backbone: one for all contenders that do not change it."""
         return load_backbone(self.vit(), dtype=self.dtype, device=self.device)
 
+    def give_up_backbone(self) -> None:
+        """Keeps images and labels only: who computes with the backbone holds it himself."""
+        _ = self.images, self.labels
+        del self.__dict__["backbone"]
+
     def vit(self) -> VisionTransformer:
         """The timm model, with random weights."""
         return make_vit(self.sizes, **self.changes)

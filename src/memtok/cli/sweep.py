@@ -29,6 +29,7 @@ from memtok.cli.options import (
     whole,
 )
 from memtok.cli.output import check_apart, check_outputs, note, say, table, write_result
+from memtok.cli.train import check_compiler
 from memtok.sweeps.space import LARGEST, REGIMES, SEARCHES, Axis, Range
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def configure(parser: Parser) -> None:
     add(parser, "--validation-images", whole("--validation-images", 1), "N", images)
     add(parser, "--device", one_of("--device", ("auto", "cpu", "cuda")), "NAME", "auto, cpu or cuda", "auto")
     add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
+    add_switch(parser, "--compile", "run trunk and streams through torch.compile; needs a C++ compiler")
     add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
     add_data_options(parser, workers=False)
     add_trace_options(parser)
@@ -136,6 +138,7 @@ def run(options: Namespace) -> int:
     check_places(options)
     check_apart(options.data, out=options.out, trace_dir=options.trace_dir)
     space, shared = check_settings(options)
+    check_compiler(options)
     from memtok.cli.sources import open_backbone
     from memtok.sweeps import RichSweepListener, sweep
 
@@ -167,6 +170,10 @@ def check_places(options: Namespace) -> None:
         json, kept = Path(options.json).resolve(), [out.resolve() / name for name in ("runs", "sweep.json")]
         if any(place in (json, *json.parents) for place in kept):
             raise UsageError(f"expected a file of its own after --json, found {options.json}, which the sweep keeps")
+        if json in (out.resolve(), *out.resolve().parents):
+            raise UsageError(
+                f"expected a file after --json, found {options.json}, a folder of --out; name a file in it"
+            )
 
 
 def check_settings(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -178,6 +185,7 @@ def check_settings(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
         "validation_images",
         "device",
         "precision",
+        "compile",
         "workers",
         "on_bad_image",
         "data_dir",

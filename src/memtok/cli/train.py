@@ -85,6 +85,7 @@ def configure(parser: Parser) -> None:
     add(parser, "--accumulate", whole("--accumulate", 1), "N", "parts that a batch is cut into, to save memory", 1)
     add(parser, "--device", one_of("--device", ("auto", "cpu", "cuda")), "NAME", "auto, cpu or cuda", "auto")
     add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
+    add_switch(parser, "--compile", "run the model through torch.compile; needs a C++ compiler")
     add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
     add_data_options(parser, workers=False)
     add_trace_options(parser)
@@ -110,6 +111,7 @@ def run(options: Namespace) -> int:
     from memtok.training import train
 
     settings = check_settings(options)
+    check_compiler(options)
     trainable, data = prepare(options)
     result = train(trainable, data, progress=True, **settings)
     if int(os.environ.get("RANK", "0")) == 0:  # the first of several processes speaks for all
@@ -157,6 +159,7 @@ def check_settings(options: Namespace) -> dict[str, Any]:
             "accumulate",
             "device",
             "precision",
+            "compile",
             "workers",
             "resume",
             "overwrite",
@@ -171,6 +174,18 @@ def check_settings(options: Namespace) -> dict[str, Any]:
         assert checked.out is not None
         options.name = check_name(options.name or checked.out.stem)
     return settings
+
+
+def check_compiler(options: Namespace) -> None:
+    """MemtokError for --compile where no compiler works, before data are opened and their split is written."""
+    if not options.compile:
+        return
+    import torch
+
+    from memtok.training.compiler import check_inductor
+
+    gpu = options.device != "cpu" and torch.cuda.is_available()
+    check_inductor(torch.device("cuda" if gpu else "cpu"))
 
 
 def prepare(options: Namespace) -> tuple[Trainable, DataSource]:

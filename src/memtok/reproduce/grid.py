@@ -44,6 +44,8 @@ from memtok.training.regimes import FULL, Trainable, count_parameters
 from memtok.training.result import versions
 from memtok.training.settings import Plan, Settings, default_workers, make_plan
 
+LOCK_SECONDS = 60.0  # to wait for another process that reads or writes what all runs share
+
 
 class Grid:
     """Trains what is missing of a grid in `settings.out`.
@@ -72,8 +74,9 @@ class Grid:
 
     def run(self) -> list[RunRecord]:
         """Does all that is missing, data set after data set; returns all records of the folder."""
-        height, width = self.backbone.preprocessing.image_size
-        check_fixed(self.folder / "grid.json", self.settings.fixed(self.backbone.fingerprint, (height, width)))
+        fixed = self.settings.fixed(self.backbone.fingerprint, self.backbone.preprocessing)
+        with locked(self.folder, wait=LOCK_SECONDS):  # not longer: others may work on other data sets in it
+            check_fixed(self.folder / "grid.json", fixed, saved=self.folder.glob("runs/*/*/rate-*.safetensors"))
         for data in self.settings.data:
             self.source(data)  # what cannot be opened is found before the first run
         self.listener.left(self.left())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memtok.errors import MemtokError
+from memtok.preprocessing import Preprocessing
 from memtok.reproduce.columns import PAPER_COLUMNS, Column, find_columns
 
 RATE_FACTORS = (0.3, 1.0, 3.0)
@@ -104,7 +105,7 @@ class GridSettings:
         names += ("validation_images", "device", "precision", "workers", "on_bad_image", "data_dir")
         return {name: getattr(self, name) for name in names}
 
-    def fixed(self, fingerprint: str, image_size: tuple[int, int]) -> dict[str, Any]:
+    def fixed(self, fingerprint: str, preprocessing: Preprocessing) -> dict[str, Any]:
         """What must be the same whenever the grid in `out` goes on, as JSON-able values."""
         names: tuple[str, ...] = ("recipe", "steps", "epochs", "batch_size", "accumulate", "split", "augment", "flip")
         names += ("validation_images", "test_images", "precision")
@@ -112,7 +113,8 @@ class GridSettings:
         kept = {} if self.keep_traces is None else {"kept_traces": {"views": self.views}}
         return {
             "backbone": fingerprint,
-            "image_size": list(image_size),
+            "image_size": list(preprocessing.image_size),
+            "preprocessing": preprocessing.to_dict(),  # no fingerprint tells it
             "first_seed": self.seeds[0],
             **{name: getattr(self, name) for name in names},
             **kept,

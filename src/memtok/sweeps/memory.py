@@ -26,6 +26,7 @@ from memtok.traces.sizes import shown_bytes
 SHARE = 0.6  # of the free memory, which others may want too
 ESTIMATE_WITHIN = 2.0  # the estimate of what is kept for the gradient is off by less than this factor; a test measures
 GIGABYTE = 1_000_000_000
+MOST_GIGABYTES = 1e9  # no machine has as much, and a larger limit limits nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,7 @@ def find_limit(device: torch.device, gigabytes_given: float | None, reserved: in
     if gigabytes_given is None:
         return int(SHARE * max(0, free_memory(device) - reserved))
     value: Any = gigabytes_given
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value <= 0:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:  # also of whole numbers that are no float
         raise MemtokError(f"expected memory_limit in GB as a number above 0, found {value!r}; change it")
-    return int(value * GIGABYTE)
+    return int(min(value, MOST_GIGABYTES) * GIGABYTE)

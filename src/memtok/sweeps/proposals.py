@@ -1,12 +1,13 @@
 """Configurations that Optuna proposes: a batch that fills a pass, then what came of it, then the next batch.
 
-The study lies in a journal of JSON lines in the folder of the data set, so that a sweep goes on where it stopped:
-trials that were asked and not answered are the batch that was being trained. The sampler of a batch is seeded with the
-number of the trials before it, so an interrupted search proposes what it would have proposed.
+The study lies in a journal of JSON lines in the folder of the data set, so that a sweep goes on where it stopped: one
+line names the trials of the batch that is being trained. The sampler of a trial is seeded with the number of the trials
+before it, so a search proposes what it would have proposed wherever it was interrupted, also amid a batch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from memtok.sweeps.space import FIELDS, OF_TOKENS, Configuration, Range, Space
 from memtok.sweeps.trials import Trial
 
 BATCHES = 4  # a batch has at most a fourth of the trials, rounded up, so that later ones learn of earlier ones
+BATCH = "batch"  # of the study: the numbers of the trials that are being trained
 JOURNAL = "optuna.log"
 
 
@@ -41,22 +43,35 @@ class Proposals:
     ) -> None:
         self.space, self.seed, self.fits = space, seed, fits
         self.optuna = import_optuna()
+        folder.mkdir(parents=True, exist_ok=True)
         for lock in folder.glob(f"{JOURNAL}.lock*"):  # of a process that was killed; ours is the only one here
             lock.unlink(missing_ok=True)
+        self.study = self.open(folder / JOURNAL)
+
+    def open(self, path: Path) -> Any:
+        """The study in a journal, a new one where there is none; MemtokError for a file that is no journal."""
+        drop_torn_line(path)
         storages = self.optuna.storages
         with quiet(self.optuna):
-            journal = storages.journal.JournalFileBackend(str(folder / JOURNAL))
-            self.study = self.optuna.create_study(
-                storage=storages.JournalStorage(journal),
-                study_name="memtok",
-                direction="maximize",
-                sampler=self.sampler(0),
-                load_if_exists=True,
-            )
+            try:
+                return self.optuna.create_study(
+                    storage=storages.JournalStorage(storages.journal.JournalFileBackend(str(path))),
+                    study_name="memtok",
+                    direction="maximize",
+                    sampler=self.sampler(0),
+                    load_if_exists=True,
+                )
+            except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError) as error:
+                raise MemtokError(
+                    f"expected the journal of an Optuna study in {path}, found something else; delete it: the search "
+                    "starts anew, and what was trained is not trained again"
+                ) from error
 
     def sampler(self, number: int) -> Any:
-        """Of the batch that begins with trial `number`; it takes the others of a batch for poor ones, to spread."""
-        return self.optuna.samplers.TPESampler(seed=self.seed + number, constant_liar=True)
+        """Of trial `number`; it takes those that are not answered yet for poor ones, to spread a batch."""
+        # A digest, so that searches with neighbouring seeds do not draw the same, one trial later.
+        digest = hashlib.sha256(f"{self.seed} {number}".encode()).digest()
+        return self.optuna.samplers.TPESampler(seed=int.from_bytes(digest[:4], "big"), constant_liar=True)
 
     @property
     def left(self) -> int:
@@ -91,23 +106,32 @@ class Proposals:
         """The trials of the next batch."""
         assert self.space.trials
         waiting = self.waiting()
-        trained = [trial for trial in waiting if "batch" in trial.user_attrs]
+        trained = [trial for trial in waiting if self.in_batch(trial)]
         if trained:
             return trained
         answered = len(self.answered())
-        self.study.sampler = self.sampler(answered)
         most = min(self.left, math.ceil(self.space.trials / BATCHES))
-        batch = waiting[:most]
+        batch: list[Any] = []
         while len(batch) < most:
-            trial = self.study.ask()
-            trial.set_user_attr("configuration", self.configuration(trial).to_dict())
-            batch.append(trial)
+            # Those that an earlier batch left, or that a kill kept from being trained, go first.
+            batch.append(waiting[len(batch)] if len(batch) < len(waiting) else self.ask(answered + len(batch)))
             if len(batch) > 1 and not self.fits(self.chosen(batch)):
                 batch.pop()
                 break
-        for trial in batch:
-            self.live(trial).set_user_attr("batch", answered)
+        self.study.set_user_attr(BATCH, [trial.number for trial in batch])
         return batch
+
+    def ask(self, number: int) -> Any:
+        """A new trial, before which there are `number`."""
+        self.study.sampler = self.sampler(number)
+        trial = self.study.ask()
+        trial.set_user_attr("configuration", self.configuration(trial).to_dict())
+        return trial
+
+    def in_batch(self, trial: Any) -> bool:
+        """Whether a trial that waits belongs to the batch that is being trained."""
+        # Earlier versions marked the trials themselves.
+        return trial.number in self.study.user_attrs.get(BATCH, ()) or BATCH in trial.user_attrs
 
     def new(self, batch: Sequence[Configuration]) -> list[Configuration]:
         """Those of a batch that no earlier batch had."""
@@ -148,14 +172,15 @@ class Proposals:
         with quiet(self.optuna):
             for waiting in self.waiting():
                 trial = trials.get(Configuration.of(waiting.user_attrs["configuration"]))
-                if trial is not None and trial.last is not None and "batch" in waiting.user_attrs:
+                if trial is not None and trial.last is not None and self.in_batch(waiting):
                     self.answer(waiting, trial)
 
     def answer(self, waiting: Any, trial: Trial) -> None:
         """Answers one trial."""
         assert trial.last
         if trial.state == "stopped":
-            self.live(waiting).report(trial.last.top1, trial.last.step)
+            if trial.last.step not in waiting.intermediate_values:  # a kill may have come between the two
+                self.live(waiting).report(trial.last.top1, trial.last.step)
             self.study.tell(waiting.number, state=self.optuna.trial.TrialState.PRUNED)
         else:
             self.study.tell(waiting.number, trial.last.top1)
@@ -168,6 +193,16 @@ def suggest(trial: Any, field: str, axis: Any) -> Any:
     if field in OF_TOKENS:
         return trial.suggest_int(field, int(axis.low), int(axis.high))
     return trial.suggest_float(field, axis.low, axis.high, log=True)
+
+
+def drop_torn_line(path: Path) -> None:
+    """Removes the end of a journal after its last whole line: a full disk may cut a line, which nobody can read on."""
+    try:
+        with path.open("rb+") as stream:
+            content = stream.read()
+            stream.truncate(content.rfind(b"\n") + 1)
+    except FileNotFoundError:
+        pass
 
 
 @contextmanager

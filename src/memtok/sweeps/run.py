@@ -28,6 +28,7 @@ from memtok.sweeps.space import Axis, Configuration
 from memtok.sweeps.stages import Job, Stages
 from memtok.sweeps.trials import Trial, ranked, winner_of
 from memtok.traces import OpenStores
+from memtok.training.compiler import make_compiler
 from memtok.training.device import moved
 from memtok.training.feed import traces_in_memory
 from memtok.training.settings import Settings, default_workers, make_plan
@@ -122,18 +123,20 @@ class Sweep:
         settings, backbone = self.settings, self.backbone
         sources = [self.open(one) for one in self.data]  # what cannot be opened is found before the first step
         device = self.device()
+        make_compiler(settings.shared.get("compile", False), device)  # or says what is missing
         with moved([backbone], device):
             jobs = [self.job(source, spec_of(one), device) for source, one in zip(sources, self.data, strict=True)]
             for job in jobs:  # what does not fit the memory is found before the first step, too
                 job.budget.passes(self.settings.space.listed(job.plan.seed) or self.settings.space.largest())
-            height, width = backbone.preprocessing.image_size
-            check_fixed(settings.out / "sweep.json", settings.fixed(backbone.fingerprint, (height, width)), "sweep")
-            found = []
-            for job in jobs:
-                with locked(job.folder), job.stores:
-                    found.append(self.run_data(job))
-        result = SweepResult(tuple(found), settings.out)
-        result.save()
+            fixed = settings.fixed(backbone.fingerprint, backbone.preprocessing)
+            with locked(settings.out):
+                check_fixed(settings.out / "sweep.json", fixed, "sweep", settings.out.glob("runs/*/*.safetensors"))
+                found = []
+                for job in jobs:
+                    with job.stores:
+                        found.append(self.run_data(job))
+                result = SweepResult(tuple(found), settings.out)
+                result.save()
         return result
 
     def open(self, one: Data) -> DataSource:

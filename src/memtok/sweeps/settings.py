@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memtok.errors import MemtokError
+from memtok.preprocessing import Preprocessing
 from memtok.sweeps.halving import check_halving
 from memtok.sweeps.space import Axis, Range, Space
 
@@ -85,7 +86,7 @@ class SweepSettings:
         """The arguments of `train_together` that all passes share, for data that are open."""
         return {name: value for name, value in self.shared.items() if name not in OF_OPENING}
 
-    def fixed(self, fingerprint: str, image_size: tuple[int, int]) -> dict[str, Any]:
+    def fixed(self, fingerprint: str, preprocessing: Preprocessing) -> dict[str, Any]:
         """What must be the same whenever the sweep goes on, as JSON-able values.
 
         A grid may grow, and a search may get more trials; but not with early stopping, which compares with all.
@@ -96,7 +97,8 @@ class SweepSettings:
         found: dict[str, Any] = {name: settings[name] for name in FIXED}
         if settings["keep_traces"] is not None:  # where they are kept may change, not what is trained on
             found["views"] = settings["views"] or (1 if settings["augment"] == "none" else VIEWS)
-        found |= {"backbone": fingerprint, "image_size": list(image_size), "halving": self.halving}
+        found |= {"backbone": fingerprint, "image_size": list(preprocessing.image_size), "halving": self.halving}
+        found["preprocessing"] = preprocessing.to_dict()  # no fingerprint tells it
         space = self.space.to_dict()
         found["search"] = space.pop("search")
         if self.halving is None:

@@ -13,6 +13,7 @@ missing and is written again.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 import zlib
@@ -34,6 +35,8 @@ from memtok.traces.store import KEPT, UNFIT, Flags, Notify, Rows, Store
 
 MARK = np.dtype([("checksum", "<u4"), ("state", "<u4"), ("pixels", "V8")])
 MARKS, LOCK = "marks.bin", "lock"
+PARTS = (f".{MARKS}.*.part", f".{MANIFEST}.*.part")  # temporary files of `atomic_write`
+OWN = re.compile(rf"traces-\d+\.bin|validation-[0-9a-f]+|{MARKS}|{LOCK}|{MANIFEST}|\.({MARKS}|{MANIFEST})\.[^.]*\.part")
 MOST_WAITING = 2  # batches that wait to be written; then training waits for the disk
 MANIFEST_SECONDS = 10.0  # that another process may take to write the manifest of a new folder
 
@@ -67,9 +70,13 @@ class DiskStore(Store):
     # Opening
 
     def open(self) -> None:
-        """Takes the lock if nobody has it, and compares or writes the manifest."""
+        """Takes the lock if nobody has it, and compares or writes the manifest. A refused folder is left as it was."""
         known = (self.folder / MANIFEST).exists()
         try:
+            if known:
+                self.manifest.check_same(self.folder)
+            else:
+                self.check_unused()
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock.acquire(timeout=0)
             self.writes = True
@@ -87,22 +94,29 @@ class DiskStore(Store):
         elif not self.await_manifest():
             self.marks = np.zeros(self.manifest.records, dtype=MARK)  # a folder that never became a store
             return
-        self.manifest.check_same(self.folder)
+        self.manifest.check_same(self.folder)  # another process may have written it just now
         self.marks = self.open_marks()
 
-    def prepare(self) -> None:
-        """Makes a new folder ready, the manifest last; removes what a killed process left of its temporary files."""
-        for remains in self.folder.glob(".*.part"):
-            remains.unlink(missing_ok=True)
-        if (self.folder / MANIFEST).exists():
+    def check_unused(self) -> None:
+        """MemtokError if a folder without manifest has anything that is not of a store."""
+        if not self.folder.exists():
             return
-        own = ("traces-", "validation-", MARKS, LOCK)
-        foreign = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith(own))
+        foreign = sorted(path.name for path in self.folder.iterdir() if not OWN.fullmatch(path.name))
         if foreign:
             raise MemtokError(
                 f"expected an empty folder for traces, or one with {MANIFEST}, found {foreign[0]!r} in {self.folder}; "
                 "name another"
             )
+
+    def prepare(self) -> None:
+        """Makes a new folder ready, the manifest last; removes what a killed process left of its temporary files.
+
+        The folder is known to be a store, or to have nothing that is not of one.
+        """
+        for remains in (path for pattern in PARTS for path in self.folder.glob(pattern)):
+            remains.unlink(missing_ok=True)
+        if (self.folder / MANIFEST).exists():
+            return
         # Real zeros, no hole: later there is room for every mark.
         with atomic_write(self.folder / MARKS) as temporary, temporary.open("wb") as stream:
             np.zeros(self.manifest.records, dtype=MARK).tofile(stream)
@@ -211,6 +225,7 @@ class DiskStore(Store):
         marks = np.zeros(len(rows), dtype=MARK)
         marks["state"] = np.where(fit, KEPT, UNFIT)
         blocks: list[NDArray[np.uint8] | None] = []
+        inputs, features = inputs.detach().cpu(), features.detach().float().cpu()  # in one piece from a GPU
         for place, row in enumerate(rows):
             block = self.packed(inputs[:, place], features[place]) if fit[place] else None
             blocks.append(block)
@@ -226,9 +241,7 @@ class DiskStore(Store):
     def packed(self, inputs: Tensor, features: Tensor) -> NDArray[np.uint8]:
         """The bytes of a record: features (D,), inputs (L, N, D), zeros."""
         block = np.zeros(self.manifest.record_bytes, dtype=np.uint8)
-        parts = np.frombuffer(
-            features.detach().cpu().float().numpy().tobytes() + inputs.detach().cpu().numpy().tobytes(), dtype=np.uint8
-        )
+        parts = np.frombuffer(features.numpy().tobytes() + inputs.numpy().tobytes(), dtype=np.uint8)
         block[: len(parts)] = parts
         return block
 

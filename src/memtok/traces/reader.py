@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,9 +23,10 @@ from memtok.data.sources import ImageSet
 from memtok.data.splits import Indices
 from memtok.data.transforms import Normaliser, Transform
 from memtok.errors import MemtokError
-from memtok.trace import Trace
+from memtok.preprocessing import Preprocessing
+from memtok.trace import Kept, Trace
 from memtok.traces.manifest import spread
-from memtok.traces.store import Flags, Notify, Rows, Store
+from memtok.traces.store import Flags, Notify, Rows, Store, sent
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,16 @@ KeptBatches = Iterator[tuple[KeptBatch, Tensor, Tensor]]
 class TraceReader:
     """The traces of an image set, out of a store that it fills as it goes.
 
-    transform: to uint8 pixels, as the manifest says. autocast: the context that the trunk runs in. part: images that it
-    runs on at once. indices: which images are asked for, all by default; batches then hold no others.
+    preprocessing: of the task, which may differ from the backbone's. transform: to uint8 pixels, made of it as the
+    manifest says. autocast: the context that the trunk runs in. part: images that it runs on at once. indices: which
+    images are asked for, all by default; batches then hold no others. run: a compiled `run_layer`. Raises MemtokError
+    for a preprocessing that is not the store's.
     """
 
     def __init__(
         self,
         backbone: Backbone,
+        preprocessing: Preprocessing,
         images: ImageSet,
         transform: Transform,
         store: Store,
@@ -79,15 +84,25 @@ class TraceReader:
         part: int,
         notify: Notify,
         indices: Indices | None = None,
+        run: Callable[..., tuple[Tensor, Kept]] | None = None,
     ) -> None:
         self.backbone, self.images, self.store, self.notify = backbone, images, store, notify
-        self.autocast, self.part = autocast, part
+        self.autocast, self.part, self.layer = autocast, part, run
         self.views = store.manifest.views
-        self.normalise = Normaliser(backbone.preprocessing)
+        kept = Preprocessing.from_dict(store.manifest.preprocessing)
+        if preprocessing != kept:
+            difference = preprocessing.difference(kept)
+            raise MemtokError(
+                f"expected traces of the task's preprocessing in {store.where}, found {difference}; describe the store "
+                "with the preprocessing of the task"
+            )
+        self.normalise = Normaliser(preprocessing)
         self.samples = Samples(images, transform, store.manifest.seed or 0)
         self.indices = np.arange(len(images)) if indices is None else indices
         self.device = backbone.device
         self.rooms: dict[int, tuple[Tensor, Tensor]] = {}
+        # Of every record: whether its trace was looked at here, and whether half precision can hold it.
+        self.tested, self.fit = (np.zeros(store.manifest.records, dtype=bool) for _ in range(2))
 
     def check_content(self) -> None:
         """MemtokError if an image is no longer what its trace was made from; looks at a few, spread over all."""
@@ -152,12 +167,12 @@ class TraceReader:
         wanted = (self.missing_of(keys) for keys in map(self.keys_of, plan))
         loaded = None if workers is None else load(self.samples, wanted, workers)
         ahead = map(self.keys_of, plan)
-        fetching = pool.submit(self.fetch, next(ahead), 0)
+        fetching = self.begin(next(ahead), 0, pool)
         for number, _ in enumerate(plan):
-            fetched = fetching.result()
+            fetched = fetching()
             following = next(ahead, None)
             if following is not None:
-                fetching = pool.submit(self.fetch, following, number + 1)
+                fetching = self.begin(following, number + 1, pool)
             images: dict[Key, Tensor] = {}
             if loaded is not None:
                 pixels, _, indices = next(loaded)
@@ -165,14 +180,25 @@ class TraceReader:
                 images = {(view, index): one for index, one in zip(indices.tolist(), pixels, strict=True)}
             batch = self.completed(fetched, images)
             indices = torch.tensor([index for _, index in fetched.keys])
-            yield batch, torch.from_numpy(self.images.labels[indices.numpy()]), indices
+            labels = torch.from_numpy(self.images.labels[indices.numpy()])
+            yield batch, labels if self.device.type == "cpu" else labels.pin_memory(), indices
 
     def missing_of(self, keys: list[Key]) -> list[Key]:
         """Those of which the trace is missing."""
         return [key for key, there in zip(keys, self.store.usable(self.rows_of(keys)), strict=True) if not there]
 
+    def begin(self, keys: list[Key], number: int, pool: ThreadPoolExecutor) -> Callable[[], Fetched]:
+        """Begins to read batch `number`; the function that comes back gives it.
+
+        From main memory or a disk it is read while the batch before is trained on. Where it lies on the GPU, reading is
+        a few kernels that are started when the batch is due, by the thread and in the stream that then use it.
+        """
+        if self.store.memory.type == "cpu":
+            return pool.submit(self.fetch, keys, number).result
+        return partial(self.fetch, keys, number)
+
     def fetch(self, keys: list[Key], number: int) -> Fetched:
-        """Reads what is kept of a batch. In a thread of its own, while the batch before is trained on."""
+        """Reads what is kept of a batch."""
         rows = self.rows_of(keys)
         inputs, features = self.room(len(keys), number)
         there = self.store.usable(rows)
@@ -205,6 +231,8 @@ class TraceReader:
             late = missing[self.store.usable(fetched.rows[missing])]
             self.store.read(fetched.rows[late], fetched.inputs, fetched.features, late)
             missing = np.setdiff1d(missing, late)
+        if len(missing):
+            fetched = fetched.to(self.device)  # where the others are computed
         rows = fetched.rows[missing]
         keep = self.store.writable(rows) & ~self.store.unfit(rows)
         beyond = self.compute(fetched, missing[keep], images, keep=True)
@@ -232,25 +260,29 @@ class TraceReader:
             pixels = self.decoded([fetched.keys[place] for place in at], images)
             inputs, features = self.traced(pixels)
             half = inputs.half()
-            fit = (half.isfinite().all(dim=3).all(dim=2).all(dim=0) & features.isfinite().all(dim=1)).cpu().numpy()
-            index = torch.from_numpy(at).to(half.device)
+            index = sent(torch.from_numpy(at), self.device)
             fetched.inputs[:, index] = half
             fetched.features[index] = features
+            rows = fetched.rows[at]
+            if keep or not self.tested[rows].all():  # once for each, because this waits for a GPU
+                self.fit[rows] = within_half(half, features).cpu().numpy()
+                self.tested[rows] = True
+            fit = self.fit[rows]
             if keep:
-                self.store.write(fetched.rows[at], half, features, [pixel_hash(one) for one in pixels], fit)
+                self.store.write(rows, half, features, [pixel_hash(one) for one in pixels], fit)
             beyond += [(int(at[place]), inputs[:, place].float()) for place in np.flatnonzero(~fit)]
         return beyond
 
     def traced(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs of attention (L, b, N, D) and features (b, D) of pixels (b, 3, H, W), where batches are put together.
+        """Inputs of attention (L, b, N, D) and features (b, D) of pixels (b, 3, H, W), on the device of the backbone.
 
         inputs are in the precision of the trunk, features in float32.
         """
-        images = self.normalise(pixels.to(self.device, non_blocking=True))
+        images = self.normalise(sent(pixels, self.device))
         with self.autocast():
-            trace = self.backbone.trace(images, keep=INPUTS, outputs=True)
+            trace = self.backbone.trace(images, keep=INPUTS, outputs=True, run=self.layer)
         assert trace.features is not None
-        return torch.stack(trace.inputs).to(self.store.memory), trace.features.float().to(self.store.memory)
+        return torch.stack(trace.inputs), trace.features.float()
 
     def decoded(self, keys: Sequence[Key], images: dict[Key, Tensor] | None = None) -> Tensor:
         """The pixels (b, 3, H, W) of these keys: those that are at hand, and others read here."""
@@ -289,6 +321,16 @@ class Fetched:
     inputs: Tensor
     features: Tensor
     there: Flags
+
+    def to(self, device: torch.device) -> Fetched:
+        """The same on another device; what was read lies in pinned memory then, and nobody waits."""
+        inputs, features = (part.to(device, non_blocking=True) for part in (self.inputs, self.features))
+        return replace(self, inputs=inputs, features=features)
+
+
+def within_half(half: Tensor, features: Tensor) -> Tensor:
+    """(b,) bool: whether inputs (L, b, N, D), rounded to half precision, and features (b, D) are finite."""
+    return half.isfinite().all(dim=3).all(dim=2).all(dim=0) & features.isfinite().all(dim=1)
 
 
 def pixel_hash(pixels: Tensor) -> bytes:

@@ -59,11 +59,14 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, rows: Rows, inputs: Tensor, features: Tensor, at: Rows) -> None:
-        """Copies usable records to the places `at` (k,) of a batch: inputs (L, B, N, D) float16, features (B, D)."""
+        """Copies usable records to the places `at` (k,) of a batch: inputs (L, B, N, D) float16, features (B, D).
+
+        The batch lies in `memory`. Nobody waits for a GPU; there it is done in the order of the caller's stream.
+        """
 
     @abstractmethod
     def write(self, rows: Rows, inputs: Tensor, features: Tensor, pixels: list[bytes], fit: Flags) -> None:
-        """Keeps records that are missing: inputs (L, k, N, D) float16, features (k, D) float32.
+        """Keeps records that are missing: inputs (L, k, N, D) float16, features (k, D) float32, on any device.
 
         pixels: 8 bytes for each, a hash of the transformed image. fit: where False, the record is only marked as unfit.
         """
@@ -158,7 +161,7 @@ class MemoryStore(Store):
                 target[:, place] = source[slot]
             features.numpy()[at] = self.features.numpy()[slots]
         else:
-            numbers, places = (torch.from_numpy(part).to(self.memory) for part in (slots, at))
+            numbers, places = (sent(torch.from_numpy(part), self.memory) for part in (slots, at))
             inputs[:, places] = self.inputs.index_select(0, numbers).transpose(0, 1)
             features[places] = self.features.index_select(0, numbers)
 
@@ -166,10 +169,10 @@ class MemoryStore(Store):
         self.state[rows[~fit]] = UNFIT
         for row, found in zip(rows, pixels, strict=True):
             self.hashes[row] = np.void(found)
-        numbers = torch.from_numpy(self.slots[rows[fit]]).to(self.memory)
-        chosen = torch.from_numpy(np.flatnonzero(fit))
-        self.inputs[numbers] = inputs[:, chosen.to(inputs.device)].transpose(0, 1).to(self.memory)
-        self.features[numbers] = features[chosen.to(features.device)].to(self.memory)
+        numbers = sent(torch.from_numpy(self.slots[rows[fit]]), self.memory)
+        chosen = sent(torch.from_numpy(np.flatnonzero(fit)), inputs.device)
+        self.inputs[numbers] = inputs[:, chosen].transpose(0, 1).to(self.memory)
+        self.features[numbers] = features[chosen].to(self.memory)
         self.state[rows[fit]] = KEPT
 
     def kept_flags(self) -> Flags:
@@ -182,6 +185,17 @@ class MemoryStore(Store):
 
     def close(self) -> None:
         pass  # the memory goes with the last reference
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of main memory on `device`, where what is started next may use it.
+
+    To a GPU it goes from pinned memory; from any other, the processor would wait until the GPU has done all that it was
+    given before.
+    """
+    if device.type == "cpu" or not values.numel():
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 Notify = Callable[[str], Any]

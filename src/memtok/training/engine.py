@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from memtok.data.transforms import Normaliser
 from memtok.metrics import ranks
 from memtok.traces import KeptBatch
+from memtok.training.compiler import Compiler
 from memtok.training.device import add_up, add_up_gradients, own_rows
 from memtok.training.feed import Batches, Feed
 from memtok.training.optim import make_optimizer
@@ -28,9 +29,16 @@ from memtok.training.state import Validation
 class Engine:
     """A task (or model) with its optimizer, all on one device."""
 
-    def __init__(self, trainable: Trainable, plan: Plan, accelerator: Accelerator, device: torch.device) -> None:
+    def __init__(
+        self,
+        trainable: Trainable,
+        plan: Plan,
+        accelerator: Accelerator,
+        device: torch.device,
+        compiler: Compiler | None = None,
+    ) -> None:
         self.trainable, self.plan, self.accelerator, self.device = trainable, plan, accelerator, device
-        self.forward = forward_of(trainable)
+        self.forward = forward_of(trainable, compiler)
         self.normalise = Normaliser(trainable.preprocessing)
         self.parameters = list(trainable.parameters())
         self.optimizer = make_optimizer(trainable, plan)

@@ -25,6 +25,7 @@ from memtok.task import Task
 from memtok.traces import KeptBatch, Manifest, OpenStores, Store, TraceReader, describe
 from memtok.traces.manifest import record_bytes, trace_shape
 from memtok.traces.sizes import default_limit, default_trace_dir, shown_bytes, taken_bytes
+from memtok.training.compiler import Compiler
 from memtok.training.progress import Progress
 from memtok.training.regimes import Trainable
 from memtok.training.settings import Plan, Settings, default_workers
@@ -90,10 +91,12 @@ class KeptFeed(Feed):
         accelerator: Accelerator,
         progress: Progress,
         stores: OpenStores | None = None,
+        compiler: Compiler | None = None,
     ) -> None:
         super().__init__(trainable, data, plan, workers)
         self.trainable, self.settings, self.accelerator, self.progress = trainable, settings, accelerator, progress
         self.device = trainable.backbone.device
+        self.trunk = compiler.layers.trunk if compiler else None
         assert plan.views is not None
         manifests = (
             self.manifest(data.train, self.training_pixels, plan.augment, plan.views),
@@ -172,6 +175,7 @@ class KeptFeed(Feed):
         """Reads and fills a store."""
         return TraceReader(
             self.trainable.backbone,
+            self.trainable.preprocessing,
             images,
             transform,
             store,
@@ -179,6 +183,7 @@ class KeptFeed(Feed):
             part=self.validation_size,
             notify=self.progress.message,
             indices=indices,
+            run=self.trunk,
         )
 
     def training(self, start_step: int, end_step: int | None = None) -> Batches:
@@ -222,10 +227,12 @@ def make_feed(
     device: torch.device,
     progress: Progress,
     stores: OpenStores | None = None,
+    compiler: Compiler | None = None,
 ) -> Feed:
     """What a run of these tasks, which are on `device`, is fed with. MemtokError if it cannot be.
 
-    stores: where kept traces are looked for first, and stay open; by default they are closed with the feed.
+    stores: where kept traces are looked for first, and stay open; by default they are closed with the feed. compiler:
+    of the trunk that fills them.
     """
     workers = default_workers(device) if settings.workers is None else settings.workers
     first = trainables[0]
@@ -240,7 +247,7 @@ def make_feed(
         )
     if settings.keep_traces == "gpu" and device.type == "cpu":
         raise MemtokError("expected a GPU to keep traces on, found training on the CPU; keep them in ram or on disk")
-    return KeptFeed(first, data, plan, workers, settings, accelerator, progress, stores)
+    return KeptFeed(first, data, plan, workers, settings, accelerator, progress, stores, compiler)
 
 
 def views_seen(plan: Plan) -> int:

@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 
 from memtok.data import DataSource, from_dataset, kept_random_state, open_data
 from memtok.errors import MemtokError
+from memtok.training.compiler import compiling, make_compiler
 from memtok.training.device import accelerator_for, kept_gpu_state, moved
 from memtok.training.feed import check_traceable, make_feed
 from memtok.training.progress import Progress, RichProgress
@@ -55,6 +56,7 @@ def train(
     trace_dir: str | Path | None = None,
     trace_limit: float | None = None,
     views: int | None = None,
+    compile: bool | str = False,
     progress: bool | Progress = False,
 ) -> TrainResult:
     """Trains a Task, or a FullModel, in place and returns it with its best state loaded.
@@ -78,6 +80,8 @@ def train(
         regimes memory and head. trace_dir: a folder for "disk" (default: one per data set and backbone in the user's
         cache). trace_limit: gigabytes at most (default: half of what is free). views: how many ways each image is
         varied in, where it is varied (default 4): epoch e shows way e % views. See docs/traces.md.
+    compile: True runs trunk and streams, or in other regimes the whole model, through `torch.compile`; a name is that
+        of one of its backends. It changes the result by rounding only and may change when a run goes on.
 
     The backbone, what the task extends and the global random generators stay as they are. Raises MemtokError for bad
     arguments, before anything is written, and when a loss is not finite; see docs/training.md.
@@ -110,6 +114,7 @@ def train(
         trace_dir=trace_dir,
         trace_limit=trace_limit,
         views=views,
+        compile=compile,
     )
     check_trainable(task)
     if settings.keep_traces is not None:
@@ -133,17 +138,20 @@ def run(
     progress: Progress,
 ) -> TrainResult:
     """The part of `train` that works."""
-    with accelerator.main_process_first():  # the first one writes a folder's split down, the others read it
-        source = matching(open_source(data, task, settings, progress), task)
-    plan = make_plan(settings, task.regime, source)
     home = next(task.parameters()).device
     # A model that the caller put onto a GPU stays on that one.
     place = home if settings.device == "auto" and home.type != "cpu" else accelerator.device
+    compiler = make_compiler(settings.compile, place)
+    with accelerator.main_process_first():  # the first one writes a folder's split down, the others read it
+        source = matching(open_source(data, task, settings, progress), task)
+    plan = make_plan(settings, task.regime, source)
     with ExitStack() as stack:
         stack.enter_context(moved([task, *frozen_parts(task)], place))
         stack.enter_context(kept_gpu_state(place))
-        feed = stack.enter_context(closing(make_feed([task], source, plan, settings, accelerator, place, progress)))
-        return Session(task, source, plan, settings, accelerator, place, progress, feed).run()
+        stack.enter_context(compiling(compiler))
+        feed = make_feed([task], source, plan, settings, accelerator, place, progress, compiler=compiler)
+        stack.enter_context(closing(feed))
+        return Session(task, source, plan, settings, accelerator, place, progress, feed, compiler).run()
 
 
 def open_source(data: str | DataSource | Any, task: Trainable, settings: Settings, progress: Progress) -> DataSource:

@@ -21,9 +21,11 @@ from memtok.errors import MemtokError
 from memtok.model import MemoryViT
 from memtok.outputs import Outputs
 from memtok.preprocessing import Preprocessing
+from memtok.reference import variant_outputs
 from memtok.task import HEAD_STD, Task
 from memtok.task import REGIMES as TASK_REGIMES
 from memtok.traces import KeptBatch
+from memtok.training.compiler import Compiler
 
 FULL = "full"
 
@@ -152,16 +154,30 @@ def create(
     return FullModel.create(backbone, name=name, classes=classes, seed=seed)
 
 
-def forward_of(trainable: Trainable) -> Callable[[Any], Tensor]:
-    """The function from a batch to logits (B, classes) that training differentiates.
+def forward_of(trainable: Trainable, compiler: Compiler | None = None) -> Callable[[Any], Tensor]:
+    """The function from a batch to logits (B, classes) that training differentiates, compiled if there is a compiler.
 
     A batch: normalised images (B, 3, height, width), or for a task their kept traces.
     """
     if isinstance(trainable, FullModel):
-        return trainable
+        return compiler.function(full_logits, trainable.vit) if compiler else trainable
+    if compiler and not trainable.composable:
+        return compiler.function(variant_logits, trainable.backbone, trainable)
     name = trainable.name
     model = MemoryViT(trainable.backbone, [*trainable.ancestors(), trainable]).select([name])
+    model.run_with(compiler.layers if compiler else None)
     return lambda batch: answers(model, batch)[name]
+
+
+def full_logits(vit: Any, images: Tensor) -> Tensor:
+    """(B, classes) of a whole model; what is compiled of regime `full`."""
+    logits: Tensor = vit(images)
+    return logits
+
+
+def variant_logits(backbone: Backbone, task: Task, images: Tensor) -> Tensor:
+    """(B, classes) of a task that image tokens see; what is compiled of such regimes."""
+    return variant_outputs(backbone, task, images).logits[task.name]
 
 
 def answers(model: MemoryViT, batch: Tensor | KeptBatch) -> Outputs:

@@ -17,6 +17,7 @@ from torch import Tensor
 from memtok.data import DataSource
 from memtok.errors import DivergedError
 from memtok.files import write_json
+from memtok.training.compiler import Compiler
 from memtok.training.device import same_start
 from memtok.training.engine import Engine
 from memtok.training.feed import Feed
@@ -52,12 +53,13 @@ class Session:
         device: torch.device,
         progress: Progress,
         feed: Feed,
+        compiler: Compiler | None = None,
     ) -> None:
         self.trainable, self.data, self.plan, self.settings = trainable, data, plan, settings
         self.accelerator, self.device, self.progress, self.feed = accelerator, device, progress, feed
         self.folder = RunFolder(settings.out) if settings.out else None
         self.writes = self.folder is not None and accelerator.is_main_process
-        self.engine = Engine(trainable, plan, accelerator, device)
+        self.engine = Engine(trainable, plan, accelerator, device, compiler)
         self.config = configuration(trainable, data, plan)
         self.state = RunState()
         self.logbook: Logbook | None = None

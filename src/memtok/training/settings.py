@@ -15,6 +15,7 @@ from memtok.checks import check_length, check_trace_options
 from memtok.data import AUGMENTATIONS, DataSource, check_split, steps_per_epoch
 from memtok.data.splits import check_seed
 from memtok.errors import MemtokError
+from memtok.training.compiler import check_compile
 from memtok.training.recipes import Recipe, find_recipe
 from memtok.training.regimes import FULL
 
@@ -64,6 +65,7 @@ class Settings:
     trace_dir: str | Path | None = None
     trace_limit: float | None = None
     views: int | None = None
+    compile: bool | str = False
 
     def __post_init__(self) -> None:
         find_recipe(self.recipe)
@@ -94,6 +96,7 @@ class Settings:
         if self.flip and self.augment == "none":
             raise MemtokError("expected augment inception or crop where flip is on, found none; leave one of them out")
         check_split(self.split)
+        check_compile(self.compile)
         self.check_traces()
         if self.device == "cuda" and not torch.cuda.is_available():
             raise MemtokError("expected a CUDA device, found none on this machine; use device='auto' or 'cpu'")

@@ -25,6 +25,7 @@ from memtok.errors import MemtokError
 from memtok.model import MemoryViT
 from memtok.task import Task, topological
 from memtok.traces import KeptBatch, OpenStores
+from memtok.training.compiler import Compiler, compiling, make_compiler
 from memtok.training.device import accelerator_for, add_up, kept_gpu_state, moved, same_start
 from memtok.training.engine import Engine, found, share_of_loss, tallied
 from memtok.training.feed import Feed, make_feed
@@ -58,8 +59,8 @@ def train_together(
     learning_rates, weight_decays: one per task, else as the recipe has them. state: a file that the run is saved to
     now and then and goes on from if it is there; removed by nobody. shared: arguments of `train`, the same for all:
     recipe, steps or epochs, batch_size, accumulate, seed, device, precision, workers, augment, flip, validation_images,
-    log_every, on_bad_image, data_dir, keep_traces, trace_dir, trace_limit, views. The tasks are validated once, after
-    the last step, and keep their last state.
+    log_every, on_bad_image, data_dir, keep_traces, trace_dir, trace_limit, views, compile. The tasks are validated
+    once, after the last step, and keep their last state.
     until: stop after that many steps of the run, as if it went on: rates are those of the whole run. begun: the state
     of these tasks from which to go on, where `state` has none, such as `read_run(path).pick(...)` of a run until there.
     stores: stores of kept traces that stay open for later runs, `memtok.traces.OpenStores`; who made them closes them.
@@ -81,6 +82,9 @@ def train_together(
         stack.callback(listener.close)
         for task in tasks:
             stack.enter_context(as_found(task))
+        home = tasks[0].class_tokens.device
+        place = home if settings.device == "auto" and home.type != "cpu" else accelerator.device
+        compiler = make_compiler(settings.compile, place)
         with accelerator.main_process_first():
             source = matching(open_source(data, tasks[0], settings, listener), tasks[0])
         common = make_plan(settings, tasks[0].regime, source)
@@ -92,14 +96,13 @@ def train_together(
             )
             for index in range(len(tasks))
         ]
-        home = tasks[0].class_tokens.device
-        place = home if settings.device == "auto" and home.type != "cpu" else accelerator.device
         stack.enter_context(moved(modules_of(tasks), place))
         stack.enter_context(kept_gpu_state(place))
         path = None if state is None else Path(state)
-        feed = make_feed(tasks, source, common, settings, accelerator, place, listener, stores)
+        stack.enter_context(compiling(compiler))
+        feed = make_feed(tasks, source, common, settings, accelerator, place, listener, stores, compiler)
         stack.enter_context(closing(feed))
-        together = Together(tasks, source, plans, accelerator, place, listener, path, feed, begun)
+        together = Together(tasks, source, plans, accelerator, place, listener, path, feed, begun, compiler)
         return together.run(until)
 
 
@@ -142,6 +145,7 @@ class Together:
         path: Path | None,
         feed: Feed,
         begun: SavedRun | None = None,
+        compiler: Compiler | None = None,
     ) -> None:
         self.tasks, self.data, self.plans, self.plan = tasks, data, plans, plans[0]
         self.accelerator, self.device, self.progress, self.path = accelerator, device, progress, path
@@ -149,6 +153,7 @@ class Together:
         self.engines = [Engine(task, plan, accelerator, device) for task, plan in zip(tasks, plans, strict=True)]
         names = [task.name for task in tasks]
         self.model = MemoryViT(tasks[0].backbone, topological(tasks)).select(names)
+        self.model.run_with(compiler.layers if compiler else None)
         self.initial = [engine.snapshot() for engine in self.engines]
         self.configs = [configuration(task, data, plan) for task, plan in zip(tasks, plans, strict=True)]
         self.step, self.seconds = 0, 0.0

@@ -1,9 +1,9 @@
 """Row `traces`: the second epoch of a run that keeps its traces, over an epoch of a run that does not.
 
 Both are runs of a user: JPEG files in a temporary folder, the feed and the step of memtok's own training loop, augment
-none, no validation. Timed per step, in turns. Live: files are decoded and transformed, the trunk runs, the task is
-trained. Kept: the same from traces on disk that the epoch before left, which the system still has in memory (its page
-cache is warm); a whole epoch is timed, its start included, and divided by its steps.
+none, no validation. Whole epochs are timed in turns, their start included, and divided by their steps. Live: files are
+decoded and transformed, the trunk runs, the task is trained. Kept: the same from traces on disk that the epoch before
+left, which the system still has in memory (its page cache is warm).
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class Runner:
     engine: Engine
     epoch: int  # its steps
 
-    def steps(self, count: int) -> Run:
-        """`count` steps a call, from where the call before stopped, with what it takes to begin."""
+    def epochs(self) -> Run:
+        """One epoch a call, from where the call before stopped, with what it takes to begin."""
 
-        def some(number: int) -> None:
-            begin = number * count
-            for index, (batch, labels, _) in enumerate(self.feed.training(begin, begin + count)):
+        def whole(number: int) -> None:
+            begin = number * self.epoch
+            for index, (batch, labels, _) in enumerate(self.feed.training(begin, begin + self.epoch)):
                 self.engine.step(begin + index, batch, labels)
 
-        return counted(some)
+        return counted(whole)
 
     def alone(self) -> Run:
         """One step a call on a batch that lies in memory."""
@@ -131,9 +131,9 @@ def at(scene: Scene, source: DataSource, folder: Path, batch: int, *, alone: boo
     kept = runner(scene, source, batch, folder)
     with closing(kept.feed), closing(live.feed):
         check_filled(kept.feed, source)
-        # Where processes decode ahead, they would do so while it is the other's turn; so they start with each epoch.
-        counts = {"live": live.epoch if live.feed.workers else 1, "kept": kept.epoch}
-        runs = {"live": live.steps(counts["live"]), "kept": kept.steps(counts["kept"])}
+        # Epochs of both: a call begins with a loader and an order of its own, and both pay that once for as many steps.
+        runs = {"live": live.epochs(), "kept": kept.epochs()}
+        counts = {"live": live.epoch, "kept": kept.epoch}
         if alone:
             runs |= {"live, no decoding": live.alone(), "kept, no reading": kept.alone()}
         found = race(runs, rounds=scene.sizes.rounds, synchronize=scene.synchronize)
@@ -147,7 +147,7 @@ def fill(scene: Scene, source: DataSource, folder: Path) -> int:
     """Keeps the traces of all images, as a first epoch does, and returns the bytes of one."""
     filling = runner(scene, source, scene.sizes.batch, folder)
     with closing(filling.feed):
-        filling.steps(filling.epoch)()
+        filling.epochs()()
         return check_filled(filling.feed, source).record_bytes
 
 
