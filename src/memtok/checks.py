@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from memtok.errors import MemtokError
+
+MOST_VIEWS = 1000  # of an image whose traces are kept; an epoch shows one
 
 
 def check_name(name: str) -> str:
@@ -46,3 +49,28 @@ def check_count(what: str, value: int, least: int) -> None:
     """`value` as a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise MemtokError(f"expected {what} as a whole number of {least} or more, found {value!r}; change it")
+
+
+def check_length(steps: int | None, epochs: float | None) -> None:
+    """MemtokError for a run that is told its length twice."""
+    if steps is not None and epochs is not None:
+        raise MemtokError(f"expected steps or epochs, found both ({steps} and {epochs}); leave one out")
+
+
+def check_trace_options(
+    keep_traces: str | None, trace_dir: str | Path | None, trace_limit: float | None, views: int | None
+) -> None:
+    """MemtokError for options of kept traces that make no sense together, or for views without end."""
+    for name, value in (("trace_limit", trace_limit), ("views", views)):
+        if value is not None and keep_traces is None:
+            raise MemtokError(f"expected {name} where traces are kept, found no keep_traces; give both or neither")
+    if trace_dir is not None and keep_traces != "disk":
+        raise MemtokError(
+            f"expected trace_dir where traces are kept on disk, found keep_traces={keep_traces!r}; use "
+            "keep_traces='disk', or leave trace_dir out"
+        )
+    if views is not None and views > MOST_VIEWS:
+        raise MemtokError(
+            f"expected views of {MOST_VIEWS:,} at most, found {views:,}; a run shows one of them per epoch, so give no "
+            "more than its epochs"
+        )

@@ -14,10 +14,26 @@ from safetensors.torch import save_file
 
 import memtok
 from memtok.cli import COMMANDS
+from memtok.cli.errors import as_typed
 from memtok.cli.output import check_outputs
 from memtok.training.compiler import check_inductor
 from tests.cli.conftest import Run
 
+OPTIONS = {
+    name: "--" + name.replace("_", "-")
+    for name in (
+        "keep_traces",
+        "trace_dir",
+        "views",
+        "device",
+        "halving",
+        "memory",
+        "steps",
+        "epochs",
+        "batch_size",
+        "out",
+    )
+}
 BACKBONE = ("--backbone", "tiny.safetensors")
 TRAIN = ("train", *BACKBONE, "--data", "folder:photos", "--device", "cpu", "--out", "new.safetensors")
 EVALUATE = ("evaluate", "pets.safetensors", *BACKBONE)
@@ -35,19 +51,20 @@ WRONG_ARGUMENTS = {
     "half a memory": ((*TRAIN, "--memory", "1.5"), "expected --memory as a whole number of 0 or more, found '1.5'"),
     "no queries": ((*TRAIN, "--queries", "0"), "expected --queries as a whole number of 1 or more, found '0'"),
     "no steps": ((*TRAIN, "--steps", "0"), "expected --steps as a whole number of 1 or more"),
-    "steps and epochs": ((*TRAIN, "--steps", "2", "--epochs", "2"), "expected steps or epochs, found both"),
-    "rate": ((*TRAIN, "--learning-rate", "nan"), "expected --learning-rate as a number above 0, found 'nan'"),
+    "steps and epochs": ((*TRAIN, "--steps", "2", "--epochs", "2"), "expected --steps or --epochs, found both"),
+    "rate": ((*TRAIN, "--learning-rate", "nan"), "expected --learning-rate as a finite number above 0, found 'nan'"),
     "regime": ((*TRAIN, "--regime", "magic"), "expected --regime as one of memory, head, head+class"),
     "recipe": ((*TRAIN, "--recipe", "magic"), "expected --recipe as one of default, paper, reproduction, found"),
     "precision": ((*TRAIN, "--precision", "half"), "expected --precision as one of float32, bf16, found 'half'"),
     "augment": ((*TRAIN, "--augment", "cutmix"), "expected --augment as one of inception, crop, none"),
     "traces on tape": ((*TRAIN, "--keep-traces", "tape"), "expected --keep-traces as one of ram, disk, gpu, found"),
-    "views alone": ((*TRAIN, "--views", "2"), "expected views where traces are kept, found no keep_traces"),
+    "views alone": ((*TRAIN, "--views", "2"), "expected --views where traces are kept, found no --keep-traces"),
     "no views": ((*TRAIN, "--keep-traces", "ram", "--views", "0"), "expected --views as a whole number of 1 or more"),
-    "a limit of traces alone": ((*TRAIN, "--trace-limit", "2"), "expected trace_limit where traces are kept"),
+    "a limit of traces alone": ((*TRAIN, "--trace-limit", "2"), "expected --trace-limit where traces are kept"),
     "traces in ram in a folder": (
         (*TRAIN, "--keep-traces", "ram", "--trace-dir", "traces"),
-        "expected trace_dir where traces are kept on disk",
+        "expected --trace-dir where traces are kept on disk, found --keep-traces ram; use --keep-traces disk, or leave "
+        "--trace-dir out",
     ),
     "traces of a whole model": (
         (*TRAIN, "--keep-traces", "ram", "--regime", "full"),
@@ -56,6 +73,10 @@ WRONG_ARGUMENTS = {
     "traces among the pictures": (
         (*TRAIN, "--keep-traces", "disk", "--trace-dir", "photos/traces"),
         "expected --trace-dir outside the folder of images, found photos/traces in it",
+    ),
+    "the run among the pictures": (
+        (*TRAIN, "--out", "photos/new.safetensors"),
+        "expected --out outside the folder of images, found photos/new.run in it",
     ),
     "traces on a GPU that is not there": (
         (*TRAIN, "--keep-traces", "gpu", "--device", "cpu"),
@@ -68,7 +89,7 @@ WRONG_ARGUMENTS = {
         "expected no --extends in regime 'full'",
     ),
     "shared and queries": ((*TRAIN, "--regime", "memory-shared", "--queries", "2"), "expected no --queries in regime"),
-    "resume and overwrite": ((*TRAIN, "--resume", "--overwrite"), "expected resume or overwrite, found both"),
+    "resume and overwrite": ((*TRAIN, "--resume", "--overwrite"), "expected --resume or --overwrite, found both"),
     "base as a name": ((*TRAIN, "--name", "base"), "expected a task name other than 'base'"),
     "out without ending": ((*TRAIN, "--out", "new.bin"), "expected a file name that ends in .safetensors"),
     "out is a folder": ((*TRAIN, "--out", "photos"), "found the folder photos"),
@@ -455,6 +476,40 @@ def test_results_go_where_they_can(workspace: Path, run: Run) -> None:
     assert "expected a folder that can be written" in found.error
 
 
+@pytest.mark.parametrize(
+    ("message", "typed"),
+    [
+        (
+            "expected trace_dir on disk, found keep_traces=None; use keep_traces='disk', or leave trace_dir out",
+            "expected --trace-dir on disk, found no --keep-traces; use --keep-traces disk, or leave --trace-dir out",
+        ),
+        ("expected steps or epochs, found both (3 and 4)", "expected --steps or --epochs, found both (3 and 4)"),
+        ("expected memory, each once, found 5, 5", "expected --memory, each once, found 5, 5"),
+        ("expected one view, found 3; leave views out", "expected one view, found 3; leave --views out"),
+        ("expected out= to resume a run, found none", "expected --out to resume a run, found none"),
+        (
+            "expected the settings of the sweep in a/b, halving 3, found null; use the same",
+            "expected the settings of the sweep in a/b, --halving 3, found none; use the same",
+        ),
+        (
+            "expected the settings of the sweep in a/b, halving null, found 3; use the same",
+            "expected the settings of the sweep in a/b, no --halving, found 3; use the same",
+        ),
+        (
+            "expected the settings of the sweep in a/b, space.memory [1, 5], found [5]; use the same",
+            "expected the settings of the sweep in a/b, --memory [1, 5], found [5]; use the same",
+        ),
+        *((same, same) for same in ("expected 2 GB of memory, found less; lower it", "expected a, found 'batch_size'")),
+        *(
+            (same, same)
+            for same in ("expected a file in batch_size/views, found none", "expected --memory, found no out")
+        ),
+    ],
+)
+def test_messages_of_the_library_name_options_as_they_are_typed(message: str, typed: str) -> None:
+    assert as_typed(message, OPTIONS) == typed
+
+
 @pytest.mark.parametrize("words", [TRAIN, ("sweep", *TRAIN[1:-1], "swept")], ids=["train", "sweep"])
 def test_compile_without_a_compiler(words: tuple[str, ...], workspace: Path, run: Run) -> None:
     check_inductor.cache_clear()
@@ -464,6 +519,6 @@ def test_compile_without_a_compiler(words: tuple[str, ...], workspace: Path, run
     assert found.code == 1
     assert found.err.splitlines()[-1] == (
         f"memtok {words[0]}: error: expected a working C++ compiler for compile, found none; install one (g++, for "
-        "example), or leave compile out"
+        "example), or leave --compile out"
     )
     assert listing(workspace) == before

@@ -152,3 +152,30 @@ def test_an_interrupted_training_goes_on(original: Path, tmp_path: Path) -> None
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("memtok train: interrupted")
     assert printed == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sweep --learning-rates 0",
+        "sweep --memory 5 5",
+        "sweep --search random",
+        "sweep --trials 3",
+        "sweep --views 2",
+        "sweep --out pictures/out --data folder:pictures",
+        "sweep --keep-traces ram --views 100000000",
+        "train --steps 3 --epochs 1",
+        "train --trace-dir traces",
+        "reproduce table2 --steps 3 --epochs 1",
+    ],
+)
+def test_arguments_that_are_wrong_by_themselves_are_refused_without_torch(words: str, tmp_path: Path) -> None:
+    command, *rest = words.split()
+    given = [command, *rest, *(() if command == "reproduce" else ("--backbone", "small"))]
+    given += [] if "--data" in rest else ["--data", "digits"]
+    given += [] if "--out" in rest else ["--out", "out.safetensors"]
+    code = f"import sys\nfrom memtok.cli import main\nassert main({given!r}) == 2\nassert 'torch' not in sys.modules\n"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.startswith(f"memtok {command}: error: expected ")
+    assert not list(tmp_path.iterdir())

@@ -130,6 +130,7 @@ def test_what_a_preset_spells_is_what_it_fills_in(workspace: Path, name: str) ->
         ((), "expected an experiment (table2, architectures, concat, extension), found none"),
         (("table3", "--out", "x"), "found 'table3'"),
         (("table2",), "expected --out"),
+        (("table2", "--out", "x/y", "--data", "folder:x"), "--out outside the folder of images"),
         (("table2", "--out", "x", "--columns", "heads"), "expected a column (full, head"),
         (("table2", "--out", "x", "--data", "cifar1000"), "cifar100"),
         (("table2", "--out", "x", "--preset", "paper"), "paper-sun397"),
@@ -140,7 +141,7 @@ def test_what_a_preset_spells_is_what_it_fills_in(workspace: Path, name: str) ->
         (("table2", "--out", "x", "--json", "x/runs/a/b.json"), "which the grid keeps"),
         (("architectures", "--out", "x", "--backbone", "a", "a"), "every --backbone once"),
         (("concat", "--out", "x", "--data", "digits"), "two data sets or more"),
-        (("table2", "--out", "x", "--learning-rates", "1e300"), "learning_rate"),
+        (("table2", "--out", "x", "--learning-rates", "1e300"), "learning_rate of"),
         (("table2", "--out", "x", "--steps", "99999999999999999999"), "1,000,000,000 at most"),
         (("table2", "--out", "x", "--columns", "memory-99999999999999999999"), "expected a column"),
         (("table2", "--out", "x", "--columns", "memory-01"), "expected a column"),
@@ -148,7 +149,7 @@ def test_what_a_preset_spells_is_what_it_fills_in(workspace: Path, name: str) ->
         (("table2", "--out", "x", "--memory", "3"), "no --memory for table2"),
         (("concat", "--out", "x", "--columns", "head"), "no --columns for concat"),
         (("table2", "--out", "x", "--seeds", "one"), "expected --seeds as a whole number"),
-        (("table2", "--out", "x", "--steps", "5", "--epochs", "1"), "steps or epochs"),
+        (("table2", "--out", "x", "--steps", "5", "--epochs", "1"), "--steps or --epochs"),
     ],
 )
 def test_wrong_arguments(workspace: Path, run: Run, words: tuple[str, ...], expected: str) -> None:
@@ -199,7 +200,10 @@ def test_what_a_grid_left_is_checked(photos: Path, run: Run) -> None:
 
 def test_epochs_without_end_are_refused(photos: Path, run: Run) -> None:
     words = [word for word in QUICK if word not in ("--steps", "2")]
-    for epochs, code, expected in (("1e300", 2, "epochs of 3e+38 at most"), ("1e20", 1, "1,000,000,000 steps at most")):
+    for epochs, code, expected in (
+        ("1e300", 2, "--epochs of 3e+38 at most"),
+        ("1e20", 1, "1,000,000,000 steps at most"),
+    ):
         found = run("reproduce", "table2", *words, "--epochs", epochs, *PHOTOS, "--seeds", "0", "--out", "grid")
         assert found.code == code
         assert expected in found.error

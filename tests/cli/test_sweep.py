@@ -87,18 +87,32 @@ def test_all_diverge(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--learning-rates", "0"), "above 0, found 0"),
-        (("--learning-rates", "x"), "expected --learning-rates as a number of 0 or more, or a range"),
-        (("--learning-rates", "1e-1..1e-4"), "expected --learning-rates as a number of 0 or more, or a range"),
+        (
+            ("--learning-rates", "0"),
+            "expected --learning-rates as a number above 0 (at most 3e+38), or a range LOW..HIGH",
+        ),
+        (("--learning-rates", "x"), "expected --learning-rates as a number above 0"),
+        (("--learning-rates", "nan"), "expected --learning-rates as a number above 0"),
+        (("--learning-rates", "1e300"), "(at most 3e+38)"),
+        (
+            ("--learning-rates", "1e-1..1e-4"),
+            "or a range LOW..HIGH above 0 with the lower end first, such as 1e-4..1e-1",
+        ),
+        (("--learning-rates", "0..1e-4", "--search", "random", "--trials", "2"), "a range LOW..HIGH above 0"),
+        (("--weight-decays", "-1"), "expected --weight-decays as a number of 0 or more"),
+        (("--learning-rates", "0.1", "0.10000001"), "expected --learning-rates, each once (in six digits), found 0.1"),
+        (("--queries", "0"), "expected --queries as a whole number of 1 or more"),
+        (("--memory", "99999999999999999999"), "expected --memory below 2**63"),
+        (("--keep-traces", "ram", "--trace-limit", "inf"), "expected --trace-limit as a finite number above 0"),
         (("--learning-rates", "1e-4..1e-1"), "expected lists for a grid, found the range 0.0001..0.1"),
         (("--learning-rates", "0.1", "1e-4..1e-1"), "expected values or one range after --learning-rates"),
         (("--memory", "-1"), "expected --memory as a whole number"),
-        (("--memory", "5", "5"), "expected memory, each once"),
+        (("--memory", "5", "5"), "expected --memory, each once, found 5, 5"),
         (("--regimes", "full"), "expected --regimes as one of memory, head"),
-        (("--search", "random"), "expected trials for the search 'random'"),
-        (("--trials", "3"), "expected no trials for a grid"),
+        (("--search", "random"), "expected --trials for the search 'random'"),
+        (("--trials", "3"), "expected no --trials for a grid"),
         (("--halving", "1"), "expected --halving as a whole number of 2 or more"),
-        (("--steps", "3", "--epochs", "1"), "expected steps or epochs"),
+        (("--steps", "3", "--epochs", "1"), "expected --steps or --epochs"),
         (("--data", "nothing"), "expected a data set"),
         (("--data", "folder:photos"), "expected every --data once"),
         (("--json", "out/sweep.json"), "which the sweep keeps"),
@@ -106,9 +120,11 @@ def test_all_diverge(run: Run) -> None:
         (("--out", "tiny.safetensors"), "expected a folder after --out"),
         (("--keep-traces", "tape"), "expected --keep-traces as one of ram, disk, gpu"),
         (("--keep-traces", "gpu"), "expected a GPU to keep traces on"),
-        (("--views", "2"), "expected views where traces are kept"),
+        (("--views", "2"), "expected --views where traces are kept"),
         (("--keep-traces", "disk", "--trace-dir", "photos/x"), "expected --trace-dir outside the folder of images"),
-        (("--keep-traces", "disk", "--trace-dir", "out/runs/x"), "expected trace_dir outside out/runs"),
+        (("--out", "photos"), "expected --out outside the folder of images, found photos in it"),
+        (("--out", "photos/deep/out"), "expected --out outside the folder of images"),
+        (("--keep-traces", "disk", "--trace-dir", "out/runs/x"), "expected --trace-dir outside out/runs"),
     ],
 )
 def test_wrong_arguments(run: Run, words: tuple[str, ...], message: str) -> None:
@@ -117,6 +133,18 @@ def test_wrong_arguments(run: Run, words: tuple[str, ...], message: str) -> None
     assert found.code == 2, found.err
     assert message in found.error
     assert not Path("out").exists()
+
+
+def test_images_that_cannot_be_read_are_named_and_counted(workspace: Path, run: Run) -> None:
+    bad = workspace / "photos" / "class 1" / "bad.png"
+    bad.write_bytes(b"no picture")
+    found = run("sweep", *QUICK, "--learning-rates", "0.01", "--on-bad-image", "skip", "--out", "out")
+    assert found.code == 0, found.err
+    assert f"memtok: note: not readable, left out: {bad.relative_to(workspace)}" in found.err
+    said = "folder:photos: 1 image could not be read and was left out"
+    assert said in found.out
+    assert said in Path("out/result.md").read_text()
+    assert json.loads(Path("out/result.json").read_text())["data"][0]["skipped_images"] == 1
 
 
 def test_work_that_cannot_be_done(run: Run) -> None:
@@ -138,6 +166,7 @@ def test_an_interrupted_sweep_says_how_it_goes_on(run: Run, monkeypatch: pytest.
 
 
 def test_lists_and_ranges() -> None:
-    assert sweep.numbers("--x").convert("1e-4..1e-1") == Range(1e-4, 1e-1)
+    assert sweep.numbers("--x", above_zero=True).convert("1e-4..1e-1") == Range(1e-4, 1e-1)
+    assert sweep.numbers("--x", above_zero=False).convert("0") == 0
     assert sweep.counts("--x").convert("0..20") == Range(0, 20)
     assert set(RECIPES) == set(sweep.RECIPES)

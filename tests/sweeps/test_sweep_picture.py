@@ -9,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from memtok.sweeps import Configuration, DataResult, Range, Space, SweepResult, Trial
-from memtok.sweeps.picture import LinePanel, ScatterPanel, draw, panels_of
+from memtok.sweeps.picture import LinePanel, ScatterPanel, alive, asides, crosses, draw, limits, panels_of, reach
 from memtok.sweeps.trials import ranked
 from memtok.training.state import Validation
 
@@ -75,6 +75,8 @@ def test_panels(tmp_path: Path, space: dict[str, Any], kind: type, count: int) -
         {"learning_rates": RATES, "memory": [1, 5], "seeds": [0, 1], "regimes": ["head", "memory"], "queries": [1, 2]},
         {"learning_rates": Range(1e-3, 1.0), "memory": Range(0, 20), "search": "random", "trials": 30},
         {"learning_rates": [1.0], "regimes": ["head"]},  # all diverged
+        {"learning_rates": [1e-3, 1e30], "memory": [1, 5], "weight_decays": [0, 0.1]},
+        {"learning_rates": Range(1e-3, 1e30), "memory": Range(0, 5), "search": "random", "trials": 20},
     ],
 )
 def test_draw(tmp_path: Path, space: dict[str, Any]) -> None:
@@ -83,3 +85,34 @@ def test_draw(tmp_path: Path, space: dict[str, Any]) -> None:
     pixels = imread(made.picture)
     assert pixels.shape[0] > 300
     assert pixels.std() > 0.02
+
+
+def test_every_cross_is_seen(tmp_path: Path) -> None:
+    """Those of one rate stand above each other, and below every dot; one far away does not squeeze the others."""
+    rates = [1e-3, 1e-1, 1.0, 1e30]
+    one = result(tmp_path, learning_rates=rates, memory=[0, 5], seeds=[0, 1], regimes=["memory", "head"]).data[0]
+    placed = crosses(one.trials, "learning_rate", "memory")
+    assert len(placed) == 12
+    assert len({(x, row) for _, x, row in placed}) == len(placed)
+    low, high = reach(one.trials, "learning_rate")
+    assert (low, high) == pytest.approx((1e-3 / 30, 3.0))
+    assert {x for _, x, _ in placed} == {1.0, high}
+    bottom, top = limits(one, panels_of(one))
+    rows = max(row for _, _, row in placed)
+    least = min(100 * trial.last.top1 for trial in one.trials if alive(trial) and trial.last)
+    assert bottom + (top - bottom) * (0.02 + 0.045 * rows) < least
+    assert reach(one.trials, "memory") == (-float("inf"), float("inf"))
+
+
+def test_dots_of_one_value_stand_beside_each_other_and_the_best_at_its_value(tmp_path: Path) -> None:
+    space = {"learning_rates": Range(1e-3, 0.4), "memory": [1, 6], "search": "random", "trials": 20}
+    trials = result(tmp_path, **space).data[0].trials
+    found = asides(trials, "memory", 0.3)
+    for cells in (1, 6):
+        own = [
+            (aside, round(100 * trial.last.top1, 6))
+            for aside, trial in zip(found, trials, strict=True)
+            if trial.configuration.memory == cells and trial.last
+        ]
+        assert own[0][0] == 0.0
+        assert len(set(own)) == len(own) > 5

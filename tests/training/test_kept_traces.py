@@ -272,6 +272,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"keep_traces": "tape"}, "expected keep_traces among ram, disk, gpu, found 'tape'"),
     ({"views": 3}, "expected views where traces are kept"),
     ({"trace_limit": 1.0}, "expected trace_limit where traces are kept"),
+    ({"keep_traces": "ram", "views": 100_000_000}, "expected views of 1,000 at most, found 100,000,000"),
     ({"keep_traces": "ram", "trace_limit": 0}, "expected trace_limit as a finite number above 0"),
     ({"keep_traces": "ram", "views": 0}, "expected views as a whole number of 1 or more"),
     ({"trace_dir": "x"}, "expected trace_dir where traces are kept on disk, found keep_traces=None"),

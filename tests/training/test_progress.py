@@ -10,6 +10,7 @@ from rich.console import Console
 
 from memtok.backbone import Backbone
 from memtok.data import DataSource
+from memtok.sweeps import RichSweepListener
 from memtok.training import RichProgress
 from tests.training.helpers import new_task, quick
 
@@ -54,3 +55,25 @@ def test_a_resumed_run_says_where_it_goes_on(backbone: Backbone, data: DataSourc
     quick(new_task(backbone, data), data, out=out)
     quick(new_task(backbone, data), data, out=out, resume=True, progress=RichProgress(Console(file=stream, width=200)))
     assert "going on after step 8" in stream.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_are_shown_as_they_are(terminal: bool) -> None:
+    """Neither emoji codes such as `:two:` nor markup such as `[bold]` in a name mean anything."""
+    name = "folder:two: [bold]pets[/bold]"
+    stream = io.StringIO()
+    console = Console(file=stream, width=200, force_terminal=terminal, color_system=None)
+    training, sweeping = RichProgress(console), RichSweepListener(console)
+    training.message(name)
+    sweeping.planned(name, [1], 2_540_000, 14_100_000_000, ())
+    sweeping.left(1.0)
+    sweeping.best = name
+    sweeping.training([], 0, 1)
+    sweeping.validated(name, [], None)
+    sweeping.close()
+    shown = stream.getvalue()
+    assert shown.startswith(f"{name}\n")
+    assert f"{name}: 1 configuration in 1 pass over the trunk, about 2.54 MB of 14.1 GB" in shown
+    assert shown.count(name) >= 3
+    assert "two: pets" not in shown
+    assert "2\ufe0f" not in shown

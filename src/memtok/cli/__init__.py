@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from memtok import __version__
-from memtok.cli.errors import UsageError, printable
+from memtok.cli.errors import UsageError, as_typed, printable
 from memtok.errors import MemtokError
 
 DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
@@ -89,7 +89,7 @@ def dispatch(words: list[str]) -> int:
     if not words or words[0] not in COMMANDS:
         found = f"{words[0]!r}" if words else "none"
         raise UsageError(f"expected a command ({', '.join(COMMANDS)}), found {found}; see `memtok --help`")
-    from memtok.cli.options import build_parser, parse  # brings jsonargparse along
+    from memtok.cli.options import build_parser, option_names, parse  # brings jsonargparse along
 
     command = words[0]
     module = importlib.import_module(f"memtok.cli.{command.replace('-', '_')}")
@@ -99,7 +99,11 @@ def dispatch(words: list[str]) -> int:
     if options is None:  # help or the configuration was printed
         return DONE
     with messages_on_stderr():
-        return int(module.run(options))
+        try:
+            return int(module.run(options))
+        except MemtokError as error:
+            error.args = (as_typed(str(error), option_names(parser)),)
+            raise
 
 
 def overview() -> str:
@@ -128,7 +132,7 @@ def describe(error: Exception, debug: bool) -> str:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
         return (
             f"expected enough memory, found too little ({textwrap.shorten(text, 120)}); try smaller numbers, such as "
-            "--batch-size, --memory or --image-size"
+            "--batch-size, --memory, --views or --image-size"
         )
     hint = "" if debug else "; run again with --debug for the traceback"
     return f"unexpected {type(error).__name__}: {text}{hint}"

@@ -1,9 +1,11 @@
-"""What tells wrong arguments from work that failed."""
+"""What tells wrong arguments from work that failed, and how messages of the library read on the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from memtok.errors import MemtokError
 
@@ -17,6 +19,43 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
+NAME = r"(?<![\w./'\"=-])(?P<name>[a-z]\w*)"  # not of a path, a quotation or an option
+# Where a word is the name of an argument, though it may be a common one, such as `memory`.
+NAMED = (
+    r"^expected (no )?(?P<name>[a-z]+)"
+    r"(?=, each once| (as|among|where|outside|below|in GB|for the search|for a grid)\b"
+    r"| of (at most|\S+ (or more|at most))\b)",
+    r"^expected (?P<name>[a-z]+)(?= or [a-z]+, found both)",
+    r"^expected \S+ or (?P<name>[a-z]+)(?=, found both)",
+    r"\bleave (?P<name>[a-z]+)(?= out\b)",
+    r"\b(raise|lower) (?P<name>[a-z]+)(?=[;,]|$)",
+    r"^expected the settings of the \w+ in .+?, (?P<name>(space\.)?[a-z]\w*)(?= .*, found )",
+)
+
+
+def as_typed(message: str, options: Mapping[str, str]) -> str:
+    """A message of the library with its arguments as they are typed: `trace_dir` is `--trace-dir`.
+
+    options: the option of each argument. `views=None` becomes `no --views`, and `device='cpu'` becomes `--device cpu`.
+    """
+
+    def assigned(match: re.Match[str]) -> str:
+        option, value = options.get(match["name"]), match["value"].strip("'")
+        return match[0] if option is None else f"no {option}" if value == "None" else f"{option} {value}".strip()
+
+    def named(match: re.Match[str]) -> str:
+        option = options.get(match["name"].removeprefix("space."), match["name"])
+        start, end = match.start("name") - match.start(), match.end("name") - match.start()
+        return match[0][:start] + option + match[0][end:]
+
+    message = re.sub(NAME + r"=(?P<value>'[^']*'|[^\s;,]*)", assigned, message)
+    for pattern in NAMED:
+        message = re.sub(pattern, named, message)
+    message = re.sub(NAME.replace(r"\w*", r"\w*_\w*") + r"(?![\w./'\"=(])", named, message)
+    message = re.sub(r"^(expected the settings of the .*, )(--[\w-]+) null(?=, found )", r"\1no \2", message)
+    return re.sub(r"^(expected the settings of the .*, found )null(?=;)", r"\1none", message)
+
+
 @contextmanager
 def arguments() -> Iterator[None]:
     """Around library calls that only look at arguments: their MemtokError becomes a UsageError."""
@@ -24,6 +63,15 @@ def arguments() -> Iterator[None]:
         yield
     except MemtokError as error:
         raise UsageError(str(error)) from error
+
+
+def check_pairs(options: Mapping[str, Any]) -> None:
+    """UsageError for options of a training that exclude or need each other. Brings no torch along."""
+    from memtok.checks import check_length, check_trace_options
+
+    with arguments():
+        check_length(options["steps"], options["epochs"])
+        check_trace_options(*(options[name] for name in ("keep_traces", "trace_dir", "trace_limit", "views")))
 
 
 def check_spec(spec: str) -> str:

@@ -138,7 +138,7 @@ def positive(flag: str) -> Kind:
             raise ValueError
         return number
 
-    return Kind(flag, "a number above 0", convert)
+    return Kind(flag, "a finite number above 0", convert)
 
 
 def one_of(flag: str, choices: Sequence[str]) -> Kind:
@@ -251,6 +251,12 @@ def add_split(parser: Parser, default: str) -> None:
 def add_json(parser: Parser) -> None:
     """`--json FILE`."""
     add(parser, "--json", None, "FILE", "also write the result as JSON")
+
+
+def option_names(parser: Parser) -> dict[str, str]:
+    """The option of each argument: {"trace_dir": "--trace-dir"}."""
+    actions = [action for action in parser._actions if action.option_strings]
+    return {action.dest: next(iter(action.option_strings)) for action in actions}
 
 
 def parse(parser: Parser, words: list[str]) -> Namespace | None:

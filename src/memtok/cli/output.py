@@ -97,14 +97,19 @@ def check_outputs(*paths: str | None, inputs: Iterable[str | None] = (), picture
             raise MemtokError(f"expected a folder that can be written for {path}, found {above}; choose another place")
 
 
-def check_trace_dir(folder: str | None, data: Iterable[str]) -> None:
-    """UsageError for a folder of traces among the pictures of one of the data sources: it would count as a class."""
+def check_apart(data: Iterable[str], **folders: str | Path | None) -> None:
+    """UsageError for a folder to write among the pictures of one of the data sources: it would count as a class.
+
+    folders: by the name of the option that names them; None is none.
+    """
     for spec in data:
-        if folder is None or not spec.startswith("folder:"):
-            continue
-        pictures, place = real(spec.removeprefix("folder:")), real(folder)
-        if place == pictures or pictures in place.parents:
-            raise UsageError(f"expected --trace-dir outside the folder of images, found {folder} in it; name another")
+        for name, folder in folders.items():
+            if folder is None or not spec.startswith("folder:") or spec == "folder:":
+                continue
+            pictures, place = real(spec.removeprefix("folder:")), real(str(folder))
+            if place == pictures or pictures in place.parents:
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(f"expected {flag} outside the folder of images, found {folder} in it; name another")
 
 
 def real(path: str) -> Path:
@@ -131,7 +136,7 @@ def progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         row = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(row, completed=done, total=total)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from memtok.cli.errors import UsageError, arguments
+from memtok.cli.errors import UsageError, arguments, check_pairs
 from memtok.cli.options import (
     Parser,
     add,
@@ -26,7 +26,7 @@ from memtok.cli.options import (
     text,
     whole,
 )
-from memtok.cli.output import check_outputs, check_trace_dir, note, percent, say, table, write_result
+from memtok.cli.output import check_apart, check_outputs, note, percent, say, table, write_result
 
 if TYPE_CHECKING:
     from memtok.presets import Preset
@@ -117,8 +117,9 @@ def run(options: Namespace) -> int:
         advice = "give --memory N" if composes else "give --columns memory-N"
         raise UsageError(f"expected no {wrong[0]} for {options.experiment}, found one; {advice}")
     require(options, "--out")
+    check_pairs(vars(options))
     check_places(options)
-    check_trace_dir(options.trace_dir, options.data or ())
+    check_apart(options.data or (), out=options.out, trace_dir=options.trace_dir)
     preset = apply_preset(options)
     with arguments():
         plans = settings_of(options)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from memtok.cli.errors import UsageError, arguments, check_spec
+from memtok.cli.errors import UsageError, arguments, check_pairs, check_spec
 from memtok.cli.options import (
     DATA_NAMES,
     TRACE_OPTIONS,
@@ -28,9 +28,9 @@ from memtok.cli.options import (
     require,
     whole,
 )
-from memtok.cli.output import check_outputs, check_trace_dir, say, table, write_result
+from memtok.cli.output import check_apart, check_outputs, note, say, table, write_result
 from memtok.cli.train import check_compiler
-from memtok.sweeps.space import REGIMES, SEARCHES, Axis, Range
+from memtok.sweeps.space import LARGEST, REGIMES, SEARCHES, Axis, Range
 
 if TYPE_CHECKING:
     from memtok.sweeps import SweepResult
@@ -57,13 +57,13 @@ def configure(parser: Parser) -> None:
     add(parser, "--out", None, "DIR", "the folder for all that is written; the same command goes on where it stopped")
     add(parser, "--name", None, "NAME", "what the winner's task is called (default: as the data)")
     rates = "peak rates, or a range such as 1e-4..1e-1 to draw from (default: around the recipe's)"
-    add_list(parser, "--learning-rates", "X", rates, numbers("--learning-rates"))
+    add_list(parser, "--learning-rates", "X", rates, numbers("--learning-rates", above_zero=True))
     decays = "weight decays, or a range (default: the recipe's)"
-    add_list(parser, "--weight-decays", "X", decays, numbers("--weight-decays"))
+    add_list(parser, "--weight-decays", "X", decays, numbers("--weight-decays", above_zero=False))
     add_list(
         parser, "--memory", "N", "memory cells per layer, or a range such as 0..20 (default: 5)", counts("--memory")
     )
-    add_list(parser, "--queries", "N", "class tokens, or a range (default: 1)", counts("--queries"))
+    add_list(parser, "--queries", "N", "class tokens, or a range (default: 1)", counts("--queries", 1))
     add_list(parser, "--adapter-ranks", "N", "ranks of adapters, or a range (default: 0)", counts("--adapter-ranks"))
     add_list(parser, "--seeds", "S", "seeds of the initial values (default: 0)", whole("--seeds"))
     add_list(parser, "--regimes", "R", f"{', '.join(REGIMES)} (default: memory)", one_of("--regimes", REGIMES))
@@ -98,29 +98,33 @@ def configure(parser: Parser) -> None:
     add_json(parser)
 
 
-def numbers(flag: str) -> Kind:
-    """A number of 0 or more, or a range of them."""
+def numbers(flag: str, *, above_zero: bool) -> Kind:
+    """A number above 0, or one of 0 or more, or a range of numbers above 0."""
 
     def convert(value: str) -> float | Range:
         found = Range.parse(value, float) or float(value)
-        if not isinstance(found, Range) and not 0 <= found <= 3e38:
+        low, high = (found.low, found.high) if isinstance(found, Range) else (found, found)
+        least_in = above_zero or isinstance(found, Range)
+        if not 0 <= low <= high <= LARGEST or (low == 0 and least_in):
             raise ValueError
         return found
 
-    return Kind(flag, "a number of 0 or more, or a range such as 1e-4..1e-1", convert)
+    bound = "above 0" if above_zero else "of 0 or more"
+    example = "LOW..HIGH above 0 with the lower end first, such as 1e-4..1e-1"
+    return Kind(flag, f"a number {bound} (at most {LARGEST:g}), or a range {example}", convert)
 
 
-def counts(flag: str) -> Kind:
-    """A whole number, or a range of them."""
-    return Kind(flag, "a whole number of 0 or more, or a range such as 1..20", convert_count)
+def counts(flag: str, least: int = 0) -> Kind:
+    """A whole number of at least `least`, or a range of them."""
 
+    def convert(value: str) -> int | Range:
+        found = Range.parse(value, int) or int(value)
+        if (found.low if isinstance(found, Range) else found) < least:
+            raise ValueError
+        return found
 
-def convert_count(value: str) -> int | Range:
-    """What stands for a whole number, or a range of them; ValueError for anything else."""
-    found = Range.parse(value, int) or int(value)
-    if not isinstance(found, Range) and found < 0:
-        raise ValueError
-    return found
+    example = f"LOW..HIGH with the lower end first, such as {least}..20"
+    return Kind(flag, f"a whole number of {least} or more, or a range {example}", convert)
 
 
 def run(options: Namespace) -> int:
@@ -130,8 +134,9 @@ def run(options: Namespace) -> int:
         check_spec(spec)
     if len(set(options.data)) < len(options.data):
         raise UsageError(f"expected every --data once, found {', '.join(options.data)}; leave one out")
+    check_pairs(vars(options))
     check_places(options)
-    check_trace_dir(options.trace_dir, options.data)
+    check_apart(options.data, out=options.out, trace_dir=options.trace_dir)
     space, shared = check_settings(options)
     check_compiler(options)
     from memtok.cli.sources import open_backbone
@@ -188,12 +193,10 @@ def check_settings(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
         *TRACE_OPTIONS,
     )
     shared = {name: options[name] for name in names}
-    from memtok.sweeps.proposals import import_optuna
-    from memtok.sweeps.settings import SweepSettings, make_space
+    from memtok.sweeps.settings import SweepSettings, check_space, make_space
 
-    if options.search == "optuna":
-        import_optuna()
     with arguments():
+        check_space(**space)  # before what follows loads torch
         made = make_space(recipe=options.recipe, **space)
         SweepSettings(space=made, out=Path(options.out), halving=options.halving, name=options.name, shared=shared)
         if options.name is not None and len(options.data) > 1:
@@ -230,6 +233,9 @@ def show(result: SweepResult, options: Namespace) -> None:
             say(
                 f"{one.data}: the best {SHOWN} of {len(one.trials):,} configurations; all are in {result.out}/result.md"
             )
+    for one in result.data:
+        for path in one.skipped_images:
+            note(f"not readable, left out: {path}")
     say()
     for sentence in result.sentences():
         say(sentence)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from memtok.cli.errors import UsageError, arguments, check_spec
+from memtok.cli.errors import UsageError, arguments, check_pairs, check_spec
 from memtok.cli.options import (
     DATA_NAMES,
     TRACE_OPTIONS,
@@ -28,7 +28,7 @@ from memtok.cli.options import (
     require,
     whole,
 )
-from memtok.cli.output import check_outputs, check_trace_dir, note, percent, say, size, table, write_result
+from memtok.cli.output import check_apart, check_outputs, note, percent, say, size, table, write_result
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
@@ -104,8 +104,9 @@ def run(options: Namespace) -> int:
     check_outputs(options.out, inputs=[*inputs, *([] if own else [options.backbone])], pictures=[options.data])
     check_outputs(options.json, options.out, inputs=inputs, pictures=[options.data])
     check_outputs(options.json, inputs=[options.backbone])
-    check_trace_dir(options.trace_dir, [options.data])
+    check_apart([options.data], out=Path(options.out).with_suffix(".run"), trace_dir=options.trace_dir)
     check_regime(options)
+    check_pairs(vars(options))
     check_spec(options.data)
     from memtok.training import train
 

@@ -58,8 +58,8 @@ class RichListener(Listener):
 
     def __init__(self) -> None:
         width = None if sys.stdout.isatty() else PIPED_WIDTH
-        self.console = Console(file=sys.stdout, width=width, highlight=False, markup=False, soft_wrap=True)
-        self.errors = Console(stderr=True, highlight=False, markup=False)
+        self.console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self.errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self.bar: Progress | None = None
         self.row: TaskID | None = None
 

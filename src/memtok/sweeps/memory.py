@@ -21,6 +21,7 @@ from memtok.backbone import Backbone
 from memtok.errors import MemtokError
 from memtok.sweeps.space import Configuration
 from memtok.task import tensor_shapes
+from memtok.traces.sizes import shown_bytes
 
 SHARE = 0.6  # of the free memory, which others may want too
 ESTIMATE_WITHIN = 2.0  # the estimate of what is kept for the gradient is off by less than this factor; a test measures
@@ -132,8 +133,8 @@ class Budget:
         for each in sorted(configurations, key=lambda one: (-single[one], one.shape, order[one])):
             if single[each] > self.limit:
                 raise MemtokError(
-                    f"expected {gigabytes(single[each])} of memory for {each.name} at {self.sizes.images} images a "
-                    f"step, found a limit of {gigabytes(self.limit)}; raise the limit, or lower the batch size or "
+                    f"expected {shown_bytes(single[each])} of memory for {each.name} at {self.sizes.images} images a "
+                    f"step, found a limit of {shown_bytes(self.limit)}; raise the limit, or lower the batch size or "
                     "raise accumulate"
                 )
             place = next((one for one in found if self.fits([*one, each])), None)
@@ -163,8 +164,3 @@ def find_limit(device: torch.device, gigabytes_given: float | None, reserved: in
     if not number or not 0 < value < math.inf:  # also of whole numbers that are no float
         raise MemtokError(f"expected memory_limit in GB as a number above 0, found {value!r}; change it")
     return int(min(value, MOST_GIGABYTES) * GIGABYTE)
-
-
-def gigabytes(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / GIGABYTE:.3g} GB"

@@ -1,15 +1,15 @@
 """The plot of a sweep, as PNG: validation accuracy over the learning rate, or over every axis of a search.
 
 A grid gives a panel per data set and setting of the axes that are no line; a line is a number of cells, small dots are
-seeds, the line their mean. A search gives a panel per axis and data set. A hollow mark was stopped early, a cross
-diverged, a ring is the winner. Drawn by matplotlib without pyplot, so no window and no style of the caller is touched.
+seeds, the line their mean. A search gives a panel per axis and data set. A hollow mark was stopped early, a cross at
+the bottom diverged, a ring is the winner. Drawn by matplotlib without pyplot, so no window and no style of the caller
+is touched.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
 from memtok.files import atomic_write
 from memtok.plots import PNG_INK as INK
@@ -36,6 +37,10 @@ SCALE = "viridis_r"  # few cells are light, many are dark
 STYLE: Any = PNG_RC
 DPI = 160
 MOST_PANELS = 12  # of a data set; more cannot be read
+FEW = 8  # values of an axis: dots of one value may stand beside each other
+DOT = 5.0  # points across
+PANEL_HEIGHT = 150.0  # points, about; it decides only how near to each other two dots are
+LOGARITHMIC = ("learning_rate", "weight_decay")
 WORDS = {
     "memory": "cells",
     "queries": "queries",
@@ -58,10 +63,12 @@ def draw(result: SweepResult, path: str | Path) -> None:
         first = 0
         for one, row, lines in zip(result.data, rows, down, strict=True):
             places = grid[first : first + lines].ravel().tolist()
-            low, high = limits(one)
+            low, high = limits(one, row)
             for axes, panel in zip(places, row, strict=False):
-                panel.draw(axes, one)
                 axes.set_ylim(low, high)
+                if low < 0:  # room for crosses, not for accuracies
+                    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= high])
+                panel.draw(axes, one)
                 axes.grid(axis="y")
                 axes.set_axisbelow(True)
             for axes in places[len(row) :]:
@@ -83,7 +90,7 @@ class LinePanel:
 
     def draw(self, axes: Axes, one: DataResult) -> None:
         """Draws the lines of one data set."""
-        chosen = [trial for trial in one.trials if self.holds(trial)]
+        chosen = self.trials(one)
         for key in sorted({line_key(trial, self.line) for trial in chosen}):
             trials = [trial for trial in chosen if line_key(trial, self.line) == key]
             paint = color(one, trials[0], self.line)
@@ -91,12 +98,17 @@ class LinePanel:
             for states, style in ((("finished", "stopped"), thin), (("finished",), {})):
                 means = self.means(trials, states)
                 axes.plot(list(means), list(means.values()), color=paint, zorder=3, **style)
-            for trial in trials:
-                mark(axes, getattr(trial.configuration, self.x), trial, paint, one)
+            for trial in filter(alive, trials):
+                dot(axes, getattr(trial.configuration, self.x), 0.0, trial, paint, one)
+        draw_crosses(axes, one, chosen, self.x, self.line)
         scale(axes, self.x, [getattr(trial.configuration, self.x) for trial in chosen])
         axes.set_xlabel(WORDS[self.x])
         title = [f"{WORDS[field]} {value:g}" for field, value in self.fixed.items()]
         axes.set_title(", ".join([one.data, *title]))
+
+    def trials(self, one: DataResult) -> list[Trial]:
+        """The trials of a data set that are drawn here."""
+        return [trial for trial in one.trials if self.holds(trial)]
 
     def holds(self, trial: Trial) -> bool:
         """Whether a trial belongs here; a head, which has no tokens, belongs wherever they vary."""
@@ -121,16 +133,19 @@ class ScatterPanel:
     def draw(self, axes: Axes, one: DataResult) -> None:
         """Draws the dots of one data set."""
         values = [getattr(each, self.x) for each in one.order]
-        different = sorted(set(values))
-        few = self.x not in ("learning_rate", "weight_decay") and len(different) <= 8
-        width = 0.12 * min((b - a for a, b in pairwise(different)), default=1.0) * few
-        for trial in one.trials:  # of few values, each stands a little aside, or they would hide each other
-            aside = width * (one.order.index(trial.configuration) % 7 - 3) / 3
-            x = getattr(trial.configuration, self.x) + aside
-            mark(axes, x, trial, color(one, trial, "memory"), one)
+        living = [trial for trial in one.trials if alive(trial)]
+        low, high = axes.get_ylim()
+        beside = asides(living, self.x, (high - low) / PANEL_HEIGHT) if len(set(values)) <= FEW else [0.0] * len(living)
+        for trial, aside in zip(living, beside, strict=True):
+            dot(axes, getattr(trial.configuration, self.x), aside, trial, color(one, trial, "memory"), one)
+        draw_crosses(axes, one, one.trials, self.x, "memory")
         scale(axes, self.x, values)
         axes.set_xlabel(WORDS[self.x])
         axes.set_title(f"{one.data}: {WORDS[self.x]}")
+
+    def trials(self, one: DataResult) -> Sequence[Trial]:
+        """All trials of the data set."""
+        return one.trials
 
 
 def panels_of(one: DataResult) -> Sequence[LinePanel | ScatterPanel]:
@@ -176,15 +191,19 @@ def color(one: DataResult, trial: Trial, field: str) -> Any:
     return matplotlib.colormaps[SCALE](0.2 + 0.75 * place)
 
 
-def mark(axes: Axes, x: float, trial: Trial, paint: Any, one: DataResult) -> None:
-    """The mark of a trial: a dot, hollow if it was stopped, a cross at the bottom if it diverged; a ring if it won."""
-    if trial.state == "diverged" or trial.last is None:
-        style: Any = {"transform": axes.get_xaxis_transform(), "clip_on": False, "markeredgewidth": 1.4}
-        axes.plot([x], [0.02], "x", color=paint, markersize=6, zorder=4, **style)
-        return
+def alive(trial: Trial) -> bool:
+    """Whether there is an accuracy to draw."""
+    return trial.state != "diverged" and trial.last is not None
+
+
+def dot(axes: Axes, x: float, aside: float, trial: Trial, paint: Any, one: DataResult) -> None:
+    """The dot of a trial, `aside` points right of its place: hollow if it was stopped, with a ring if it won."""
+    assert trial.last
     y = 100 * trial.last.top1
     face = paint if trial.state == "finished" else PAPER
-    axes.plot([x], [y], "o", markersize=5, markerfacecolor=face, markeredgecolor=paint, zorder=4)
+    (mark,) = axes.plot([x], [y], "o", markersize=DOT, markerfacecolor=face, markeredgecolor=paint, zorder=4)
+    figure: Any = axes.get_figure()
+    mark.set_transform(axes.transData + ScaledTranslation(aside / 72, 0, figure.dpi_scale_trans))
     winner = one.winner
     if winner is not None and trial.configuration == winner.configuration:
         axes.plot([x], [y], "o", markersize=11, markerfacecolor="none", markeredgecolor=INK, zorder=5)
@@ -194,28 +213,109 @@ def mark(axes: Axes, x: float, trial: Trial, paint: Any, one: DataResult) -> Non
         )
 
 
+def asides(trials: Sequence[Trial], field: str, point: float) -> list[float]:
+    """How many points each dot stands to the right of its value, so that dots hide each other little.
+
+    trials: best first; the first of each value, so also the winner, stands at its value. point: percent per point.
+    """
+    taken: dict[float, list[tuple[float, float]]] = {}
+    found = []
+    for trial in trials:
+        assert trial.last
+        others, y = taken.setdefault(getattr(trial.configuration, field), []), 100 * trial.last.top1 / point
+
+        def nearest(aside: float, y: float = y, others: list[tuple[float, float]] = others) -> float:
+            return min((math.hypot(aside - there, y - height) for there, height in others), default=math.inf)
+
+        tried = [sign * DOT * number for number in range(4) for sign in (1, -1)]
+        aside = next((one for one in tried if nearest(one) >= DOT), None)
+        found.append(max(tried, key=nearest) if aside is None else aside)
+        others.append((found[-1], y))
+    return found
+
+
+def draw_crosses(axes: Axes, one: DataResult, trials: Sequence[Trial], field: str, line: str) -> None:
+    """A cross for each trial that diverged, above each other at the bottom; one far outside stands at the edge."""
+    placed = crosses(trials, field, line)
+    step = cross_step(max((row for _, _, row in placed), default=0))
+    for trial, x, row in placed:
+        style: Any = {"transform": axes.get_xaxis_transform(), "clip_on": False, "markeredgewidth": 1.4}
+        axes.plot([x], [0.02 + step * row], "x", color=color(one, trial, line), markersize=6, zorder=4, **style)
+    for edge in {x for trial, x, _ in placed if getattr(trial.configuration, field) != x}:
+        there = [(getattr(trial.configuration, field), row) for trial, x, row in placed if x == edge]
+        values = [value for value, _ in there if value != edge]
+        told = " to ".join(f"{value:.2g}" for value in sorted({min(values), max(values)}))
+        right = values[0] > edge
+        place: Any = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "va": "bottom"}
+        axes.annotate(
+            f"{told} \N{RIGHTWARDS ARROW}" if right else f"\N{LEFTWARDS ARROW} {told}",
+            (edge, 0.02 + step * max(row for _, row in there)),
+            (5 if right else -5, 5),
+            ha="right" if right else "left",
+            fontsize=8,
+            color=MUTED,
+            **place,
+        )
+
+
+def crosses(trials: Sequence[Trial], field: str, line: str) -> list[tuple[Trial, float, int]]:
+    """Each trial that diverged, with its place on the axis and its row from the bottom."""
+    low, high = reach(trials, field)
+    height: dict[float, int] = {}
+    found = []
+    lost = [trial for trial in trials if not alive(trial)]
+    for trial in sorted(lost, key=lambda one: (getattr(one.configuration, field), line_key(one, line))):
+        x = min(max(getattr(trial.configuration, field), low), high)
+        found.append((trial, x, height.get(x, 0)))
+        height[x] = height.get(x, 0) + 1
+    return found
+
+
+def cross_step(rows: int) -> float:
+    """From one row of crosses to the next, as a share of the panel's height; many rows draw together."""
+    return min(0.045, 0.3 / max(1, rows))
+
+
+def reach(trials: Sequence[Trial], field: str) -> tuple[float, float]:
+    """What the axis shows of a field: all that trained, and on either side half as much again, a factor of 30 at least.
+
+    A rate of 1e30 would leave no room for the others.
+    """
+    values = [getattr(trial.configuration, field) for trial in trials if alive(trial)]
+    positive = [value for value in values if value > 0]
+    if field not in LOGARITHMIC or not positive:
+        return -math.inf, math.inf
+    factor = max(30.0, math.sqrt(max(positive) / min(positive)))
+    everything = [getattr(trial.configuration, field) for trial in trials]
+    least = 0.0 if min(everything) == 0 else min(positive) / factor
+    return least, max(positive) * factor
+
+
 def scale(axes: Axes, field: str, values: Sequence[float]) -> None:
     """Rates and decays on a logarithmic axis, cells with their numbers as ticks."""
     different = sorted(set(values))
-    if field in ("learning_rate", "weight_decay") and different and different[0] > 0:
+    if field in LOGARITHMIC and different and different[0] > 0:
         axes.set_xscale("log")
         if len(different) == 1:
             axes.set_xlim(different[0] / 3, different[0] * 3)
     elif field == "weight_decay" and len(different) > 1:
         axes.set_xscale("symlog", linthresh=different[1])
-    if field not in ("learning_rate", "weight_decay") and len(different) <= 8:
+    if field not in LOGARITHMIC and len(different) <= FEW:
         axes.set_xticks(different, [f"{value:g}" for value in different])
     axes.margins(x=0.08)
 
 
-def limits(one: DataResult) -> tuple[float, float]:
-    """From a little below the worst to a little above the best, in percent; outliers far below are cut by nobody."""
-    found = [100 * trial.last.top1 for trial in one.trials if trial.state != "diverged" and trial.last is not None]
+def limits(one: DataResult, panels: Sequence[LinePanel | ScatterPanel]) -> tuple[float, float]:
+    """From a little below the worst to a little above the best, in percent, and below it room for the crosses."""
+    found = [100 * trial.last.top1 for trial in one.trials if trial.last is not None and alive(trial)]
     if not found:
         return 0.0, 100.0
     low, high = float(np.min(found)), float(np.max(found))
     room = max(2.0, 0.12 * (high - low))
-    return max(-2.0, low - room), min(104.0, high + 1.3 * room)
+    low, high = max(-2.0, low - room), min(104.0, high + 1.3 * room)
+    rows = [row for panel in panels for _, _, row in crosses(panel.trials(one), panel.x, "memory")]
+    share = cross_step(max(rows)) * max(rows) if rows else 0.0
+    return low - (high - low) * share / (1 - share), high
 
 
 def legend(result: SweepResult) -> list[Line2D]:

@@ -9,10 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
-from memtok.sweeps.memory import gigabytes
+from memtok.sweeps.result import counted
 from memtok.sweeps.space import Configuration
 from memtok.sweeps.trials import Trial
+from memtok.traces.sizes import shown_bytes
 from memtok.training.progress import Progress, RichProgress, RunInfo
 
 
@@ -69,15 +71,15 @@ class RichSweepListener(SweepListener):
         self.reader.reading(done, total)
 
     def message(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(Text(text), soft_wrap=True)  # a name such as folder:two is no emoji
 
     def planned(self, data: str, passes: Sequence[int], need: int, limit: int, rungs: Sequence[int]) -> None:
         if not passes:
             self.message(f"{data}: all configurations are done")
             return
         several = "1 pass" if len(passes) == 1 else f"{len(passes)} passes ({', '.join(map(str, passes))})"
-        text = f"{data}: {sum(passes)} configurations in {several} over the trunk, about {gigabytes(need)} of "
-        text += f"{gigabytes(limit)} that may be used"
+        text = f"{data}: {counted(sum(passes), 'configuration')} in {several} over the trunk, "
+        text += f"about {shown_bytes(need)} of {shown_bytes(limit)} that may be used"
         if rungs:
             text += f"; losers stop after step {', '.join(f'{step:,}' for step in rungs)}"
         self.message(text)
@@ -87,10 +89,10 @@ class RichSweepListener(SweepListener):
         self.amount, self.done, self.begun = amount, 0.0, time.perf_counter()
         if amount and self.console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
-                TextColumn("{task.fields[figures]}"),
-                TextColumn("{task.fields[best]}"),
+                TextColumn("{task.fields[figures]}", markup=False),
+                TextColumn("{task.fields[best]}", markup=False),
                 TextColumn("left"),
                 TimeRemainingColumn(),
             )
@@ -99,11 +101,11 @@ class RichSweepListener(SweepListener):
             self.bar.start()
 
     def training(self, configurations: Sequence[Configuration], start: int, until: int) -> Progress:
-        steps = f"steps {start + 1:,} to {until:,}"
+        text = f"{counted(len(configurations), 'configuration')}, steps {start + 1:,} to {until:,}"
         if self.bar is not None and self.row is not None:
-            self.bar.update(self.row, description=f"{len(configurations)} configurations, {steps}")
+            self.bar.update(self.row, description=text)
         else:
-            self.message(f"{len(configurations)} configurations, {steps}")
+            self.message(text)
         return _Steps(self, len(configurations), start)
 
     def advanced(self, amount: float, figures: str | None = None) -> None:

@@ -19,7 +19,7 @@ from memtok.errors import MemtokError
 from memtok.sweeps.space import FIELDS, OF_TOKENS, Configuration, Range, Space
 from memtok.sweeps.trials import Trial
 
-BATCHES = 4  # a batch has at most the fourth part of the trials, so that later ones learn of earlier ones
+BATCHES = 4  # a batch has at most a fourth of the trials, rounded up, so that later ones learn of earlier ones
 BATCH = "batch"  # of the study: the numbers of the trials that are being trained
 JOURNAL = "optuna.log"
 

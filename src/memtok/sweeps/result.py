@@ -43,6 +43,7 @@ class DataResult:
 
     data: as it was named. trials: all configurations, best first. order: the same in the order of the space. test: of
     the winner; None where all diverged, or where the data have no test part of their own. best: the winner's task file.
+    skipped_images: paths that could not be read and were left out.
     """
 
     data: str
@@ -53,6 +54,7 @@ class DataResult:
     plan: Plan
     space: Space
     halving: int | None
+    skipped_images: tuple[str, ...] = ()
 
     @property
     def winner(self) -> Trial | None:
@@ -71,6 +73,7 @@ class DataResult:
             "steps": self.plan.steps,
             "halving": self.halving,
             "search": self.space.search,
+            "skipped_images": len(self.skipped_images),
             "configurations": [
                 {"rank": rank, "name": trial.configuration.name, **facts(trial)}
                 for rank, trial in enumerate(self.trials, start=1)
@@ -119,6 +122,9 @@ class SweepResult:
         """The winner of each data set in words, and the rule."""
         found = [f"winner: {RULE}"]
         for one in self.data:
+            if skipped := len(one.skipped_images):
+                were = "was" if skipped == 1 else "were"
+                found.append(f"{one.data}: {counted(skipped, 'image')} could not be read and {were} left out")
             winner = one.winner
             if winner is None or winner.last is None:
                 found.append(f"{one.data}: no winner, for all configurations diverged; try smaller learning rates")
@@ -200,6 +206,11 @@ def outcome(trial: Trial) -> list[str]:
 def show(value: Any) -> str:
     """A value of a configuration in a table."""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def counted(number: int, noun: str) -> str:
+    """1 image, 1,234 images."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def percent(share: float) -> str:

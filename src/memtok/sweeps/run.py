@@ -213,6 +213,7 @@ class Sweep:
             plan=job.plan,
             space=space,
             halving=job.eta,
+            skipped_images=tuple(job.source.skipped),
         )
 
     def ask(self, job: Job, stages: Stages) -> list[Configuration]:

@@ -108,6 +108,15 @@ class SweepSettings:
         return dict(json.loads(json.dumps(found)))
 
 
+def check_space(
+    *, search: str, learning_rates: Axis | None = None, weight_decays: Axis | None = None, **rest: Any
+) -> None:
+    """MemtokError for arguments of `make_space` that make no space, whatever the recipe. Brings no torch along."""
+    as_many: Axis = RATE_FACTORS if search == "grid" else Range(1.0, 2.0)
+    decays = (0.0,) if weight_decays is None else weight_decays
+    Space(learning_rates=learning_rates or as_many, weight_decays=decays, search=search, **rest)
+
+
 def make_space(
     *,
     recipe: Any,

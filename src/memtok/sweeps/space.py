@@ -19,6 +19,7 @@ from memtok.errors import MemtokError
 REGIMES = ("memory", "head")  # those that compose
 SEARCHES = ("grid", "random", "optuna")
 MOST = 100_000  # configurations of a sweep
+LARGEST = 3e38  # near the end of single precision
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,8 @@ def check_axis(name: str, axis: Any, check: Callable[[str, Axis], None]) -> None
             raise MemtokError(f"expected {name} as a list of values, found {axis!r}; write for example [1, 5]")
         shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in axis]
         if len(set(shown)) != len(shown):
-            raise MemtokError(f"expected {name}, each once (in six digits), found {', '.join(shown)}; leave one out")
+            digits = " (in six digits)" if any(isinstance(value, float) for value in axis) else ""
+            raise MemtokError(f"expected {name}, each once{digits}, found {', '.join(shown)}; leave one out")
     check(name, axis)
 
 
@@ -239,7 +241,9 @@ def check_numbers(name: str, axis: Axis) -> None:
     least_in = isinstance(axis, Range) or name == "learning_rates"
     for value in ends(axis):
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value <= 3e38 or (value == 0 and least_in):
+        if number and value > LARGEST:
+            raise MemtokError(f"expected {name} of {LARGEST:g} at most, found {value!r}; change it")
+        if not number or not value >= 0 or (value == 0 and least_in):
             bound = "above 0" if least_in else "of 0 or more"
             raise MemtokError(f"expected {name} as finite numbers {bound}, found {value!r}; change it")
 
@@ -250,8 +254,10 @@ def check_counts(name: str, axis: Axis) -> None:
     if name == "seeds" and isinstance(axis, Range):
         raise MemtokError(f"expected seeds as a list, found the range {axis}; list them")
     for value in ends(axis):
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise MemtokError(f"expected {name} as whole numbers of {least} or more, found {value!r}; change it")
+        if value >= 2**63:
+            raise MemtokError(f"expected {name} below 2**63, found {value!r}; change it")
 
 
 def check_regimes(name: str, axis: Axis) -> None:

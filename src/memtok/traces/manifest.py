@@ -98,11 +98,16 @@ class Manifest:
             )
         expected = json.loads(json.dumps(asdict(self)))
         for name in [field.name for field in fields(self)] + sorted(found.keys() - expected.keys()):
-            if found.get(name) != expected.get(name):
-                raise MemtokError(
-                    f"expected traces with {name} {shown(expected.get(name))} in {folder}, found "
-                    f"{shown(found.get(name))}; name another folder, or delete it"
-                )
+            here, wanted = found.get(name), expected.get(name)
+            if here == wanted:
+                continue
+            if isinstance(here, dict) and isinstance(wanted, dict):  # the preprocessing: only what differs in it
+                key = next(key for key in {**wanted, **here} if here.get(key) != wanted.get(key))
+                name, here, wanted = f"{name}.{key}", here.get(key), wanted.get(key)
+            raise MemtokError(
+                f"expected traces with {name} {shown(wanted)} in {folder}, found {shown(here)}; name another folder, "
+                "or delete it"
+            )
 
 
 def describe(

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class RichProgress(Progress):
             self.close()
 
     def message(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(Text(text), soft_wrap=True)  # a name such as folder:two is no emoji
 
     def start(self, info: RunInfo) -> None:
         self.close()
@@ -123,11 +124,11 @@ class RichProgress(Progress):
     def _show(self, what: str, done: int, total: int, figures: str) -> None:
         if self.bar is None:
             self.bar = Bar(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TextColumn("{task.fields[accuracy]}"),
+                TextColumn("{task.fields[figures]}", markup=False),
+                TextColumn("{task.fields[accuracy]}", markup=False),
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=self.console,

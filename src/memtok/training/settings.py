@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from memtok.checks import check_length, check_trace_options
 from memtok.data import AUGMENTATIONS, DataSource, check_split, steps_per_epoch
 from memtok.data.splits import check_seed
 from memtok.errors import MemtokError
@@ -84,8 +85,7 @@ class Settings:
         check_number("epochs", self.epochs, above_zero=True)
         check_number("learning_rate", self.learning_rate, above_zero=True)
         check_number("weight_decay", self.weight_decay, above_zero=False)
-        if self.steps is not None and self.epochs is not None:
-            raise MemtokError(f"expected steps or epochs, found both ({self.steps} and {self.epochs}); leave one out")
+        check_length(self.steps, self.epochs)
         check_choice("device", self.device, DEVICES)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("on_bad_image", self.on_bad_image, ("fail", "skip"))
@@ -112,14 +112,7 @@ class Settings:
         check_number("trace_limit", self.trace_limit, above_zero=True)
         if self.keep_traces is not None:
             check_choice("keep_traces", self.keep_traces, TRACE_PLACES)
-        for name in ("trace_limit", "views"):
-            if getattr(self, name) is not None and self.keep_traces is None:
-                raise MemtokError(f"expected {name} where traces are kept, found no keep_traces; give both or neither")
-        if self.trace_dir is not None and self.keep_traces != "disk":
-            raise MemtokError(
-                f"expected trace_dir where traces are kept on disk, found keep_traces={self.keep_traces!r}; use "
-                "keep_traces='disk', or leave trace_dir out"
-            )
+        check_trace_options(self.keep_traces, self.trace_dir, self.trace_limit, self.views)
         if self.keep_traces == "gpu" and (self.device == "cpu" or not torch.cuda.is_available()):
             raise MemtokError("expected a GPU to keep traces on, found the CPU; keep them in ram or on disk")
 
