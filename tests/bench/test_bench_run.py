@@ -46,10 +46,10 @@ def test_every_line_has_a_number_and_every_time_five_rounds(report: Report) -> N
     value = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert [row["row"] for row in value["rows"]] == list(MEASURED)
     lines = [line for row in value["rows"] for line in row["lines"]]
-    assert len(lines) == 1 + 2 + 1 + 1 + 4
+    assert len(lines) == 1 + 2 + 1 + 1 + 7
     assert all(math.isfinite(line["memtok"]["value"]) and line["memtok"]["value"] > 0 for line in lines)
     found = timings(value["rows"])
-    assert len(found) == 6 + 2 * 3 + 1 + 4 + 4  # own contenders of the four rows; separate models in one
+    assert len(found) == 6 + 2 * 3 + 1 + 4 + 7  # own contenders of the four rows; separate models in one
     assert all(len(timing["seconds"]) == 5 and timing["minimum"] <= timing["median"] for timing in found)
     assert value["format_version"] == 1
     assert value["sizes"]["batch"] == QUICK.batch
