@@ -171,7 +171,7 @@ class Backbone(nn.Module):
         keep: str = KEYS_AND_VALUES,
         outputs: bool = True,
         visit: Callable[[int, Kept], None] | None = None,
-        run: Callable[..., tuple[Tensor, Kept]] | None = None,
+        run: Callable[..., tuple[Tensor, Kept | tuple[()]]] | None = None,
     ) -> Trace:
         """Runs the trunk once over (B, 3, height, width) images, without gradient.
 
@@ -184,11 +184,12 @@ class Backbone(nn.Module):
         with torch.no_grad():
             x = self.vit.norm_pre(self.embed(self.check_images(images)))  # (B, N, D)
         trace = Trace(backbone=self.fingerprint)
+        compiled = KEYS_AND_VALUES if keep == NOTHING else keep  # one code with tasks and without: the same bits
         for index, block in enumerate(self.vit.blocks):
             stop = index == self.depth - 1 and not outputs
             with torch.no_grad():
-                x, kept = (run or run_layer)(block, x, keep == INPUTS, stop)
-            if keep != NOTHING:
+                x, kept = (run or run_layer)(block, x, keep if run is None else compiled, stop)
+            if keep != NOTHING and kept:
                 (visit(index, kept) if visit else trace.append(kept))
         if not outputs:
             return trace
@@ -209,25 +210,31 @@ class Backbone(nn.Module):
         return trace.features, trace.base
 
 
-def run_layer(block: Any, x: Tensor, inputs: bool, stop: bool) -> tuple[Tensor, Kept]:
-    """One layer of the trunk: tokens (B, N, D) after it, and its trace: with `inputs` these, else keys and values.
+def run_layer(block: Any, x: Tensor, keep: str, stop: bool) -> tuple[Tensor, Kept | tuple[()]]:
+    """One layer of the trunk: tokens (B, N, D) after it, and its trace, as `Backbone.trace` is asked to keep it.
 
-    With `stop` it ends there, and the tokens that come back mean nothing. With and without tasks it is the same code.
+    With `stop` it ends there, and the tokens that come back mean nothing.
     """
     normed = block.norm1(x)
     if stop:
-        return x, (normed,) if inputs else project_keys_and_values(block.attn, normed)
-    x, pair = add_attention(block, x, normed)
-    kept = (normed,) if inputs else pair
-    del normed, pair  # the MLP needs the most memory of all: what is not kept is given back before it
+        return x, (normed,) if keep == INPUTS else project_keys_and_values(block.attn, normed)
+    x, pair = add_attention(block, x, normed, keep == KEYS_AND_VALUES)
+    kept = (normed,) if keep == INPUTS else pair
+    del normed  # the MLP needs the most memory of all: what is not kept is given back before it
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), kept
 
 
-def add_attention(block: Any, x: Tensor, normed: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Tokens (B, N, D) with the output of attention added; keys and values (B, H, N, d)."""
+def add_attention(
+    block: Any, x: Tensor, normed: Tensor, keep: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor] | tuple[()]]:
+    """Tokens (B, N, D) with the output of attention added; with `keep` also keys and values, (B, H, N, d) each.
+
+    They are copies: views would hold the queries in memory as well, and every reader would copy them anyway.
+    """
     query, key, value = split_heads(block.attn, block.attn.qkv(normed))
     heads = attend(block.attn, query, key, value)
-    return x + block.drop_path1(block.ls1(block.attn.proj(join_heads(block.attn, heads, normed)))), (key, value)
+    pair = (key.contiguous(), value.contiguous()) if keep else ()
+    return x + block.drop_path1(block.ls1(block.attn.proj(join_heads(block.attn, heads, normed)))), pair
 
 
 def refuse_other_weights(backbone: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

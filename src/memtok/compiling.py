@@ -19,7 +19,7 @@ from memtok.trace import Kept
 class Compiled:
     """One layer of the trunk and of the streams, compiled: `run_layer` and `stream_layer`."""
 
-    trunk: Callable[..., tuple[Tensor, Kept]]
+    trunk: Callable[..., tuple[Tensor, Kept | tuple[()]]]
     streams: Callable[..., tuple[Tensor, list[Tensor]]]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -36,9 +36,9 @@ def own_layers(*args: Any, **kwargs: Any) -> Compiled:
     """Both layers with versions of their own, each for batches of any size from 2 on."""
     trunk_code, streams_code = own_code(run_layer, *args, **kwargs), own_code(stream_layer, *args, **kwargs)
 
-    def trunk(block: Any, x: Tensor, inputs: bool, stop: bool) -> tuple[Tensor, Kept]:
+    def trunk(block: Any, x: Tensor, keep: str, stop: bool) -> tuple[Tensor, Kept | tuple[()]]:
         any_batch(x)
-        found: tuple[Tensor, Kept] = trunk_code(block, x, inputs, stop)
+        found: tuple[Tensor, Kept | tuple[()]] = trunk_code(block, x, keep, stop)
         return found
 
     def streams(

@@ -84,7 +84,7 @@ class TraceReader:
         part: int,
         notify: Notify,
         indices: Indices | None = None,
-        run: Callable[..., tuple[Tensor, Kept]] | None = None,
+        run: Callable[..., tuple[Tensor, Kept | tuple[()]]] | None = None,
     ) -> None:
         self.backbone, self.images, self.store, self.notify = backbone, images, store, notify
         self.autocast, self.part, self.layer = autocast, part, run
