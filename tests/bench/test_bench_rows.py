@@ -13,8 +13,10 @@ from PIL import Image
 from torch import nn
 
 from memtok.backbone import Backbone
+from memtok.bench.photographs import write_photographs
 from memtok.bench.report import cells
-from memtok.bench.rows import recompilations, traces
+from memtok.bench.rows import loading, recompilations, traces
+from memtok.bench.runs import runner
 from memtok.bench.scene import Scene
 from memtok.bench.sizes import Sizes, quick_sizes
 from memtok.bench.timing import Run, Timing
@@ -35,7 +37,7 @@ def scene() -> Iterator[Scene]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> DataSource:
-    traces.write_photographs(tmp_path / "photographs", 8, seed=0)
+    write_photographs(tmp_path / "photographs", 8, seed=0)
     return open_data(f"folder:{tmp_path / 'photographs'}", data_dir=tmp_path / "data")
 
 
@@ -87,7 +89,7 @@ def test_an_epoch_from_traces_decodes_nothing_and_runs_no_trunk(
     monkeypatch.setattr(type(source.train.store), "read", reading)
     assert traces.fill(scene, source, tmp_path / "traces") == 2304
     assert (sum(computed), len(decoded)) == (8, 8)
-    kept, live = (traces.runner(scene, source, 4, folder) for folder in (tmp_path / "traces", None))
+    kept, live = (runner(scene, source, 4, folder) for folder in (tmp_path / "traces", None))
     with closing(kept.feed), closing(live.feed):
         from_traces, from_files = kept.epochs(), live.epochs()
         for run, images in ((from_traces, 0), (from_traces, 0), (from_files, 8), (from_files, 8)):
@@ -118,9 +120,9 @@ def test_too_little_room_for_all_traces_is_an_error(
 
 def test_photographs_compress_like_photographs(tmp_path: Path) -> None:
     """Half a megabyte of pixels in 50 to 150 kB, as JPEG of this size and quality mostly has; the same for a seed."""
-    size = traces.write_photographs(tmp_path / "one", 2, seed=3)
+    size = write_photographs(tmp_path / "one", 2, seed=3)
     assert 50_000 < size < 150_000
-    traces.write_photographs(tmp_path / "other", 2, seed=3)
+    write_photographs(tmp_path / "other", 2, seed=3)
     first, second = (tmp_path / name / "train" / "class 1" / "00001.jpg" for name in ("one", "other"))
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes() != (tmp_path / "one" / "train" / "class 0" / "00000.jpg").read_bytes()
@@ -152,3 +154,29 @@ def test_what_has_to_be_compiled_again_is_counted(scene: Scene) -> None:
     assert (first, swapped) == (2, 0)  # without a gradient and with one
     widths = [2, 3]
     assert recompilations.swaps(scene, models)[1] > 0
+
+
+def test_loading_is_timed_beside_the_steps_that_it_feeds(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs count as their steps; loading trains nothing, and the layouts answer alike."""
+    seconds = {"epoch": 12.0, "loading": 4.0, "step": 1.0, "channels-first": 1.0, "channels-last": 2.0}
+    trained: dict[str, int] = {}
+    calls: list[int] = []
+    answers: list[torch.Tensor] = []
+    original = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *args, **more: (calls.append(1), original(*args, **more)))
+
+    def race(runs: Mapping[str, Run], **more: Any) -> dict[str, Timing]:
+        for name, run in runs.items():
+            calls.clear()
+            answer = run()
+            trained[name] = len(calls)
+            if isinstance(answer, torch.Tensor):
+                answers.append(answer)
+        return {name: Timing((seconds[name],) * 5) for name in runs}
+
+    monkeypatch.setattr(loading, "race", race)
+    result = loading.loading(scene)
+    assert [line.memtok.value for line in result.lines] == [1.5, 2.0, 2.0]
+    assert {name: trained[name] for name in ("epoch", "loading", "step")} == {"epoch": 8, "loading": 0, "step": 1}
+    torch.testing.assert_close(answers[-1], answers[-2], rtol=1e-5, atol=1e-5)
+    assert "the process that trains decodes 4 images a second, training steps take 2;" in result.notes[0]

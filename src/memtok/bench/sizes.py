@@ -17,6 +17,7 @@ ROWS = (
     "inference",
     "sweep",
     "traces",
+    "loading",
     "compile",
     "files",
     "many",

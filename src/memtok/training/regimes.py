@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from memtok.task import HEAD_STD, Task
 from memtok.task import REGIMES as TASK_REGIMES
 from memtok.traces import KeptBatch
 from memtok.training.compiler import Compiler
+from memtok.training.packing import PackedWeights, can_pack
 
 FULL = "full"
 
@@ -166,7 +168,13 @@ def forward_of(trainable: Trainable, compiler: Compiler | None = None) -> Callab
     name = trainable.name
     model = MemoryViT(trainable.backbone, [*trainable.ancestors(), trainable]).select([name])
     model.run_with(compiler.layers if compiler else None)
-    return lambda batch: answers(model, batch)[name]
+    packed = PackedWeights(trainable.backbone) if compiler is None and can_pack(trainable.backbone) else nullcontext()
+
+    def forward(batch: Tensor | KeptBatch) -> Tensor:
+        with packed if isinstance(batch, KeptBatch) else nullcontext():
+            return answers(model, batch)[name]
+
+    return forward
 
 
 def full_logits(vit: Any, images: Tensor) -> Tensor:

@@ -6,7 +6,18 @@ from functools import partial
 
 from memtok.bench import contenders
 from memtok.bench.lines import Row
-from memtok.bench.rows import files, growth, inference, many, recompilations, sweep, throughput, traces, training
+from memtok.bench.rows import (
+    files,
+    growth,
+    inference,
+    loading,
+    many,
+    recompilations,
+    sweep,
+    throughput,
+    traces,
+    training,
+)
 
 ROWS: dict[str, Row] = {
     "training": Row(title="training step", run=training.training, profiled=contenders.memtok_step),
@@ -18,6 +29,7 @@ ROWS: dict[str, Row] = {
         profiled=lambda scene: partial(sweep.together, tasks=scene.sizes.configurations)(scene),
     ),
     "traces": Row(title="second epoch from kept traces", run=traces.traces),
+    "loading": Row(title="loading images", run=loading.loading),
     "compile": Row(title="recompilations", run=recompilations.recompilations),
     "files": Row(title="files", run=files.files),
     "many": Row(title="a thousand tasks", run=many.many),

@@ -9,63 +9,25 @@ left, which the system still has in memory (its page cache is warm).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from torch.nn import functional as F
-
 from memtok.bench import floor
-from memtok.bench.contenders import counted
 from memtok.bench.lines import Entry, Line, RowResult
-from memtok.bench.scene import STEPS, Scene
+from memtok.bench.photographs import CLASSES, write_photographs
+from memtok.bench.runs import runner
+from memtok.bench.scene import Scene
 from memtok.bench.sizes import Sizes
-from memtok.bench.timing import Run, Timing, race
+from memtok.bench.timing import Timing, race
 from memtok.data import DataSource, open_data
 from memtok.errors import MemtokError
-from memtok.task import Task
-from memtok.traces import KeptBatch, Manifest, shown_bytes
-from memtok.training.engine import Engine
-from memtok.training.feed import Feed, KeptFeed, make_feed
-from memtok.training.progress import Progress
-from memtok.training.settings import Settings, make_plan
+from memtok.traces import Manifest, shown_bytes
+from memtok.training.feed import Feed, KeptFeed
 
 FACTORS = (1, 2, 4)  # times the batch of the run
 BOUND = 2  # the one of the bounds: at a batch of 32 that is the batch of the default recipe
 EPOCH = 8  # batches of the run in the training part
-CLASSES = 4
-PHOTOGRAPH = (375, 500)  # height and width in pixels, a common size of photographs in data sets
-QUALITY = 90
-
-
-@dataclass(frozen=True)
-class Runner:
-    """A feed and the step that it feeds; one task of its own."""
-
-    feed: Feed
-    engine: Engine
-    epoch: int  # its steps
-
-    def epochs(self) -> Run:
-        """One epoch a call, from where the call before stopped, with what it takes to begin."""
-
-        def whole(number: int) -> None:
-            begin = number * self.epoch
-            for index, (batch, labels, _) in enumerate(self.feed.training(begin, begin + self.epoch)):
-                self.engine.step(begin + index, batch, labels)
-
-        return counted(whole)
-
-    def alone(self) -> Run:
-        """One step a call on a batch that lies in memory."""
-        batch, labels, _ = next(iter(self.feed.training(0, 1)))
-        if isinstance(batch, KeptBatch):  # its memory is used again
-            batch = KeptBatch(batch.inputs.clone(), batch.features.clone())
-        return counted(lambda number: self.engine.step(number, batch, labels))
 
 
 def traces(scene: Scene) -> RowResult:
@@ -151,26 +113,6 @@ def fill(scene: Scene, source: DataSource, folder: Path) -> int:
         return check_filled(filling.feed, source).record_bytes
 
 
-def runner(scene: Scene, source: DataSource, batch: int, folder: Path | None) -> Runner:
-    """A run of the default recipe, live, or with its traces kept in `folder`."""
-    sizes = scene.sizes
-    settings = Settings(
-        steps=STEPS,
-        batch_size=batch,
-        augment="none",
-        device=sizes.device,
-        precision=sizes.precision,
-        keep_traces=None if folder is None else "disk",
-        trace_dir=folder,
-    )
-    task = Task.create(
-        scene.backbone, name="task", classes=source.classes, memory=sizes.training_cells, seed=sizes.seed
-    )
-    plan = make_plan(settings, task.regime, source)
-    feed = make_feed([task], source, plan, settings, scene.accelerator, scene.device, Progress())
-    return Runner(feed, Engine(task, plan, scene.accelerator, scene.device), plan.steps_per_epoch)
-
-
 def check_filled(feed: Feed, source: DataSource) -> Manifest:
     """The manifest of the store. MemtokError unless it has every image: else an epoch would not be one from traces."""
     assert isinstance(feed, KeptFeed)
@@ -182,36 +124,3 @@ def check_filled(feed: Feed, source: DataSource) -> Manifest:
             f"files, found room for {store.kept}; free some, or set TMPDIR"
         )
     return store.manifest
-
-
-def write_photographs(folder: Path, count: int, seed: int) -> int:
-    """Writes `count` JPEG files to train on, and one of each class to validate on; returns their mean size in bytes."""
-    generator = torch.Generator().manual_seed(seed)
-    total = 0
-    for index, path in enumerate(places(folder, count)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        photograph(generator).save(path, quality=QUALITY)
-        total += path.stat().st_size if index < count else 0
-    return round(total / count)
-
-
-def places(folder: Path, count: int) -> Iterator[Path]:
-    """Where they lie: train/CLASS, then val/CLASS."""
-    for index in range(count):
-        yield folder / "train" / f"class {index % CLASSES}" / f"{index:05d}.jpg"
-    for index in range(CLASSES):
-        yield folder / "val" / f"class {index}" / "0.jpg"
-
-
-def photograph(generator: torch.Generator) -> Image.Image:
-    """A random picture that compresses like a photograph: fields of colour, the finer the weaker."""
-    height, width = PHOTOGRAPH
-    pixels, strength = torch.full((1, 3, 3, 4), 128.0), 40.0
-    while pixels.shape[-2] < height:
-        pixels = F.interpolate(pixels, scale_factor=2, mode="bicubic")
-        grey = torch.randn(1, 1, *pixels.shape[-2:], generator=generator)
-        color = torch.randn(pixels.shape, generator=generator)
-        pixels += strength * (grey + 0.4 * color)
-        strength *= 0.75
-    array = pixels[0, :, :height, :width].clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    return Image.fromarray(array)
