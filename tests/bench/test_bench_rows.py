@@ -63,7 +63,13 @@ def test_a_line_per_batch_size_and_a_time_per_step(scene: Scene, monkeypatch: py
     assert [line.memtok.value for line in result.lines] == [1.0, 1.0, 1.0]
     assert [(each["live"], each["kept"]) for each in steps] == [(8, 8), (4, 4), (2, 2)]  # 16 images
     assert [f"batch {batch}," in line.what for batch, line in zip((2, 4, 8), result.lines, strict=True)] == [True] * 3
-    assert set(result.data["4"]["timings"]) == {"live", "kept", "live, no decoding", "kept, no reading"}
+    assert set(result.data["4"]["timings"]) == {
+        "live",
+        "kept",
+        "live, no decoding",
+        "kept, no reading",
+        "kept, no reading, weights not packed",
+    }
     assert set(result.data["8"]["timings"]) == {"live", "kept"}
     assert result.data["record_bytes"] == 2304
     assert 0 < result.data["4"]["floor"] < 1

@@ -62,7 +62,7 @@ def test_answers_and_gradients_are_those_of_plain_products(
     backbone = tiny_backbone(**kind)
     task = tiny_task(backbone, **settings)
     batch = kept_batch(backbone, tiny_images(4))
-    logits = forward_of(task)(batch)
+    logits = forward_of(task, packed=4)(batch)
     found = gradients(task, logits)
     # Forward and backward: qkv, proj and both of the MLP for class tokens, keys and values for more than one cell.
     parts = [4 * task.queries] * 4 + [task.cells] * (task.cells > 1)
@@ -76,25 +76,27 @@ def test_answers_and_gradients_are_those_of_plain_products(
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_not_trained_from_few_rows_is_computed_as_ever(products: list[int]) -> None:
+def test_what_is_not_trained_from_as_many_traces_is_computed_as_ever(products: list[int]) -> None:
     backbone = tiny_backbone()
     task = tiny_task(backbone, memory=2)
-    forward = forward_of(task)
     live, kept = tiny_images(4), kept_batch(backbone, tiny_images(4))
-    forward(live)  # a live batch
+    last = KeptBatch(kept.inputs[:, :3], kept.features[:3])  # that of an epoch, from which a run may be resumed
+    forward = forward_of(task, packed=4)
+    forward(live)
+    forward(last)
     with torch.no_grad():
         forward(kept)  # a validation
     with torch.autocast("cpu", torch.bfloat16):
         forward(kept)
+    forward_of(task)(kept)
     assert products == []
-    forward(KeptBatch(kept.inputs.repeat(1, 25, 1, 1), kept.features.repeat(25, 1)))
-    assert MOST_ROWS < 25 * 4
-    assert set(products) == {2}  # those of the cells are few all the same
     forward(kept)
-    assert set(products) == {4, 2}  # 2 cells
+    assert set(products) == {4, 2}  # images, and cells
     products.clear()
-    forward(KeptBatch(kept.inputs[:, :3], kept.features[:3]))  # the last batch of an epoch
-    assert set(products) == {2}
+    many = KeptBatch(kept.inputs.repeat(1, 25, 1, 1), kept.features.repeat(25, 1))
+    assert len(many) > MOST_ROWS
+    forward_of(task, packed=len(many))(many)
+    assert set(products) == {2}  # the cells are few all the same
 
 
 def test_a_changed_weight_is_packed_again() -> None:
@@ -140,5 +142,5 @@ def test_where_packing_is_not_possible_a_run_goes_as_ever(products: list[int], m
     assert can_pack(backbone)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     assert not can_pack(backbone)
-    forward_of(tiny_task(backbone))(kept_batch(backbone, tiny_images(2)))
+    forward_of(tiny_task(backbone), packed=2)(kept_batch(backbone, tiny_images(2)))
     assert not products

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memtok.bench.contenders import counted
@@ -53,8 +53,8 @@ class Runner:
         return counted(lambda number: self.engine.step(number, batch, labels))
 
 
-def runner(scene: Scene, source: DataSource, batch: int, folder: Path | None) -> Runner:
-    """A run of the default recipe, live, or with its traces kept in `folder`."""
+def runner(scene: Scene, source: DataSource, batch: int, folder: Path | None, *, packed: bool = True) -> Runner:
+    """A run of the default recipe, live, or with its traces kept in `folder`, from which it may use packed weights."""
     sizes = scene.sizes
     settings = Settings(
         steps=STEPS,
@@ -70,4 +70,5 @@ def runner(scene: Scene, source: DataSource, batch: int, folder: Path | None) ->
     )
     plan = make_plan(settings, task.regime, source)
     feed = make_feed([task], source, plan, settings, scene.accelerator, scene.device, Progress())
-    return Runner(feed, Engine(task, plan, scene.accelerator, scene.device), plan.steps_per_epoch)
+    computed = plan if packed else replace(plan, views=None)  # the engine packs where it is told of kept traces
+    return Runner(feed, Engine(task, computed, scene.accelerator, scene.device), plan.steps_per_epoch)

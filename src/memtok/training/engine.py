@@ -38,7 +38,7 @@ class Engine:
         compiler: Compiler | None = None,
     ) -> None:
         self.trainable, self.plan, self.accelerator, self.device = trainable, plan, accelerator, device
-        self.forward = forward_of(trainable, compiler)
+        self.forward = forward_of(trainable, compiler, packed=None if plan.views is None else plan.part)
         self.normalise = Normaliser(trainable.preprocessing)
         self.parameters = list(trainable.parameters())
         self.optimizer = make_optimizer(trainable, plan)

@@ -43,8 +43,8 @@ class PackedWeights(TorchFunctionMode):
     """A context in which linear layers of a backbone's blocks compute with packed weights where that pays.
 
     It does where a gradient is wanted of at most `MOST_ROWS` rows. A weight is packed for one number of rows, the first
-    that comes; others, such as those of the last batch of an epoch, are computed as ever. A part of a weight, such as
-    that of keys and values, which memory meets, is a weight of its own.
+    that comes; others are computed as ever. A part of a weight, such as that of keys and values, which memory meets, is
+    a weight of its own.
     """
 
     def __init__(self, backbone: Backbone) -> None:

@@ -156,10 +156,14 @@ def create(
     return FullModel.create(backbone, name=name, classes=classes, seed=seed)
 
 
-def forward_of(trainable: Trainable, compiler: Compiler | None = None) -> Callable[[Any], Tensor]:
+def forward_of(
+    trainable: Trainable, compiler: Compiler | None = None, *, packed: int | None = None
+) -> Callable[[Any], Tensor]:
     """The function from a batch to logits (B, classes) that training differentiates, compiled if there is a compiler.
 
-    A batch: normalised images (B, 3, height, width), or for a task their kept traces.
+    A batch: normalised images (B, 3, height, width), or for a task their kept traces. packed: of how many images kept
+    traces are computed with packed weights, where that is possible. It is one number from the first step to the last,
+    resumed or not, so that the same images are always computed in the same way.
     """
     if isinstance(trainable, FullModel):
         return compiler.function(full_logits, trainable.vit) if compiler else trainable
@@ -168,10 +172,12 @@ def forward_of(trainable: Trainable, compiler: Compiler | None = None) -> Callab
     name = trainable.name
     model = MemoryViT(trainable.backbone, [*trainable.ancestors(), trainable]).select([name])
     model.run_with(compiler.layers if compiler else None)
-    packed = PackedWeights(trainable.backbone) if compiler is None and can_pack(trainable.backbone) else nullcontext()
+    can = packed is not None and compiler is None and can_pack(trainable.backbone)
+    weights = PackedWeights(trainable.backbone) if can else None
 
     def forward(batch: Tensor | KeptBatch) -> Tensor:
-        with packed if isinstance(batch, KeptBatch) else nullcontext():
+        few = weights if isinstance(batch, KeptBatch) and len(batch) == packed else None
+        with few or nullcontext():
             return answers(model, batch)[name]
 
     return forward

@@ -143,6 +143,11 @@ class Plan:
     log_every: int
     views: int | None = None  # fixed views of an image whose traces are kept, rounded to half precision
 
+    @property
+    def part(self) -> int:
+        """Images of a step that are computed at once: the larger ones of its `accumulate` parts."""
+        return math.ceil(min(self.batch_size, self.train_images) / self.accumulate)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; without `views` where no traces are kept."""
         values = {**asdict(self), "betas": list(self.betas)}
