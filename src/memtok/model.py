@@ -102,10 +102,14 @@ class MemoryViT(nn.Module):
             return Outputs(features, answer, own.logits, own.attention)
         if self.streams is None:
             return self._collect(self.trace(images, base=base), None, base)
+        if self._trains():
+            # The trace stays for the backward pass anyway. What the streams keep for it would lie between what a layer
+            # of the trunk gives back and the next one needs, and the heap would grow by that in every layer.
+            trace = self._run_trunk(images, self._form_of_trace(), base)
+            return self.answer(trace, base=base, attention=attention)
         # Layer by layer, the streams right behind the trunk: what a layer leaves need not outlive it.
         walk = self._begin(len(images), attention)
-        keep = self._form_of_trace()
-        trace = self._run_trunk(images, keep, base, walk.step)
+        trace = self._run_trunk(images, KEYS_AND_VALUES, base, walk.step)
         return self._collect(trace, walk, base)
 
     def trace(self, images: Tensor, *, base: bool = True) -> Trace:
@@ -153,15 +157,17 @@ class MemoryViT(nn.Module):
         run = self._compiled.streams if self._compiled else None
         return self.streams.begin(self.backbone, self.tasks, batch, attention=attention, run=run)
 
-    def _form_of_trace(self) -> str:
-        """What the trunk keeps of a layer for a live pass.
+    def _trains(self) -> bool:
+        """Whether a backward pass may follow."""
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self._tasks.parameters())
 
-        While tasks train, it stays in memory until the backward pass. Inputs are half as large as keys and values, and
-        the trunk has them ready; absorbing their projections costs something for each query.
+    def _form_of_trace(self) -> str:
+        """What the trunk keeps of a layer while tasks train, until the backward pass.
+
+        Inputs are half as large as keys and values, and the trunk has them ready; absorbing their projections costs
+        something for each query.
         """
         assert self.streams is not None
-        if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in self._tasks.parameters()):
-            return KEYS_AND_VALUES
         block, tokens = self.backbone.vit.blocks[0], self.backbone.tokens
         cost = 3 * self.streams.layout.tokens * absorbing_cost(block.attn, tokens)  # forward, and twice that backward
         cheap = cost <= INPUTS_SHARE * trunk_cost(block, tokens) and can_absorb(block.attn)
