@@ -68,7 +68,7 @@ def test_a_line_per_batch_size_and_a_time_per_step(scene: Scene, monkeypatch: py
         "kept",
         "live, no decoding",
         "kept, no reading",
-        "kept, no reading, weights not packed",
+        "kept, weights not packed",
     }
     assert set(result.data["8"]["timings"]) == {"live", "kept"}
     assert result.data["record_bytes"] == 2304

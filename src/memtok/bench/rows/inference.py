@@ -90,7 +90,7 @@ def asked(sizes: Sizes, tasks: int) -> float | None:
 
 def race_entry(race: Race, name: str, label: str, tasks: int, measured: int, ratio: float) -> Entry:
     """A peer that makes one pass per task: as measured, or that time per task times the number of tasks."""
-    note = "" if tasks == measured else f"{measured} measured, times {tasks / measured:g}"
+    note = "" if tasks == measured else f"{measured} measured, times {tasks / measured:.4g}"
     return race.entry(name, label, "trunk", scale=tasks / measured / ratio, note=note)
 
 

@@ -75,11 +75,11 @@ def explained(batch: int, timings: dict[str, Timing], arithmetic: float) -> str:
     """Where the time of the line with the bounds goes."""
     unit = timings["live, no decoding"]
     without, alone = timings["kept"].over(unit), timings["kept, no reading"].over(unit)
-    plain = timings["kept, no reading, weights not packed"].over(unit)
+    plain = timings["kept, weights not packed"].over(unit)
     return (
         f"Kept traces: the bounds stand at batch {batch}, twice that of the run; with a batch of 32 that is the batch "
-        f"of the default recipe. Over a live step on images in memory, without decoding, it is {without:.3f}, and "
-        f"{alone:.3f} with the traces in memory as well, {plain:.3f} with weights that are not packed; arithmetic "
+        f"of the default recipe. Over a live step on images in memory, without decoding, it is {without:.3f}, "
+        f"{plain:.3f} with weights that are not packed, and {alone:.3f} with the traces in memory as well; arithmetic "
         f"alone is {arithmetic:.3f}."
     )
 
@@ -98,12 +98,12 @@ def at(scene: Scene, source: DataSource, folder: Path, batch: int, *, alone: boo
         check_filled(kept.feed, source)
         # Epochs of both: a call begins with a loader and an order of its own, and both pay that once for as many steps.
         runs = {"live": live.epochs(), "kept": kept.epochs()}
-        counts = {"live": live.epoch, "kept": kept.epoch}
+        counts = {"live": live.epoch, "kept": kept.epoch, "kept, weights not packed": plain.epoch}
         if alone:
             runs |= {
                 "live, no decoding": live.alone(),
                 "kept, no reading": kept.alone(),
-                "kept, no reading, weights not packed": plain.alone(),
+                "kept, weights not packed": plain.epochs(),
             }
         found = race(runs, rounds=scene.sizes.rounds, synchronize=scene.synchronize)
     return {
