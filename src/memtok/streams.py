@@ -190,7 +190,7 @@ class TaskStreams(nn.Module):
 
 
 class Walk:
-    """All class tokens on their way up, beside one pass of the trunk. `step` is called once for every layer."""
+    """All class tokens on their way up, beside the trunk or after it. `step` is called once for every layer."""
 
     def __init__(
         self,
