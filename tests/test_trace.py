@@ -136,6 +136,26 @@ def test_a_live_training_step_keeps_inputs_for_few_queries_only(monkeypatch: pyt
     assert seen == [INPUTS, KEYS_AND_VALUES, KEYS_AND_VALUES, KEYS_AND_VALUES]
 
 
+def test_streams_follow_the_trunk_by_layers_and_in_training_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    trunk, streams = memtok.backbone.run_layer, memtok.streams.stream_layer
+    monkeypatch.setattr(memtok.backbone, "run_layer", lambda *given: (order.append("trunk"), trunk(*given))[1])
+    monkeypatch.setattr(memtok.streams, "stream_layer", lambda *given: (order.append("streams"), streams(*given))[1])
+    backbone = tiny_backbone()
+    model = memtok.MemoryViT(backbone, [tiny_task(backbone, memory=2)])
+    trained = model(tiny_images())["pets"]
+    assert order == ["trunk", "trunk", "streams", "streams"]
+    order.clear()
+    with torch.no_grad():
+        answered = model(tiny_images())["pets"]
+    assert order == ["trunk", "streams", "trunk", "streams"]
+    torch.testing.assert_close(trained, answered, atol=1e-5, rtol=1e-5)
+    model.requires_grad_(False)
+    order.clear()
+    model(tiny_images())
+    assert order == ["trunk", "streams", "trunk", "streams"]
+
+
 def test_the_base_is_bitwise_the_same_whatever_is_kept() -> None:
     backbone = tiny_backbone()
     images = tiny_images(3)
