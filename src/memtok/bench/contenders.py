@@ -42,7 +42,11 @@ class Contender:
 
 def trunk(scene: Scene) -> Run:
     """The unit of most rows: timm's own forward pass of the backbone, classifier included, without gradient."""
-    vit, images = scene.backbone.vit, scene.images.to(scene.dtype)
+    return forward_pass(scene.backbone.vit, scene.images.to(scene.dtype))
+
+
+def forward_pass(vit: Any, images: Tensor) -> Run:
+    """A timm model's own pass over images (B, 3, height, width), without gradient."""
 
     def run() -> Tensor:
         with torch.inference_mode():

@@ -16,7 +16,6 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from memtok.bench import contenders
 from memtok.bench.lines import Entry, Line, RowResult
@@ -74,11 +73,4 @@ def loading(scene: Scene) -> RowResult:
 def channels_last(scene: Scene) -> Run:
     """The trunk's own pass with weights and images in channels-last memory."""
     vit = copy.deepcopy(scene.backbone.vit).to(memory_format=torch.channels_last)
-    images = scene.images.to(scene.dtype).contiguous(memory_format=torch.channels_last)
-
-    def run() -> Tensor:
-        with torch.inference_mode():
-            logits: Tensor = vit(images)
-            return logits
-
-    return run
+    return contenders.forward_pass(vit, scene.images.to(scene.dtype).contiguous(memory_format=torch.channels_last))
