@@ -48,6 +48,10 @@ def kept_batch(backbone: memtok.Backbone, images: Tensor) -> KeptBatch:
     return KeptBatch(torch.stack(trace.inputs), trace.features)
 
 
+def rows_of(width: int) -> Tensor:
+    return torch.randn(5, width, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
 def gradients(task: memtok.Task, logits: Tensor) -> dict[str, Tensor]:
     task.zero_grad()
     logits.square().mean().backward()
@@ -101,7 +105,7 @@ def test_what_is_not_trained_from_as_many_traces_is_computed_as_ever(products: l
 
 def test_a_changed_weight_is_packed_again() -> None:
     backbone = tiny_backbone()
-    weight, inputs = matrices(backbone)[0], torch.randn(5, 32, requires_grad=True)
+    weight, inputs = matrices(backbone)[0], rows_of(32)
     with PackedWeights(backbone) as mode:
         F.linear(inputs, weight)
         (first,) = mode.packed.values()
@@ -116,11 +120,11 @@ def test_a_changed_weight_is_packed_again() -> None:
 
 def test_other_weights_are_left_alone(products: list[int]) -> None:
     backbone = tiny_backbone()
-    inputs = torch.randn(5, 32, requires_grad=True)
+    inputs = rows_of(32)
     with PackedWeights(backbone) as mode:
-        F.linear(inputs, torch.randn(7, 32))
+        F.linear(inputs, rows_of(32).detach())
         F.linear(inputs[:1], backbone.vit.blocks[0].attn.qkv.weight)  # a single row is no matrix product
-        F.linear(torch.randn(5, 96, requires_grad=True), backbone.vit.blocks[0].attn.qkv.weight.t())
+        F.linear(rows_of(96), backbone.vit.blocks[0].attn.qkv.weight.t())
         assert not products
         assert not mode.packed
         F.linear(inputs, backbone.vit.blocks[0].attn.qkv.weight[32:])
