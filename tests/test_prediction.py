@@ -40,6 +40,19 @@ def folder(tmp_path: Path) -> Path:
     return inside
 
 
+def test_labels_that_the_base_has_twice_are_told_apart(folder: Path) -> None:
+    backbone = tiny_backbone(num_classes=3)
+    backbone.classes = ("crane", "ox", "crane")
+    found = memtok.predict(memtok.MemoryViT(backbone), [folder], base=True, top=3)
+    transform = evaluation_transform(backbone.preprocessing)
+    for row in found.rows:
+        with Image.open(row.path) as image:
+            logits = memtok.MemoryViT(backbone)(transform(image.convert("RGB")).unsqueeze(0)).base
+        assert logits is not None
+        names = [("crane (0)", "ox", "crane (2)")[index] for index in logits[0].argsort(descending=True).tolist()]
+        assert [name for name, _ in row.ranking] == names
+
+
 def test_rows_equal_the_models_own_answers(model: memtok.MemoryViT, folder: Path) -> None:
     found = memtok.predict(model, [folder], top=7, batch_size=2)
     names = ["a.jpg", "b.png", "deep/c.PNG", "deep/d.bmp", "grey.png"]

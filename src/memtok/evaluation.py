@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,16 +19,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
+from memtok.confusion import write_confusion
 from memtok.data import DataSource, ImageSet, batches, from_dataset
 from memtok.data.recorded import open_as_trained, opening_key
 from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
 from memtok.files import write_text
+from memtok.folders import slug
 from memtok.metrics import Score, Tally
 from memtok.model import MemoryViT
 
 BASE = "base"  # no task may have this name
 PARTS = ("test", "validation", "train")
+ALL = "all"  # the part of a torch data set, which is looked at whole
 
 Data = str | DataSource | ImageSet | Dataset[Any]
 """What a task is evaluated on: a spec such as `digits` or `folder:photos`, what `open_data` made of one, or a torch
@@ -43,7 +47,8 @@ class EvaluationTable:
 
     tasks: composed, that is in one pass of the whole model. alone: in a model of that task and what it extends; empty
     unless asked for. base: of the backbone's own classifier, None unless asked for. skipped: images left out.
-    splits: how the data of each task, or of `base`, are split, and which part was looked at; not for a bare ImageSet.
+    splits: how the data of each task, or of `base`, are split, and which "part" was looked at: "test", "validation",
+    "train", or "all" of a torch data set; not for a bare ImageSet.
     """
 
     tasks: dict[str, Score]
@@ -53,38 +58,57 @@ class EvaluationTable:
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[str, float]]:
-        """(name, value) pairs: `pets/top1`, `pets/top5`, `pets/images`, `pets/alone_top1` ..., `base/top1` ..."""
-        for name, score in self._rows():
+        """(name, value) pairs: `pets/top1`, `pets/balanced`, `pets/images`, `pets/alone_top1` ..., `base/top1` ..."""
+        for name, score in self.rows():
             yield from ((f"{name}/{key}", value) for key, value in score)
         for name, score in self.alone.items():
             yield f"{name}/alone_top1", score.top1
             yield f"{name}/alone_top5", score.top5
 
     def to_json(self) -> dict[str, Any]:
-        """{"tasks": {NAME: {"top1", "top5", "images"}}, "base": the same or null, "alone": as "tasks"}, in [0, 1].
+        """{"tasks": {NAME: {"top1", "top5", "images", "balanced", "recall", "confusion"}}, "base": the same or null}.
 
-        And "splits": {NAME: {"spec", "part", "kind", "seed", "fraction", "digest", "counts"}}.
+        Accuracies in [0, 1]; recall and confusion as in `Score.to_json`. "alone" is as "tasks" without these two. And
+        "splits": {NAME: {"spec", "part", "kind", "seed", "fraction", "digest", "counts"}}.
         """
         return {
-            "tasks": {name: dict(score) for name, score in self.tasks.items()},
-            "base": None if self.base is None else dict(self.base),
+            "tasks": {name: score.to_json() for name, score in self.tasks.items()},
+            "base": None if self.base is None else self.base.to_json(),
             "alone": {name: dict(score) for name, score in self.alone.items()},
             "skipped_images": len(self.skipped),
             "splits": self.splits,
         }
 
     def write_csv(self, path: str | Path) -> None:
-        """One row per task and class, composed: task, class, images, top1, top5; empty where a class has no image."""
+        """One row per task and class, composed: task, class, images, top1, top5, part.
+
+        top1, the recall of the class, and top5 are empty where it has no image, part is where nothing tells it.
+        """
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["task", "class", "images", "top1", "top5"])
-        for name, score in self._rows():
+        rows.writerow(["task", "class", "images", "top1", "top5", "part"])
+        for name, score in self.rows():
             for row in score.per_class:
                 values = ["" if value is None else f"{value:.6f}" for value in (row.top1, row.top5)]
-                rows.writerow([name, row.name, row.images, *values])
+                rows.writerow([name, row.name, row.images, *values, self.part(name)])
         write_text(path, text.getvalue())
 
-    def _rows(self) -> list[tuple[str, Score]]:
+    def write_confusions(self, folder: str | Path) -> list[Path]:
+        """Writes the confusion matrix of every task, and of `base`, as PNG, CSV and JSON; returns the paths."""
+        written: list[Path] = []
+        for name, score in self.rows():
+            spec = (
+                f"{self.part(name)} part of {self.splits[name]['spec']}" if name in self.splits else "images as given"
+            )
+            written += write_confusion(Path(folder), slug(name), score, f"{name}: {spec}")
+        return written
+
+    def part(self, name: str) -> str:
+        """The part of the data that a task, or `base`, was measured on; empty for a bare ImageSet."""
+        return str(self.splits[name]["part"]) if name in self.splits else ""
+
+    def rows(self) -> list[tuple[str, Score]]:
+        """The scores of the tasks, composed, and of `base` if it was asked for."""
         return [*self.tasks.items(), *([] if self.base is None else [(BASE, self.base)])]
 
 
@@ -100,7 +124,7 @@ class Pass:
 class Opening:
     """How data that are given by name are to be opened; see `evaluate`."""
 
-    part: str
+    part: str | None
     split: str | None
     data_dir: Path | None
     on_bad_image: str
@@ -120,7 +144,7 @@ def evaluate(
     *,
     base: Data | None = None,
     alone: bool = False,
-    part: str = "test",
+    part: str | None = None,
     batch_size: int = 64,
     workers: int = 0,
     data_dir: Path | None = None,
@@ -132,13 +156,15 @@ def evaluate(
 
     data: for each task to measure, by name, its data; or, for a model with one task, the data alone. base: data for
     the backbone's own classifier, matched by class names where the checkpoint has them, else by position.
-    alone: also measure each task without the others. part: of a data source, "test", "validation" or "train".
+    alone: also measure each task without the others. part: of a data source, "test", "validation" or "train"; None is
+    its test part, or its validation part where it has no other, and `splits` of the result says which.
     split: "official" or "80-20", of data given by name; None is the split that the task was trained with, which its
     record says, if the data are the same, else as in `open_data`.
 
-    A data set's classes are matched to the task's by name, so their order does not matter and some may be missing.
-    Raises MemtokError for an unknown task, for a class that a task does not know, for data that cannot be read, and
-    for a split by which a task would be tested on images that it was trained on.
+    A data set's classes are matched to the task's by name, so their order does not matter and some may be missing. A
+    label that the backbone has twice is told apart by its number, `crane (134)` and `crane (517)`.
+    Raises MemtokError for an unknown task, for a class that a task does not know, for data that cannot be read, for a
+    test part that is not there, and for a split by which a task would be tested on images that it was trained on.
     """
     wanted = by_task(model, data)
     if base is not None:
@@ -202,7 +228,7 @@ def plan(
 ) -> tuple[list[Pass], tuple[str, ...], dict[str, dict[str, Any]]]:
     """The walks to make, one per data set and split, the images that could not be read, and the splits by task."""
     part = opening.part
-    if part not in PARTS:
+    if part is not None and part not in PARTS:
         raise MemtokError(f"expected one of the parts {', '.join(PARTS)}, found {part!r}; choose one of these")
     opened: dict[object, DataSource | ImageSet] = {}
     passes: dict[object, Pass] = {}
@@ -214,15 +240,25 @@ def plan(
         if key not in opened:
             opened[key] = open_any(given, model, name, opening)
         source = opened[key]
-        images = getattr(source, part) if isinstance(source, DataSource) else source
         numbers = None
         if isinstance(source, DataSource):
             key = (given, source.split_digest) if isinstance(given, str) else key
             numbers = class_numbers(model, name, source)
             skipped |= dict.fromkeys(source.skipped)
-            splits[name] = {"spec": source.spec, "part": part, **source.split}
+            images, splits[name] = measured(source, part, whole=not isinstance(given, str | DataSource))
+        else:
+            images = source
         passes.setdefault(key, Pass(images, {})).labels[name] = numbers
     return list(passes.values()), tuple(skipped), splits
+
+
+def measured(source: DataSource, part: str | None, *, whole: bool) -> tuple[ImageSet, dict[str, Any]]:
+    """The images to look at, and what is said of them; `whole`: of a torch data set, whose purpose nobody told."""
+    if whole:
+        images = source.validation
+        return images, {"spec": source.spec, "part": ALL, **source.split, "counts": {ALL: len(images)}}
+    chosen = source.measured_part(part)
+    return getattr(source, chosen), {"spec": source.spec, "part": chosen, **source.split}
 
 
 def open_any(given: Data, model: MemoryViT, name: str, opening: Opening) -> DataSource | ImageSet:
@@ -249,7 +285,9 @@ def open_any(given: Data, model: MemoryViT, name: str, opening: Opening) -> Data
     inner: Any = given
     while isinstance(inner, Subset):
         inner = inner.dataset
-    names = getattr(inner, "classes", None) or classes  # those of the task, if the data set does not name them
+    names = tuple(map(str, getattr(inner, "classes", None) or classes))  # of the task, if the data set names none
+    if name == BASE and names == model.backbone.classes:
+        names = classes  # also where a label is there twice: by position
     return from_dataset(given, names, validation=given)  # all of it validates, none is split off
 
 
@@ -271,13 +309,28 @@ def classes_of(model: MemoryViT, name: str) -> tuple[str, ...]:
             "leave base out"
         )
     known = model.backbone.classes
-    return known if len(known) == outputs else tuple(str(number) for number in range(outputs))
+    return told_apart(known) if len(known) == outputs else tuple(str(number) for number in range(outputs))
+
+
+def told_apart(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels in order, no two alike: one that is there twice is followed by its number, as in `crane (134)`."""
+    often = Counter(labels)
+    numbered = [f"{label} ({number})" for number, label in enumerate(labels)]
+    found = tuple(label if often[label] == 1 else other for label, other in zip(labels, numbered, strict=True))
+    return found if len(set(found)) == len(found) else tuple(numbered)
 
 
 def class_numbers(model: MemoryViT, name: str, source: DataSource) -> Tensor:
     """(classes of the source,) int64: for each of its classes the number that the task, or `base`, has for it."""
     own = classes_of(model, name)
     unknown = [label for label in source.classes if label not in own]
+    for label in unknown:
+        twice = [other for number, other in enumerate(own) if other == f"{label} ({number})"]
+        if name == BASE and len(twice) > 1:
+            raise MemtokError(
+                f"expected labels in {source.spec} that name one class of the backbone, found {label!r}, which names "
+                f"{len(twice)}; rename it to {twice[0]!r} or {twice[1]!r}, whichever is meant"
+            )
     if name == BASE and len(unknown) == len(source.classes) == len(own):
         return torch.arange(len(own))  # other names for as many classes: by position
     if unknown:

@@ -68,7 +68,7 @@ def test_train_full_gives_a_model_that_the_other_commands_take(workspace: Path, 
     measured = run("evaluate", "--backbone", "whole.safetensors", "--data", "folder:photos", "--json", "m.json")
     assert measured.code == 0, measured.err
     assert load_json("m.json")["tasks"] == {}
-    assert load_json("m.json")["base"].keys() == {"top1", "top5", "images"}
+    assert load_json("m.json")["base"].keys() == {"top1", "top5", "images", "balanced", "recall", "confusion"}
     predicted = run("predict", "--backbone", "whole.safetensors", "--images", "photos/class 0/0.png")
     assert predicted.code == 0, predicted.err
     assert "base  class " in predicted.out
@@ -132,6 +132,7 @@ def test_names_known_to_the_command_line_are_those_of_the_library() -> None:
     from memtok.data import AUGMENTATIONS
     from memtok.training import RECIPES, REGIMES
     from memtok.training.settings import TRACE_PLACES
+    from memtok.training.state import SELECT
 
     assert set(train.REGIMES) == set(REGIMES)
     assert set(train.WITH_MEMORY) == {name for name, row in REGIMES.items() if row.memory}
@@ -139,6 +140,7 @@ def test_names_known_to_the_command_line_are_those_of_the_library() -> None:
     assert set(train.AUGMENTATIONS) == set(AUGMENTATIONS)
     assert set(train.TRACEABLE) == {name for name, row in REGIMES.items() if row.composable}
     assert options.TRACE_PLACES == TRACE_PLACES
+    assert set(train.SELECT) == set(SELECT)
 
 
 def test_train_keeps_traces(workspace: Path, run: Run) -> None:
@@ -182,10 +184,12 @@ def test_evaluate_json_is_the_contract(workspace: Path, run: Run) -> None:
     assert result["base"] is None
     assert list(result["tasks"]) == ["pets", "more", "head"]
     for name, row in result["tasks"].items():
-        assert set(row) == {"top1", "top5", "images"}
+        assert set(row) == {"top1", "top5", "images", "balanced", "recall", "confusion"}
         assert 0 <= row["top1"] <= row["top5"] <= 1
-        assert row["images"] == 9
-        assert row == result["alone"][name]
+        assert row["images"] == sum(map(sum, row["confusion"])) == 9
+        assert row["top1"] == pytest.approx(row["balanced"]) == pytest.approx(sum(row["recall"].values()) / 3)
+        alone = result["alone"][name]
+        assert alone == {key: row[key] for key in ("top1", "top5", "images", "balanced")}
         assert f"{100 * row['top1']:.2f} %" in found.out
     with Path("out.csv").open(newline="") as stream:
         assert len(list(csv.DictReader(stream))) == 9
@@ -216,7 +220,50 @@ def test_evaluate_base(workspace: Path, run: Run) -> None:
 def test_evaluate_says_which_task_is_not_measured(workspace: Path, run: Run) -> None:
     found = run("evaluate", "pets.safetensors", "head.safetensors", *BACKBONE, "--data", "pets=folder:photos")
     assert found.code == 0
-    assert found.err == "memtok: note: task 'head' is in the model but has no --data, so it is not measured\n"
+    said = "memtok: note: task 'head' is in the model but has no --data, so it is not measured"
+    assert found.err.splitlines()[0] == said
+
+
+def test_evaluate_names_the_part_that_it_measured(workspace: Path, run: Run) -> None:
+    """A folder without test/ has validation images only, and they chose the best state; --split 80-20 gives others."""
+    command = ("evaluate", "new.safetensors", *BACKBONE, "--data", "folder:photos", "--json", "o.json")
+    trained = run("train", *QUICK, "--out", "new.safetensors")
+    assert trained.code == 0, trained.err
+    assert "--split 80-20" in trained.out
+    found = run(*command, "--csv", "o.csv")
+    assert load_json("o.json")["splits"]["new"]["part"] == "validation"
+    assert load_json("o.json")["splits"]["new"]["counts"] == {"train": 9, "validation": 3, "test": 0}
+    with Path("o.csv").open(newline="") as stream:
+        assert {row["part"] for row in csv.DictReader(stream)} == {"validation"}
+    assert "test part of" not in found.out
+    assert "--split 80-20" in found.err
+    refused = run(*command, "--part", "test")
+    assert (refused.code, refused.out) == (1, "")
+    assert "expected a test part in folder:photos, found none" in refused.error
+    assert "--split 80-20" in refused.error
+
+    trained = run("train", *QUICK, "--split", "80-20", "--out", "new.safetensors", "--overwrite")
+    assert trained.code == 0, trained.err
+    found = run(*command)
+    split = load_json("o.json")["splits"]["new"]
+    assert (split["part"], split["kind"]) == ("test", "80-20")
+    assert split["counts"] == {"train": 6, "validation": 3, "test": 3}
+    assert "validation" not in found.out + found.err
+    (header,) = read_header("new.safetensors")
+    assert header["record"]["data"]["split"]["digest"] == split["digest"]
+
+
+def test_evaluate_writes_confusion_matrices(workspace: Path, run: Run) -> None:
+    command = ("evaluate", "pets.safetensors", *BACKBONE, "--data", "folder:photos")
+    found = run(*command, "--confusion", "matrices", "--json", "o.json")
+    assert found.code == 0, found.err
+    assert sorted(path.name for path in Path("matrices").iterdir()) == ["pets.csv", "pets.json", "pets.png"]
+    assert load_json("matrices/pets.json")["confusion"] == load_json("o.json")["tasks"]["pets"]["confusion"]
+    among = run(*command, "--confusion", "photos/class 0")
+    assert among.code == 2
+    assert "--confusion" in among.error
+    same = run(*command, "--confusion", ".", "--json", "pets.json")
+    assert (same.code, "the place of another result" in same.error) == (2, True)
 
 
 def test_evaluate_loads_the_backbone_at_the_size_of_the_task(workspace: Path, run: Run) -> None:

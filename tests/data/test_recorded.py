@@ -28,7 +28,7 @@ def record_of(data: DataSource) -> dict[str, Any]:
 
 
 def reopened(spec: str, trained: DataSource, **options: Any) -> DataSource:
-    settings: dict[str, Any] = {"who": "task 'x'", "classes": trained.classes, "part": "test"}
+    settings: dict[str, Any] = {"who": "task 'x'", "classes": trained.classes, "part": None}
     return open_as_trained(spec, record_of(trained), **(settings | options))
 
 

@@ -22,7 +22,7 @@ from memtok.data import DataSource, open_data
 from memtok.errors import MemtokError
 from memtok.training.optim import make_optimizer
 from memtok.training.settings import Settings, make_plan
-from memtok.training.state import RunFolder, RunState, Validation, read_header, write_state
+from memtok.training.state import RunFolder, RunState, read_header, write_state
 from tests.tiny import tiny_backbone
 from tests.training.helpers import Recorder, new_task, quick
 
@@ -233,17 +233,6 @@ def test_decay_spares_tokens_memory_and_vectors(backbone: memtok.Backbone, data:
         assert set(decay) == {id(parameter) for parameter in by_name.values()}
         assert {decay[id(by_name[name])] for name in spared} == {0.0}
         assert decay[id(by_name["vit.head.weight" if regime == "full" else "head.weight"])] == 0.3
-
-
-def test_rule_for_the_best() -> None:
-    def at(step: int, top1: float, loss: float) -> Validation:
-        return Validation(step=step, top1=top1, top5=1.0, loss=loss)
-
-    assert at(1, 0.1, 9.0).beats(None)
-    assert at(2, 0.6, 9.0).beats(at(1, 0.5, 0.1))
-    assert at(2, 0.5, 0.1).beats(at(1, 0.5, 0.2))
-    assert not at(2, 0.5, 0.2).beats(at(1, 0.5, 0.2))
-    assert not at(2, 0.4, 0.0).beats(at(1, 0.5, 0.2))
 
 
 def test_a_state_cannot_hold_what_json_does_not_know(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,7 +20,11 @@ from memtok.cli.errors import UsageError, printable
 from memtok.errors import MemtokError
 from memtok.files import write_json
 
+if TYPE_CHECKING:
+    from memtok.metrics import Score
+
 DATA_FOLDER = re.compile(r"^([^=]*=)?folder:")
+RECALLS_SHOWN = 10  # classes
 PIPED_WIDTH = 100_000  # a pipe has no edge at which to break lines
 
 
@@ -52,6 +56,14 @@ def note(text: str) -> None:
 def percent(share: float) -> str:
     """0.8765 as 87.65 %."""
     return f"{100 * share:.2f} %"
+
+
+def recall_words(score: Score) -> str:
+    """The recall of each class, or of the worst ones where they are many; classes without images are left out."""
+    seen = [(row.top1, row.name) for row in score.per_class if row.top1 is not None]
+    shown = seen if len(seen) <= RECALLS_SHOWN else sorted(seen)[:RECALLS_SHOWN]
+    what = "recall" if shown is seen else f"lowest recall of {len(seen):,} classes"
+    return f"{what}: {', '.join(f'{name} {percent(share)}' for share, name in shown)}"
 
 
 def size(count: int) -> str:

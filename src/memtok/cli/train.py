@@ -28,7 +28,17 @@ from memtok.cli.options import (
     require,
     whole,
 )
-from memtok.cli.output import check_apart, check_outputs, note, percent, say, size, table, write_result
+from memtok.cli.output import (
+    check_apart,
+    check_outputs,
+    note,
+    percent,
+    recall_words,
+    say,
+    size,
+    table,
+    write_result,
+)
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
@@ -39,7 +49,7 @@ if TYPE_CHECKING:
 
 USAGE = "--backbone SRC --data SPEC --out FILE.safetensors"
 EXAMPLES = """
-  memtok train --backbone facebook/dinov2-small --data folder:photos --out pets.safetensors
+  memtok train --backbone facebook/dinov2-small --data folder:photos --split 80-20 --out pets.safetensors
   memtok train --backbone small --data digits --steps 300 --out digits.safetensors
   memtok train --backbone small --data folder:more --extends pets.safetensors --out more.safetensors
   memtok train --config train.yaml --seed 1 --out pets-1.safetensors
@@ -51,6 +61,7 @@ WITH_MEMORY = ("memory", "memory-shared", "memory-propagated", "memory-additive"
 RECIPES = ("default", "paper", "reproduction")
 AUGMENTATIONS = ("inception", "crop", "none")
 TRACEABLE = ("memory", "head")
+SELECT = ("balanced", "top1", "loss")
 
 
 def configure(parser: Parser) -> None:
@@ -80,6 +91,8 @@ def configure(parser: Parser) -> None:
         parser, "--augment", one_of("--augment", AUGMENTATIONS), "A", "inception, crop or none (default: fits the data)"
     )
     add_yes_no(parser, "--flip", "mirror one training image in two, or none (default: fits the data)")
+    select = "what the best state is chosen by on the validation images: balanced, the mean recall of the classes"
+    add(parser, "--select", one_of("--select", SELECT), "S", f"{select}; top1, or loss (default: balanced)")
     add(parser, "--image-size", whole("--image-size", 1), "N", "pixels (default: the checkpoint's)")
     add(parser, "--seed", whole("--seed"), "S", "of initial values, order and augmentation", 0)
     add(parser, "--accumulate", whole("--accumulate", 1), "N", "parts that a batch is cut into, to save memory", 1)
@@ -116,7 +129,7 @@ def run(options: Namespace) -> int:
     result = train(trainable, data, progress=True, **settings)
     if int(os.environ.get("RANK", "0")) == 0:  # the first of several processes speaks for all
         write_result(options.json, summary(trainable, result))
-        show(trainable, result, options)
+        show(trainable, result, options, has_test=data.has_test)
     return 0
 
 
@@ -155,6 +168,7 @@ def check_settings(options: Namespace) -> dict[str, Any]:
             "learning_rate",
             "augment",
             "flip",
+            "select",
             "seed",
             "accumulate",
             "device",
@@ -242,6 +256,9 @@ def summary(trainable: Trainable, result: TrainResult) -> dict[str, Any]:
         "best_step": result.best_step,
         "best_accuracy": result.best_accuracy,
         "final_accuracy": result.final_accuracy,
+        "best_balanced": result.best_balanced,
+        "final_balanced": result.final_balanced,
+        "validation": None if result.score is None else result.score.to_json(),
         "trainable_parameters": result.trainable_parameters,
         "total_parameters": result.total_parameters,
         "seconds": result.seconds,
@@ -252,7 +269,7 @@ def summary(trainable: Trainable, result: TrainResult) -> dict[str, Any]:
     }
 
 
-def show(trainable: Trainable, result: TrainResult, options: Namespace) -> None:
+def show(trainable: Trainable, result: TrainResult, options: Namespace, *, has_test: bool) -> None:
     """Prints the result and what to type next."""
     out = result.out
     assert out is not None
@@ -263,6 +280,7 @@ def show(trainable: Trainable, result: TrainResult, options: Namespace) -> None:
             "validation top-1",
             f"{percent(result.best_accuracy)} at step {result.best_step:,} (last: {percent(result.final_accuracy)})",
         ),
+        *validation_rows(result),
         ("trained", f"{trained:,} of {total:,} parameters ({100 * trained / total:.3g} %)"),
         ("time", f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"),
         ("file", f"{out}, {size(out.stat().st_size)}"),
@@ -276,10 +294,27 @@ def show(trainable: Trainable, result: TrainResult, options: Namespace) -> None:
     table(["", ""], rows)
     for path in result.skipped_images:
         note(f"not readable, left out: {path}")
+    if not has_test:
+        say("no test part: --split 80-20, or a folder test/, keeps images that choose nothing to measure on")
     say()
     say("next:")
     for command in next_commands(trainable.name, str(out), options):
         say(f"  {command}")
+
+
+def validation_rows(result: TrainResult) -> list[tuple[str, str]]:
+    """What the best state answers on the validation images, beside top-1; nothing where version 0.1 found it."""
+    score, select = result.score, result.record["hyperparameters"].get("select")
+    if score is None or result.out is None:
+        return []
+    best, last = score.balanced, result.final_balanced
+    shown = f"{percent(best)}" + ("" if last is None else f" (last: {percent(last)})")
+    what, recalls = recall_words(score).split(": ", 1)
+    return [
+        ("balanced", f"{shown}; best state chosen by {select}"),
+        (what, recalls),
+        ("confusion matrix", f"{result.out.with_suffix('.run') / 'confusion.png'}, .csv, .json"),
+    ]
 
 
 def next_commands(name: str, out: str, options: Namespace) -> list[str]:

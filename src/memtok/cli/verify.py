@@ -33,7 +33,7 @@ def configure(parser: Parser) -> None:
     """Adds the options."""
     add_files(parser, "task files, those among them that others extend; any order")
     add_backbone(parser)
-    add(parser, "--data", None, "SPEC", "look at images of its test part; without it at random ones")
+    add(parser, "--data", None, "SPEC", "look at images of its test or validation part; without it at random ones")
     add(parser, "--images", whole("--images", 1), "N", "how many images to look at", 32)
     add(parser, "--seed", whole("--seed"), "S", "of the choice of images", 0)
     add_data_options(parser, workers=False)

@@ -156,10 +156,10 @@ class DataSource:
     """A data set in three parts.
 
     `spec`: what was asked for, such as `digits` or `folder:photos`; `name`: a short name. `classes`: their names in the
-    order of the labels. `test` is the official test part where there is one, else the validation part. `split_kind`,
-    `seed`, `fraction`: how the parts came about. `augment`: how its images are varied in training unless told otherwise
-    ("inception", "crop" or "none"), and `flip`: are they mirrored? `skipped`: paths that could not be read and were
-    left out.
+    order of the labels. `test` is a part of its own where there is one (`has_test`), else the validation part.
+    `split_kind`, `seed`, `fraction`: how the parts came about. `augment`: how its images are varied in training unless
+    told otherwise ("inception", "crop" or "none"), and `flip`: are they mirrored? `skipped`: paths that could not be
+    read and were left out.
     """
 
     spec: str
@@ -198,9 +198,29 @@ class DataSource:
             }
         )
 
+    @cached_property
+    def has_test(self) -> bool:
+        """Whether no image of `test` is in the validation part, which chooses the best state of a training."""
+        return self.test is not self.validation and set(self.test.identities).isdisjoint(self.validation.identities)
+
+    def measured_part(self, part: str | None) -> str:
+        """`part`; for None "test" where there is a test part, else "validation". MemtokError for a test part not there.
+
+        Never says "test" of images that a training looked at to choose its best state.
+        """
+        if part == "test" and not self.has_test:
+            raise MemtokError(
+                f"expected a test part in {self.spec}, found none apart from its validation part, which chooses the "
+                "best state; measure the validation part, or train with split='80-20' to set a test part aside"
+            )
+        return part or ("test" if self.has_test else "validation")
+
     @property
     def split(self) -> dict[str, Any]:
-        """How the parts came about, for records: kind, seed, fraction, digest and the number of images (JSON-able)."""
+        """How the parts came about, for records: kind, seed, fraction, digest and the number of images (JSON-able).
+
+        Where the data have no test part of their own it counts 0 images.
+        """
         return {
             "kind": self.split_kind,
             "seed": self.seed,
@@ -209,7 +229,7 @@ class DataSource:
             "counts": {
                 "train": len(self.train),
                 "validation": len(self.validation),
-                "test": len(self.test),
+                "test": len(self.test) if self.has_test else 0,
             },
         }
 

@@ -132,6 +132,7 @@ class Quickstart:
             learning_rate=self.settings.learning_rate,
             augment="none",
             seed=self.seed,
+            select="top1",  # the number that is shown; the digits are nearly equal in number
             device="cpu",
             validate_every=max(1, self.settings.steps // self.settings.validations),
             log_every=max(1, self.settings.steps // 40),

@@ -93,9 +93,10 @@ def next_commands(out: Path) -> list[tuple[str, list[str]]]:
             ],
         ),
         (
-            "Your own pictures, one folder per class (photos/cat, photos/dog); the backbone is downloaded once:",
+            "Your own pictures, one folder per class (photos/cat, photos/dog), 20 % of them set aside to test on; the "
+            "backbone is downloaded once:",
             [
-                f"memtok train {backbone} --data folder:photos --out photos.safetensors",
+                f"memtok train {backbone} --data folder:photos --split 80-20 --out photos.safetensors",
                 f"memtok evaluate photos.safetensors {backbone} --data folder:photos",
                 f"memtok predict photos.safetensors {backbone} --images photos",
             ],

@@ -110,7 +110,7 @@ class Grid:
             source = open_data(
                 data, data_dir=settings.data_dir, split=settings.split, on_bad_image=settings.on_bad_image
             )
-            if not set(source.test.identities).isdisjoint(source.validation.identities):
+            if not source.has_test:
                 raise MemtokError(
                     f"expected a test part apart from the validation part in {data}, found one part for both; use "
                     "--split 80-20, or add a folder test/"

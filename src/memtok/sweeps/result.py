@@ -134,7 +134,7 @@ class SweepResult:
             if one.test is not None:
                 text += f"; on the test part, looked at once: {percent(one.test.top1)} % of {one.test.images:,} images"
             else:
-                text += "; the data have no test part of their own"
+                text += "; the data have no test part of their own (--split 80-20 sets one aside)"
             found.append(text)
         return found
 

@@ -229,7 +229,7 @@ class Sweep:
     def test(self, job: Job, stages: Stages, winner: Trial) -> Test | None:
         """The winner's accuracy on the test part, looked at once; None where no part is kept apart for testing."""
         source = job.source
-        if not len(source.test) or not set(source.test.identities).isdisjoint(source.validation.identities):
+        if not source.has_test:
             return None
         path = job.folder / "test" / "score.json"
         task = load_task(stages.task_path(winner.configuration), self.backbone)

@@ -228,7 +228,7 @@ class Stages:
             trial = replace(trial, state="diverged", diverged_at=result.diverged_at)
         else:
             metrics = result.record["metrics"]
-            figures = {name: metrics[f"validation_{name}"] for name in ("top1", "top5", "loss")}
+            figures = {name: metrics[f"validation_{name}"] for name in ("top1", "top5", "loss", "balanced")}
             look = Validation(step=until, **figures)
             if until == self.job.plan.steps:
                 trial = replace(trial, state="finished")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memtok.data.transforms import Normaliser
-from memtok.metrics import ranks
+from memtok.metrics import Score, answered, score_of
 from memtok.traces import KeptBatch
 from memtok.training.compiler import Compiler
 from memtok.training.device import add_up, add_up_gradients, own_rows
@@ -96,26 +96,39 @@ class Engine:
         return self.normalise(moved) if isinstance(moved, Tensor) else moved
 
     @torch.no_grad()
-    def validate(self, step: int, feed: Feed) -> Validation:
-        """Accuracy and mean cross-entropy on the validation images of the run, without augmentation."""
+    def validate(self, step: int, feed: Feed) -> tuple[Validation, Tensor]:
+        """Accuracies and mean cross-entropy on the N validation images of the run, without augmentation.
+
+        And the answers of all processes, (3, N) int32 as of `answered`, on the CPU.
+        """
         self.set_mode(training=False)
-        sums = [torch.zeros(3, device=self.device)]  # right, right among the first five, loss
-        for batch, labels in self.shares(feed.validation()):
+        answers = torch.zeros(3, self.plan.validation_images, dtype=torch.int64, device=self.device)
+        losses = [torch.zeros((), device=self.device)]
+        for batch, labels, own in self.shares(feed.validation()):
             with self.accelerator.autocast():
                 logits = self.forward(batch).float()
-            sums.append(tallied(logits, labels))
-        total = torch.stack(sums).to("cpu", torch.float64).sum(dim=0)
-        (total,) = add_up(self.accelerator, [total.to(self.device, torch.float32)])
+            answers[:, own] = answered(logits, labels)
+            losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+        loss = torch.stack(losses).to("cpu", torch.float64).sum()
+        (loss,) = add_up(self.accelerator, [loss.to(self.device, torch.float32)])
+        (answers,) = add_up(self.accelerator, [answers])
         self.set_mode(training=True)
-        return found(step, total, self.plan.validation_images)
+        answers = answers.to("cpu", torch.int32)
+        return found(step, loss, score_of(self.trainable.classes, answers)), answers
 
-    def shares(self, batches: Batches) -> Iterator[tuple[Tensor | KeptBatch, Tensor]]:
-        """This process's rows of batches, normalised, and labels on the device; batches without any are left out."""
+    def shares(self, batches: Batches) -> Iterator[tuple[Tensor | KeptBatch, Tensor, slice]]:
+        """This process's rows of batches, normalised, labels on the device, and where the rows are among all images.
+
+        Batches without any are left out.
+        """
+        start = 0
         for batch, labels, _ in batches:
             own = own_rows(self.accelerator, labels)
             part: Tensor | KeptBatch = own_rows(self.accelerator, batch) if isinstance(batch, Tensor) else batch
+            rows = slice(start + self.accelerator.process_index, start + len(labels), self.accelerator.num_processes)
+            start += len(labels)
             if len(own):
-                yield self.placed(part), own.to(self.device)
+                yield self.placed(part), own.to(self.device), rows
 
     def seed(self, number: int) -> None:
         """Seeds torch's generators for step `number`."""
@@ -148,14 +161,7 @@ def share_of_loss(logits: Tensor, answers: Tensor, weight: float) -> Tensor:
     return F.cross_entropy(logits.float(), answers, reduction="sum") * weight
 
 
-def tallied(logits: Tensor, labels: Tensor) -> Tensor:
-    """(3,) of a batch (B, C), (B,): how many are right, right among the first five, and the sum of the losses."""
-    rank = ranks(logits, labels)
-    loss = F.cross_entropy(logits, labels, reduction="sum")
-    return torch.stack([(rank == 0).sum().float(), (rank < 5).sum().float(), loss])
-
-
-def found(step: int, total: Tensor, images: int) -> Validation:
-    """What `tallied` comes to over all images after `step` steps."""
-    right, five, loss = (value / images for value in total.tolist())
-    return Validation(step=step, top1=right, top5=five, loss=loss)
+def found(step: int, loss: Tensor, score: Score) -> Validation:
+    """What was found after `step` steps, from the sum of the losses and the score of all images."""
+    mean = loss.item() / score.images
+    return Validation(step=step, top1=score.top1, top5=score.top5, loss=mean, balanced=score.balanced)

@@ -46,6 +46,7 @@ def train(
     validation_images: int | None = None,
     log_every: int | None = None,
     save_every: int | None = None,
+    select: str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -71,6 +72,8 @@ def train(
     augment: "inception", "crop" or "none"; flip: mirror one image in two. By default both as the data set has them.
     validate_every: steps between validations, by default a tenth of the run; validation_images: how many each looks
         at. log_every: steps between lines of metrics. save_every: steps between saved states (default: a minute).
+    select: what the best state is chosen by: "balanced", the mean recall of the classes (the default), "top1" or
+        "loss"; of equal ones the lowest loss.
     out: the task file, `NAME.safetensors`; the best state goes there, all else into `NAME.run/`. None writes nothing.
     resume: go on from the saved state in `NAME.run/`, if there is one. overwrite: start anew where an unfinished run
         lies. on_bad_image, data_dir, split: as in `open_data`, for data given by name. progress: True for a bar, or an
@@ -104,6 +107,7 @@ def train(
         validation_images=validation_images,
         log_every=log_every,
         save_every=save_every,
+        select=select,
         out=None if out is None else Path(out),
         resume=resume,
         overwrite=overwrite,

@@ -69,7 +69,10 @@ class Progress:
         """A line of metrics: step, epoch, loss, learning_rate, gradient_norm, images_per_second, seconds."""
 
     def validation(self, row: Mapping[str, Any], best: bool) -> None:
-        """step, epoch, validation_top1, validation_top5, validation_loss; best: whether it is the best so far."""
+        """step, epoch, validation_top1, validation_top5, validation_balanced, validation_loss.
+
+        best: whether the number that the best state is chosen by got better than in every validation before.
+        """
 
     def close(self) -> None:
         """The run ended, well or not. Called once."""
@@ -110,7 +113,8 @@ class RichProgress(Progress):
             self.bar.update(self.task, figures=text)
 
     def validation(self, row: Mapping[str, Any], best: bool) -> None:
-        accuracy = f"validation {100 * row['validation_top1']:.1f} %"
+        top1, balanced = (f"{100 * row[f'validation_{name}']:.1f} %" for name in ("top1", "balanced"))
+        accuracy = f"validation {top1}" if top1 == balanced else f"validation {top1}, balanced {balanced}"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, accuracy=accuracy)
         if not self.console.is_terminal:

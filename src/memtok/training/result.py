@@ -11,6 +11,7 @@ from typing import Any
 
 from memtok.data import DataSource
 from memtok.errors import MemtokError
+from memtok.metrics import Score
 from memtok.task import Task
 from memtok.training.recipes import images_seen
 from memtok.training.regimes import FullModel, Trainable, count_parameters
@@ -20,10 +21,12 @@ from memtok.training.state import RunState, Validation
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """A finished run. Accuracies are top-1 on the validation part, in [0, 1].
+    """A finished run. Accuracies are top-1 on the validation part, in [0, 1]; balanced ones are mean recalls there.
 
     model: the Task or FullModel that was trained, with the best state loaded. steps: steps done; best_step: of the
-    best state. best_accuracy, final_accuracy: of the best and of the last state. history: the rows of metrics.jsonl.
+    best state. best_accuracy, final_accuracy: of the best and of the last state, and so best_balanced, final_balanced.
+    score: what the best state answered on the validation images, with the recall of each class and the confusion
+    matrix. Balanced ones and score are None where version 0.1 found the state. history: the rows of metrics.jsonl.
     seconds: in all, over all sessions; images_per_second: while training, validation left out. skipped_images: paths
     that could not be read. out: the task file, None if nothing was written. record: as in the task file.
     diverged_at: the step whose loss or gradient was not finite, of tasks trained together; `train` raises instead.
@@ -34,6 +37,8 @@ class TrainResult:
     best_step: int
     best_accuracy: float
     final_accuracy: float
+    best_balanced: float | None
+    final_balanced: float | None
     history: list[dict[str, Any]] = field(repr=False)
     seconds: float
     images_per_second: float
@@ -43,7 +48,13 @@ class TrainResult:
     split_digest: str
     out: Path | None
     record: dict[str, Any] = field(repr=False)
+    score: Score | None = field(default=None, repr=False)
     diverged_at: int | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the accuracy of the best state hides: classes that it never answers right, one answer for all images."""
+        return [] if self.score is None else self.score.warnings()
 
     @property
     def task(self) -> Task:
@@ -66,6 +77,7 @@ def make_record(
         "step": stored.step,
         "validation_top1": stored.top1,
         "validation_top5": stored.top5,
+        "validation_balanced": stored.balanced,
         "validation_loss": stored.loss,
         "validation_images": plan.validation_images,
     }

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from memtok.confusion import write_confusion
 from memtok.data import DataSource
 from memtok.errors import DivergedError
 from memtok.files import write_json
+from memtok.metrics import score_of
 from memtok.training.compiler import Compiler
 from memtok.training.device import same_start
 from memtok.training.engine import Engine
@@ -29,6 +32,9 @@ from memtok.training.regimes import FullModel, Trainable, count_parameters
 from memtok.training.result import TrainResult, make_record
 from memtok.training.settings import SAVE_SECONDS, SAVE_SHARE, Plan, Settings
 from memtok.training.state import (
+    BALANCED,
+    CONFUSION,
+    TOP1,
     RunFolder,
     RunState,
     Validation,
@@ -91,7 +97,7 @@ class Session:
                 self.progress.message(f"no saved state in {self.folder.path}: starting anew")
             same_start(self.accelerator, self.engine.parameters)
             return False
-        check_same_run(header["config"], self.config, self.folder.path)
+        check_same_run(self.as_of_today(header["config"]), self.config, self.folder.path)
         named = dict(self.trainable.named_parameters())
         self.state, parameters, optimizer = read_state(self.folder.state, header, named)
         self.state.pending = [values.to(self.device) for values in self.state.pending]
@@ -99,6 +105,15 @@ class Session:
         restore_optimizer(self.trainable, self.engine.optimizer, optimizer, str(self.folder.state))
         self.saved_step = self.state.step
         return True
+
+    def as_of_today(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The configuration of a saved run. Version 0.1 chose by top-1 and did not say so; its runs go on like that."""
+        if "select" in config:
+            return config
+        if self.settings.select is None:
+            self.plan = replace(self.plan, select=TOP1)
+            self.config = self.config | {"select": TOP1}
+        return config | {"select": TOP1}
 
     def prepare_folder(self, resumed: bool) -> None:
         """Makes the run folder ready. A fresh run saves its state at once: killed early, it begins with the same."""
@@ -252,18 +267,20 @@ class Session:
 
     def validate(self) -> None:
         """Looks at the validation images; the best state so far is written to the task file."""
-        state = self.state
-        found = self.engine.validate(state.step, self.feed)
+        state, select = self.state, self.plan.select or BALANCED
+        found, answers = self.engine.validate(state.step, self.feed)
         if not math.isfinite(found.loss):
             raise self.stopped("validation loss", found.loss, state.step)
-        best = found.beats(state.best)
+        best = found.beats(state.best, select)
+        better = state.best is not None and found.chosen(select) > state.best.chosen(select)
         state.last = found
         if best:
-            state.best, state.best_tensors = found, self.engine.snapshot()
+            state.best, state.best_tensors, state.best_answers = found, self.engine.snapshot(), answers
             self.good = state.best_tensors
         row = self.common() | {
             "validation_top1": found.top1,
             "validation_top5": found.top5,
+            "validation_balanced": found.balanced,
             "validation_loss": found.loss,
             "validation_images": self.plan.validation_images,
             "seconds": round(state.seconds, 3),
@@ -271,7 +288,7 @@ class Session:
         self.add_row(row)
         if self.writes and self.folder:
             self.write_trainable(found, best_too=best)
-        self.progress.validation(row, best)
+        self.progress.validation(row, better)
 
     def save_is_due(self) -> bool:
         """Whether enough time went by since the last saved state, for what saving costs."""
@@ -312,9 +329,15 @@ class Session:
         assert state.last
         self.engine.load(state.best_tensors)
         self.set_record(state.best)
+        score = None if state.best_answers is None else score_of(self.trainable.classes, state.best_answers)
         if self.writes and self.folder:
             self.trainable.save(self.folder.out)
             write_json(self.folder.record, self.trainable.record)
+            if score is not None:
+                title = f"{self.trainable.name}: validation part of {self.data.spec}"
+                write_confusion(self.folder.path, CONFUSION, score, title)
+        for warning in [] if score is None else score.warnings():
+            self.progress.message(f"warning: {warning} (best state, validation images)")
         trained, total = count_parameters(self.trainable)
         return TrainResult(
             model=self.trainable,
@@ -322,6 +345,9 @@ class Session:
             best_step=state.best.step,
             best_accuracy=state.best.top1,
             final_accuracy=state.last.top1,
+            best_balanced=state.best.balanced,
+            final_balanced=state.last.balanced,
+            score=score,
             history=state.history,
             seconds=state.seconds,
             images_per_second=self.images / max(state.training_seconds, 1e-9),

@@ -18,6 +18,7 @@ from memtok.errors import MemtokError
 from memtok.training.compiler import check_compile
 from memtok.training.recipes import Recipe, find_recipe
 from memtok.training.regimes import FULL
+from memtok.training.state import BALANCED, SELECT
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
@@ -55,6 +56,7 @@ class Settings:
     validation_images: int | None = None
     log_every: int | None = None
     save_every: int | None = None
+    select: str | None = None
     out: Path | None = None
     resume: bool = False
     overwrite: bool = False
@@ -88,6 +90,8 @@ class Settings:
         check_length(self.steps, self.epochs)
         check_choice("device", self.device, DEVICES)
         check_choice("precision", self.precision, PRECISIONS)
+        if self.select is not None:
+            check_choice("select", self.select, SELECT)
         check_choice("on_bad_image", self.on_bad_image, ("fail", "skip"))
         if self.augment is not None:
             check_choice("augment", self.augment, AUGMENTATIONS)
@@ -141,6 +145,7 @@ class Plan:
     validate_every: int
     validation_images: int
     log_every: int
+    select: str | None = None  # what the best state is chosen by, one of SELECT; None where the last state is kept
     views: int | None = None  # fixed views of an image whose traces are kept, rounded to half precision
 
     @property
@@ -149,11 +154,9 @@ class Plan:
         return math.ceil(min(self.batch_size, self.train_images) / self.accumulate)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; without `views` where no traces are kept."""
+        """As JSON has it; without `views` where no traces are kept, and `select` where no state is chosen."""
         values = {**asdict(self), "betas": list(self.betas)}
-        if self.views is None:
-            del values["views"]
-        return values
+        return {key: value for key, value in values.items() if value is not None or key not in ("views", "select")}
 
 
 def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
@@ -201,6 +204,7 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
         validate_every=validate_every,
         validation_images=validated_images(settings, data, steps * batch_size, math.ceil(steps / validate_every)),
         log_every=settings.log_every or min(max(steps // 100, 1), 50),
+        select=settings.select or BALANCED,
         views=views,
     )
 

@@ -6,6 +6,7 @@
     last.safetensors    the task as it was at the last validation
     metrics.jsonl       one line per log entry and validation; tensorboard/ the same for TensorBoard
     config.json, split.json, record.json
+    confusion.png, confusion.csv, confusion.json    of the best state on the validation images, at the end
 
 Only safetensors and JSON are written and read, nothing is ever unpickled.
 """
@@ -25,10 +26,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from memtok.confusion import ENDINGS
 from memtok.errors import MemtokError
 from memtok.files import atomic_write
 
 FORMAT = 1
+CONFUSION = "confusion"
+SELECT = TOP1, BALANCED, LOSS = "top1", "balanced", "loss"
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes what an earlier run left here; the state first, for without it nothing else counts."""
-        for path in (self.state, self.last, self.metrics, self.config, self.split, self.record):
+        confusion = [self.path / f"{CONFUSION}{ending}" for ending in ENDINGS]
+        for path in (self.state, self.last, self.metrics, self.config, self.split, self.record, *confusion):
             path.unlink(missing_ok=True)
 
     def clear_remains(self) -> None:
@@ -83,16 +88,26 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Validation:
-    """One look at the validation images: accuracies in [0, 1] and the mean cross-entropy, after `step` steps."""
+    """One look at the validation images: accuracies in [0, 1] and the mean cross-entropy, after `step` steps.
+
+    balanced: the mean recall of the classes, as in `Score`; None in files of version 0.1, which did not count it.
+    """
 
     step: int
     top1: float
     top5: float
     loss: float
+    balanced: float | None = None
 
-    def beats(self, other: Validation | None) -> bool:
-        """Whether this is the better one: higher top-1, else lower loss; where both are equal the earlier one stays."""
-        return other is None or (self.top1, -self.loss) > (other.top1, -other.loss)
+    def chosen(self, select: str) -> float:
+        """The number that `select` names, one of `SELECT`, so that more is better; top-1 stands for no balanced one."""
+        if select == LOSS:
+            return -self.loss
+        return self.top1 if select == TOP1 or self.balanced is None else self.balanced
+
+    def beats(self, other: Validation | None, select: str) -> bool:
+        """Whether this is better by `select`, else by lower loss; where both are equal the earlier one stays."""
+        return other is None or (self.chosen(select), -self.loss) > (other.chosen(select), -other.loss)
 
 
 @dataclass
@@ -100,7 +115,8 @@ class RunState:
     """Where a run is.
 
     step: steps done. seconds: spent in all sessions together, training_seconds: without validation and saving.
-    best, last: the best and the latest validation. best_tensors: the parameters of the best one, on the CPU.
+    best, last: the best and the latest validation. best_tensors: the parameters of the best one, on the CPU, and
+    best_answers: what it answered, (3, N) int32 as of `memtok.metrics.answered`; None where version 0.1 found it.
     history: the lines of metrics.jsonl. pending: (2,) loss and gradient norm of every step since the last line.
     """
 
@@ -110,6 +126,7 @@ class RunState:
     best: Validation | None = None
     last: Validation | None = None
     best_tensors: dict[str, Tensor] = field(default_factory=dict)
+    best_answers: Tensor | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     pending: list[Tensor] = field(default_factory=list)
 
@@ -137,6 +154,8 @@ def write_state(
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
     if state.best and state.best.step != state.step:  # else the parameters are the best ones
         tensors |= {f"best.{name}": value for name, value in state.best_tensors.items()}
+    if state.best_answers is not None:
+        tensors["answers"] = state.best_answers
     if state.pending:
         tensors["pending"] = torch.stack(state.pending)
     tensors = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
@@ -176,7 +195,7 @@ def read_state(
         return {key.removeprefix(prefix): tensors.pop(key) for key in sorted(tensors) if key.startswith(prefix)}
 
     own, optimizer, best_tensors = part("parameters."), part("optimizer."), part("best.")
-    pending = list(tensors.pop("pending", torch.empty(0, 2)))
+    pending, best_answers = list(tensors.pop("pending", torch.empty(0, 2))), tensors.pop("answers", None)
     try:
         best, last = (Validation(**header[key]) if header[key] else None for key in ("best", "last"))
         history = [dict(row) for row in header["history"]]
@@ -199,6 +218,7 @@ def read_state(
         best=best,
         last=last,
         best_tensors=best_tensors,
+        best_answers=best_answers,
         history=history,
         pending=pending,
     )

@@ -19,15 +19,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import functional as F
 
 from memtok.data import DataSource
 from memtok.errors import MemtokError
+from memtok.metrics import Score, answered, score_of
 from memtok.model import MemoryViT
 from memtok.task import Task, topological
 from memtok.traces import KeptBatch, OpenStores
 from memtok.training.compiler import Compiler, compiling, make_compiler
 from memtok.training.device import accelerator_for, add_up, kept_gpu_state, moved, same_start
-from memtok.training.engine import Engine, found, share_of_loss, tallied
+from memtok.training.engine import Engine, found, share_of_loss
 from memtok.training.feed import Feed, make_feed
 from memtok.training.loop import as_found, matching, open_source
 from memtok.training.optim import optimizer_tensors, restore_optimizer
@@ -69,7 +71,8 @@ def train_together(
     A task that diverged has `diverged_at` set in its result, an accuracy of 0, and its initial values.
     Raises MemtokError for tasks that cannot share a pass and for bad arguments.
     """
-    for name in ("out", "resume", "overwrite", "save_every", "validate_every", "learning_rate", "weight_decay"):
+    own = ("out", "resume", "overwrite", "save_every", "validate_every", "select", "learning_rate", "weight_decay")
+    for name in own:
         if name in shared:
             raise MemtokError(f"expected no {name} for tasks trained together, found one; leave it out")
     settings = Settings(**shared)
@@ -87,7 +90,7 @@ def train_together(
         compiler = make_compiler(settings.compile, place)
         with accelerator.main_process_first():
             source = matching(open_source(data, tasks[0], settings, listener), tasks[0])
-        common = make_plan(settings, tasks[0].regime, source)
+        common = replace(make_plan(settings, tasks[0].regime, source), select=None)  # they keep their last state
         plans = [
             replace(
                 common,
@@ -183,7 +186,7 @@ class Together:
                 self.save()
                 saved = time.perf_counter()
         validations = self.validate()
-        return [self.result(index, validations[index]) for index in range(len(self.tasks))]
+        return [self.result(index, *validations[index]) for index in range(len(self.tasks))]
 
     def train_step(self, batch: Tensor | KeptBatch, labels: Tensor) -> Tensor:
         """One step of every task on a batch and its labels (B,); returns (tasks, 2): losses, gradient norms."""
@@ -229,17 +232,23 @@ class Together:
         )
 
     @torch.no_grad()
-    def validate(self) -> list[Validation]:
-        """Accuracy and loss of every task on the validation images."""
-        sums = torch.zeros(len(self.tasks), 3, device=self.device, dtype=torch.float64)
-        for batch, labels in self.engines[0].shares(self.feed.validation()):
+    def validate(self) -> list[tuple[Validation, Score]]:
+        """What every task answers on the N validation images, and its loss."""
+        shape = len(self.tasks), 3, self.plan.validation_images
+        given = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        losses = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
+        for batch, labels, own in self.engines[0].shares(self.feed.validation()):
             with self.accelerator.autocast():
                 out = answers(self.model, batch)
-            sums += torch.stack([tallied(out[task.name].float(), labels) for task in self.tasks])
-        (total,) = add_up(self.accelerator, [sums])
-        return [found(self.step, row, self.plan.validation_images) for row in total.cpu()]
+            logits = [out[task.name].float() for task in self.tasks]
+            given[:, :, own] = torch.stack([answered(one, labels) for one in logits])
+            losses += torch.stack([F.cross_entropy(one, labels, reduction="sum") for one in logits])
+        (losses,) = add_up(self.accelerator, [losses])
+        (given,) = add_up(self.accelerator, [given])
+        scores = [score_of(task.classes, own) for task, own in zip(self.tasks, given.cpu(), strict=True)]
+        return [(found(self.step, loss, score), score) for loss, score in zip(losses.cpu(), scores, strict=True)]
 
-    def result(self, index: int, validation: Validation) -> TrainResult:
+    def result(self, index: int, validation: Validation, score: Score | None) -> TrainResult:
         """What one task came to; a diverged one gets its initial values back."""
         task, plan, engine = self.tasks[index], self.plans[index], self.engines[index]
         finite = all(bool(parameter.isfinite().all()) for parameter in engine.parameters)
@@ -247,7 +256,8 @@ class Together:
             self.diverged[index] = self.step
         if self.diverged[index] is not None:
             engine.load(self.initial[index])
-            validation = Validation(step=self.step, top1=0.0, top5=0.0, loss=0.0)
+            validation = Validation(step=self.step, top1=0.0, top5=0.0, loss=0.0, balanced=0.0)
+            score = None
         state = RunState(step=self.step, seconds=self.seconds, best=validation, last=validation)
         record = make_record(task, self.data, plan, state, validation, self.device.type)
         record["together"] = len(self.tasks)
@@ -262,6 +272,9 @@ class Together:
             best_step=self.step,
             best_accuracy=validation.top1,
             final_accuracy=validation.top1,
+            best_balanced=validation.balanced,
+            final_balanced=validation.balanced,
+            score=score,
             history=self.history[index],
             seconds=self.seconds,
             images_per_second=images_seen(self.step, plan.train_images, plan.batch_size) / max(self.seconds, 1e-9),
