@@ -16,7 +16,7 @@ from memtok.sweeps.space import Axis, Range, Space
 RATE_FACTORS = (0.3, 1.0, 3.0)  # rates of a grid unless told otherwise, as multiples of the recipe's
 RATE_SPAN = 10.0  # a search draws from the recipe's rate over this to the rate times this
 PER_CONFIGURATION = ("learning_rate", "weight_decay")
-PER_TASK = ("out", "resume", "overwrite", "save_every", "validate_every")
+PER_TASK = ("out", "resume", "overwrite", "save_every", "validate_every", "select")
 OF_OPENING = ("data_dir", "split", "on_bad_image")
 FIXED: tuple[str, ...] = (
     "recipe",
