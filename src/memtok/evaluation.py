@@ -97,10 +97,9 @@ class EvaluationTable:
         """Writes the confusion matrix of every task, and of `base`, as PNG, CSV and JSON; returns the paths."""
         written: list[Path] = []
         for name, score in self.rows():
-            spec = (
-                f"{self.part(name)} part of {self.splits[name]['spec']}" if name in self.splits else "images as given"
-            )
-            written += write_confusion(Path(folder), slug(name), score, f"{name}: {spec}")
+            split = self.splits.get(name)
+            images = f"{split['part']} part of {split['spec']}" if split else "images as given"
+            written += write_confusion(Path(folder), slug(name), score, f"{name}: {images}")
         return written
 
     def part(self, name: str) -> str:

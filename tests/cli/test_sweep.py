@@ -36,6 +36,9 @@ def test_a_grid(workspace: Path, run: Run) -> None:
     assert "on the test part, looked at once" in found.out
     result = json.loads(Path("result.json").read_text())
     assert result == json.loads(Path("out/result.json").read_text())
+    (found_on,) = result["data"]
+    (winner,) = [each for each in found_on["configurations"] if each["name"] == found_on["winner"]]
+    assert f"(mean recall of the classes) is {100 * winner['looks'][-1]['balanced']:.2f} %" in found.out
     for name in ("result.csv", "result.md", "sweep.png", "best.safetensors"):
         assert f"wrote out/{name}" in found.out
         assert (workspace / "out" / name).stat().st_size > 100

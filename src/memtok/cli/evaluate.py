@@ -66,13 +66,7 @@ def configure(parser: Parser) -> None:
     add_device(parser)
     add_json(parser)
     add(parser, "--csv", None, "FILE", "also write a table with one row per class")
-    add(
-        parser,
-        "--confusion",
-        None,
-        "DIR",
-        "also write the confusion matrix of each task: NAME.png, NAME.csv, NAME.json",
-    )
+    add(parser, "--confusion", None, "DIR", "also write confusion matrices: TASK.png, TASK.csv, TASK.json")
 
 
 def run(options: Namespace) -> int:

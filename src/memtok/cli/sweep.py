@@ -28,7 +28,7 @@ from memtok.cli.options import (
     require,
     whole,
 )
-from memtok.cli.output import check_apart, check_outputs, note, say, table, write_result
+from memtok.cli.output import check_apart, check_outputs, note, percent, say, table, write_result
 from memtok.cli.train import check_compiler
 from memtok.sweeps.space import LARGEST, REGIMES, SEARCHES, Axis, Range
 
@@ -239,6 +239,10 @@ def show(result: SweepResult, options: Namespace) -> None:
     say()
     for sentence in result.sentences():
         say(sentence)
+    for one in result.data:
+        look = None if one.winner is None else one.winner.last
+        if look is not None and look.balanced is not None:  # records of version 0.1 have none
+            say(f"{one.data}: the winner's balanced accuracy (mean recall of the classes) is {percent(look.balanced)}")
     for name in ("result.json", "result.csv", "result.md"):
         say(f"wrote {result.out / name}")
     say(f"wrote {result.picture}: the plot")
