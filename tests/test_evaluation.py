@@ -6,6 +6,7 @@ import csv
 import json
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,17 @@ def test_confusion_matrices_are_written(model: memtok.MemoryViT, tmp_path: Path)
     assert [float(row["recall"]) for row in rows] == pytest.approx(list(score.recall.values()), abs=1e-6)
     with Image.open(tmp_path / "confusion" / "pets.png") as picture:
         assert min(picture.size) > 200
+
+
+def test_pictures_of_several_threads_leave_the_settings_of_matplotlib(model: memtok.MemoryViT, tmp_path: Path) -> None:
+    import matplotlib
+
+    table = memtok.evaluate(model, {"pets": source_of(Pictures(6, seed=0))})
+    before = dict(matplotlib.rcParams)
+    with ThreadPoolExecutor(4) as pool:
+        written = list(pool.map(lambda number: table.write_confusions(tmp_path / str(number)), range(4)))
+    assert dict(matplotlib.rcParams) == before
+    assert len({path.read_bytes() for paths in written for path in paths if path.suffix == ".png"}) == 1
 
 
 def test_skipped_images_are_in_the_result(backbone: memtok.Backbone, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import io
 import math
 import textwrap
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ ENDINGS = (".png", ".csv", ".json")
 COUNTED = 25  # most classes with a number in every cell
 NAMED = 130  # most classes that are all named; beyond that every k-th is
 LONGEST = 28  # letters of a name in the picture
+DRAWING = Lock()  # matplotlib has one set of settings per process, and runs in several threads may end at once
 
 
 def write_confusion(folder: Path, name: str, score: Score, title: str) -> list[Path]:
@@ -63,7 +65,7 @@ def draw_confusion(score: Score, title: str, path: Path) -> None:
     counts = score.confusion()
     classes = len(counts)
     shares = counts / np.maximum([[row.images] for row in score.per_class], 1)
-    with matplotlib.rc_context(PNG_RC):
+    with DRAWING, matplotlib.rc_context(PNG_RC):
         side = min(max(0.62 * classes, 2.4), 7.5) if classes <= COUNTED else min(max(0.13 * classes, 7.5), 15)
         figure = Figure(figsize=(side + 3.2, side + 2.4), layout="constrained")
         axes = figure.subplots()
