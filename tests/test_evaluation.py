@@ -251,6 +251,18 @@ def test_skipped_images_are_in_the_result(backbone: memtok.Backbone, tmp_path: P
     assert table.to_json()["skipped_images"] == 1
 
 
+def test_a_class_is_found_in_any_unicode_form(backbone: memtok.Backbone, tmp_path: Path) -> None:
+    """A task that was trained on a folder of macOS, by a version that took names as they came."""
+    for name in ("cafe\u0301", "caf\u00e9s", "tea"):
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            Image.new("RGB", (32, 32), (index * 60, 0, 0)).save(tmp_path / name / f"{index}.png")
+    task = tiny_task(backbone, classes=3)
+    task.classes = ("tea", "cafe\u0301", "cafe\u0301s")
+    table = memtok.evaluate(memtok.MemoryViT(backbone, [task]), f"folder:{tmp_path}", data_dir=tmp_path / "data")
+    assert table.tasks["pets"].images == 3
+
+
 def test_parts(backbone: memtok.Backbone) -> None:
     model = memtok.MemoryViT(backbone, [tiny_task(backbone)])
     source = from_dataset(Pictures(12, 0), validation=Pictures(6, 1), test=Pictures(3, 2))

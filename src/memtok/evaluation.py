@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
+from memtok.checks import composed
 from memtok.data import DataSource, ImageSet, batches, from_dataset
 from memtok.data.recorded import open_as_trained, opening_key
 from memtok.data.transforms import Normaliser, evaluation_pixels
@@ -276,7 +277,7 @@ def classes_of(model: MemoryViT, name: str) -> tuple[str, ...]:
 
 def class_numbers(model: MemoryViT, name: str, source: DataSource) -> Tensor:
     """(classes of the source,) int64: for each of its classes the number that the task, or `base`, has for it."""
-    own = classes_of(model, name)
+    own = [composed(label) for label in classes_of(model, name)]  # earlier versions took names as they came
     unknown = [label for label in source.classes if label not in own]
     if name == BASE and len(unknown) == len(source.classes) == len(own):
         return torch.arange(len(own))  # other names for as many classes: by position

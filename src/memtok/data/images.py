@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -74,6 +75,13 @@ class UnreadableImageError(MemtokError):
 
     def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, str]]:
         return type(self), (self.path, self.reason)  # by its own arguments, so that it can cross processes
+
+
+class LeftOut(NamedTuple):
+    """Something that could not be read, and why."""
+
+    path: str
+    reason: str
 
 
 def shown(path: str | Path) -> str:
