@@ -25,11 +25,18 @@ def special_kind(path: str | Path) -> str:
     return next((name for is_kind, name in KINDS if is_kind(mode)), "")
 
 
-def check_regular(path: str | Path, expected: str = "a regular file") -> None:
+# Where the shell puts what it has opened: `--config <(...)`, `< file`.
+OPENED = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+
+
+def check_regular(path: str | Path, expected: str, *, streams: bool = False) -> None:
     """MemtokError, which names `expected`, if a pipe, a socket or a device lies at `path`.
 
     What is missing or a folder passes: opening it says so at once, and whoever opens it knows what to advise.
+    streams: whether what the shell has opened for this process will do, as it does for a text that is read once.
     """
+    if streams and str(path).startswith(OPENED):
+        return
     try:
         kind = special_kind(path)
     except (OSError, ValueError):

@@ -11,7 +11,8 @@ from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
-from memtok.cli.errors import UsageError
+from memtok.cli.errors import UsageError, arguments
+from memtok.regular import check_regular
 
 # What memtok.data knows, without importing it; a test compares the two.
 DATA_NAMES = (
@@ -261,6 +262,7 @@ def option_names(parser: Parser) -> dict[str, str]:
 
 def parse(parser: Parser, words: list[str]) -> Namespace | None:
     """The options in `words`; None where --help or --print-config was answered. Raises UsageError."""
+    check_configs(words)
     try:
         options: Namespace = parser.parse_args(words)
         for key, default in vars(parser.get_defaults()).items():
@@ -280,6 +282,15 @@ def parse(parser: Parser, words: list[str]) -> Namespace | None:
         if isinstance(error, UsageError):
             raise
         raise UsageError(explain(parser.prog, str(error))) from error
+
+
+def check_configs(words: Sequence[str]) -> None:
+    """UsageError if a `--config` among the words names a pipe or a device, which reading may never end."""
+    for word, following in zip(words, (*words[1:], ""), strict=True):
+        option, _, value = word.partition("=")
+        if option == "--config":
+            with arguments():
+                check_regular(value or following, "a YAML file after --config", streams=True)
 
 
 def require(options: Namespace, *flags: str) -> None:

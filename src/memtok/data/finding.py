@@ -55,9 +55,8 @@ def look_into(folder: Path) -> Inside:
                     inside.folders.append(Path(entry.path))
                 elif ending in IMAGE_EXTENSIONS and entry.is_file():
                     inside.images.append(Path(entry.path))
-                elif ending in IMAGE_EXTENSIONS or (not ending and entry.is_symlink()):  # which may be one of a folder
-                    if reason := _why_no_file(entry):
-                        inside.left_out[Path(entry.path)] = reason
+                elif ending in IMAGE_EXTENSIONS or (not ending and entry.is_symlink()):  # which may be one to a folder
+                    inside.left_out |= _no_file(entry)
             except OSError as error:  # a link to itself, or to what may not be looked at
                 inside.left_out[Path(entry.path)] = _system_reason(error)
     return inside
@@ -109,12 +108,13 @@ def summary(left_out: Sequence[LeftOut], most: int = 3) -> str:
     return f"left out: {len(left_out)} ({', '.join(reasons)}), the first one {shown(left_out[0].path)}"
 
 
-def _why_no_file(entry: os.DirEntry[str]) -> str:
-    """Why an entry that is neither a folder nor a file cannot be read; "" for a file."""
+def _no_file(entry: os.DirEntry[str]) -> dict[Path, str]:
+    """{path: reason} of an entry that is no folder and can be read no more than a file; {} for a file."""
     try:
-        return special_kind(entry.path)
+        kind = special_kind(entry.path)
     except FileNotFoundError:
-        return "broken link"
+        kind = "broken link"
+    return {Path(entry.path): kind} if kind else {}
 
 
 def _identity(path: Path) -> tuple[int, int]:
