@@ -219,10 +219,10 @@ def add_device(parser: Parser) -> None:
     add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
 
 
-def add_on_bad_image(parser: Parser) -> None:
+def add_on_bad_image(parser: Parser, default: str = "fail") -> None:
     """`--on-bad-image`."""
     kind = one_of("--on-bad-image", ("skip", "fail"))
-    add(parser, "--on-bad-image", kind, "WHAT", "an image that cannot be read: skip it and say so, or fail", "fail")
+    add(parser, "--on-bad-image", kind, "WHAT", "an image that cannot be read: skip it and say so, or fail", default)
 
 
 def add_data_options(parser: Parser, workers: bool = True) -> None:

@@ -21,6 +21,7 @@ from memtok.errors import MemtokError
 from memtok.files import write_json
 
 DATA_FOLDER = re.compile(r"^([^=]*=)?folder:")
+MOST_NAMED = 20  # of the images that are left out
 PIPED_WIDTH = 100_000  # a pipe has no edge at which to break lines
 
 
@@ -47,6 +48,14 @@ def say(text: str = "") -> None:
 def note(text: str) -> None:
     """A line on standard error, for what is worth knowing but is not the result."""
     print(f"memtok: note: {printable(text)}", file=sys.stderr)
+
+
+def note_left_out(left_out: Sequence[tuple[str, str]]) -> None:
+    """Names what could not be read, (path, reason) each; of many the first ones, for `--json` has them all."""
+    for path, reason in left_out[:MOST_NAMED]:
+        note(f"left out: {path} ({reason})")
+    if len(left_out) > MOST_NAMED:
+        note(f"left out: {len(left_out) - MOST_NAMED} more, which --json names")
 
 
 def percent(share: float) -> str:

@@ -165,6 +165,12 @@ def training_pixels(preprocessing: Preprocessing, augment: str = "inception", fl
     raise MemtokError(f"expected augment to be one of {', '.join(AUGMENTATIONS)}, found {augment!r}; choose one")
 
 
+def resize(image: Image.Image, size: tuple[int, int] | int, interpolation: str) -> Image.Image:
+    """The picture at its `resized_size`."""
+    height, width = resized_size(image, size)
+    return image.resize((width, height), INTERPOLATIONS[interpolation])
+
+
 def resized_size(image: Image.Image, size: tuple[int, int] | int) -> tuple[int, int]:
     """(height, width) exactly as `size` says, or, if that is a number, with it as the shorter side."""
     if not isinstance(size, int):
@@ -196,12 +202,11 @@ def resize_and_crop(
     """
     (height, width), (top, left) = size, corner
     bottom, right = top + crop[0], left + crop[1]
-    how = INTERPOLATIONS[interpolation]
     if height * width <= LARGEST_RESIZED:
-        return image.resize((width, height), how).crop((left, top, right, bottom))
+        return resize(image, size, interpolation).crop((left, top, right, bottom))
     across, down = image.width / width, image.height / height
     box = left * across, top * down, min(right * across, image.width), min(bottom * down, image.height)
-    return image.resize((crop[1], crop[0]), how, box)
+    return image.resize((crop[1], crop[0]), INTERPOLATIONS[interpolation], box)
 
 
 def pixels_of(image: Image.Image) -> Tensor:
