@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, Subset
 
 from memtok.checks import composed
 from memtok.data import DataSource, ImageSet, batches, from_dataset
-from memtok.data.images import LeftOut
+from memtok.data.images import LeftOut, warn_if_dark
 from memtok.data.recorded import open_as_trained, opening_key
 from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
@@ -224,7 +224,9 @@ def plan(
         # Tasks that were trained with different splits of one data set walk over different images.
         key: object = opening_key(given, record_of(model, name)) if isinstance(given, str) else id(given)
         if key not in opened:
-            opened[key] = open_any(given, model, name, opening)
+            opened[key] = source = open_any(given, model, name, opening)
+            if isinstance(source, DataSource):
+                warn_if_dark(source.peak, model.preprocessing, source.spec)
         source = opened[key]
         images = getattr(source, part) if isinstance(source, DataSource) else source
         numbers = None

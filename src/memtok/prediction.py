@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtok.data import UnreadableImageError, read_image
+from memtok.data import UnreadableImageError
 from memtok.data.finding import images_below, summary
-from memtok.data.images import LeftOut, guarded, shown
+from memtok.data.images import LeftOut, guarded, peak, read_upright, shown, warn_if_dark
 from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
 from memtok.evaluation import BASE, Progress, classes_of, undisturbed
@@ -106,13 +106,15 @@ def predict(
         raise MemtokError("expected a model with a task, found none; add one, or ask for the base classes")
     rows: list[Prediction] = []
     unreadable: list[LeftOut] = []
+    peaks: list[float] = []
     done = 0
     with undisturbed(model):
-        for batch in read_batches(model, found, batch_size, on_bad_image, unreadable):
+        for batch in read_batches(model, found, batch_size, on_bad_image, unreadable, peaks):
             rows += answer(model, classes, batch, top)
             done += len(batch)
             if progress is not None:
                 progress(done + len(unreadable), len(found))
+    warn_if_dark(max(peaks, default=None), model.preprocessing, "these")
     left_out += unreadable
     if left_out:
         logger.warning("%s", summary(left_out))
@@ -142,15 +144,26 @@ def answer(
 
 
 def read_batches(
-    model: MemoryViT, paths: Sequence[str], batch_size: int, on_bad_image: str, left_out: list[LeftOut]
+    model: MemoryViT,
+    paths: Sequence[str],
+    batch_size: int,
+    on_bad_image: str,
+    left_out: list[LeftOut],
+    peaks: list[float],
 ) -> Iterator[list[tuple[str, Tensor]]]:
-    """Batches of (path, pixels of the prepared image); unreadable ones are added to `left_out` or raise."""
+    """Batches of (path, pixels of the prepared image); unreadable ones are added to `left_out` or raise.
+
+    The `peak` of images with more than 8 bits is added to `peaks`.
+    """
     transform = evaluation_pixels(model.preprocessing)
 
     def read(path: str) -> Tensor | UnreadableImageError:
         try:
             with guarded(path):
-                return transform(read_image(path))
+                image = read_upright(path)
+                if (highest := peak(image)) is not None:
+                    peaks.append(highest)
+                return transform(image)
         except UnreadableImageError as error:
             return error
 

@@ -142,6 +142,18 @@ def positive(flag: str) -> Kind:
     return Kind(flag, "a finite number above 0", convert)
 
 
+def number(flag: str) -> Kind:
+    """A finite number."""
+
+    def convert(value: str) -> float:
+        found = float(value)
+        if not math.isfinite(found):
+            raise ValueError
+        return found
+
+    return Kind(flag, "a finite number", convert)
+
+
 def one_of(flag: str, choices: Sequence[str]) -> Kind:
     """One of a few words."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,15 @@ from memtok.cli.options import (
     add_switch,
     add_trace_options,
     add_yes_no,
+    number,
     one_of,
     positive,
     require,
     whole,
 )
 from memtok.cli.output import check_apart, check_outputs, note_left_out, percent, say, size, table, write_result
+from memtok.errors import MemtokError
+from memtok.preprocessing import check_range
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
@@ -81,6 +85,8 @@ def configure(parser: Parser) -> None:
     )
     add_yes_no(parser, "--flip", "mirror one training image in two, or none (default: fits the data)")
     add(parser, "--image-size", whole("--image-size", 1), "N", "pixels (default: the checkpoint's)")
+    help = "values of black and white in images with more than 8 bits: 0 4095 for 12 bits (default: 0 65535)"
+    add_list(parser, "--pixel-range", "N", help, number("--pixel-range"))
     add(parser, "--seed", whole("--seed"), "S", "of initial values, order and augmentation", 0)
     add(parser, "--accumulate", whole("--accumulate", 1), "N", "parts that a batch is cut into, to save memory", 1)
     add(parser, "--device", one_of("--device", ("auto", "cpu", "cuda")), "NAME", "auto, cpu or cuda", "auto")
@@ -106,6 +112,9 @@ def run(options: Namespace) -> int:
     check_outputs(options.json, inputs=[options.backbone])
     check_apart([options.data], out=Path(options.out).with_suffix(".run"), trace_dir=options.trace_dir)
     check_regime(options)
+    if options.pixel_range is not None:
+        with arguments():
+            check_range(options.pixel_range)
     check_pairs(vars(options))
     check_spec(options.data)
     from memtok.training import train
@@ -196,6 +205,8 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
 
     headers = read_headers(options.extends or [])
     backbone: Backbone = open_backbone(options.backbone, headers, image_size=options.image_size)
+    if options.pixel_range is not None:
+        backbone.preprocessing = replace(backbone.preprocessing, pixel_range=options.pixel_range)
     tasks = load_files(options.extends or [], backbone)
     seen = {id(ancestor) for task in tasks for ancestor in task.ancestors()}
     extends = [task for task in tasks if id(task) not in seen]
@@ -212,6 +223,9 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
         extends=extends,
         seed=options.seed,
     )
+    wanted, taken = backbone.preprocessing.pixel_range, trainable.preprocessing.pixel_range
+    if options.pixel_range is not None and wanted != taken:
+        raise MemtokError(f"expected the pixel range of what it extends, {taken}, found {wanted}; leave it out")
     return trainable, data
 
 

@@ -22,8 +22,8 @@ from memtok.data.images import (
     Progress,
     UnreadableImageError,
     check_cache_file,
+    look_at_images,
     shown,
-    unreadable_images,
 )
 from memtok.data.parts import part_folders
 from memtok.data.sources import DataSource, FileStore, ImageSet, listing
@@ -81,7 +81,7 @@ def open_folder(
     if split == EIGHTY_TWENTY:
         parts = {TRAIN: {name: label for files in parts.values() for name, label in files.items()}}
     listed = [name for files in parts.values() for name in files]
-    bad = unreadable_images(root, listed, cache=check_cache_file(data_dir / "checked", root), progress=progress)
+    bad, peak = look_at_images(root, listed, cache=check_cache_file(data_dir / "checked", root), progress=progress)
     left_out += [LeftOut(str(root / name), reason) for name, reason in bad.items()]
     if left_out and on_bad_image == "fail":
         raise _too_bad(left_out)
@@ -120,6 +120,7 @@ def open_folder(
         seed=drawn_seed,
         fraction=fraction,
         left_out=tuple(left_out),
+        peak=peak,
     )
 
 

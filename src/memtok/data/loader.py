@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from memtok.data.images import UnreadableImageError
 from memtok.data.sources import ImageSet
 from memtok.data.splits import Indices, check_seed, shuffled
-from memtok.data.transforms import Transform
+from memtok.data.transforms import OwnTransform, Transform
 from memtok.errors import MemtokError
 
 # What a draw is for; keeps the numbers of one purpose apart from those of another.
@@ -157,7 +157,9 @@ class Samples(Dataset[tuple[Tensor, int, int]]):
         np.random.seed(seeds[1])
         torch.default_generator.manual_seed(int(seeds[2]))  # torch.manual_seed would reseed the GPU as well
         try:
-            image, label = self.image_set[index]
+            # memtok's transforms take what is stored; those of others are promised RGB.
+            own = isinstance(self.transform, OwnTransform)
+            image, label = self.image_set.as_stored(index) if own else self.image_set[index]
             return self.transform(image), label, index
         except MemoryError as error:
             raise UnreadableImageError(self.image_set.identity(index), "does not fit into memory") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from memtok.data.finding import summary
-from memtok.data.images import LeftOut, Progress, check_cache_file, unreadable_images
+from memtok.data.images import LeftOut, Progress, check_cache_file, look_at_images
 from memtok.data.sources import DataSource, FileStore, ImageSet
 from memtok.data.splits import EIGHTY_TWENTY, OFFICIAL, TEST_FRACTION, Indices, draw_validation
 from memtok.errors import MemtokError
@@ -108,7 +108,7 @@ def without_unreadable(data: DataSource, data_dir: Path, progress: Progress | No
     if not isinstance(store, FileStore):
         return data  # pictures in memory were read when the set was opened
     names = [name for part in (data.train, data.validation, data.test) for name in part.identities]
-    bad = unreadable_images(
+    bad, _ = look_at_images(
         store.root, names, cache=check_cache_file(data_dir / "checked" / data.name, store.root), progress=progress
     )
     if not bad:

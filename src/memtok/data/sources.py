@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from memtok.checks import composed, new_classes
-from memtok.data.images import LeftOut, read_image
+from memtok.data.images import LeftOut, as_rgb, read_upright
 from memtok.data.splits import Indices, check_seed, digest, stratified_order
 from memtok.errors import MemtokError
 
@@ -27,7 +27,7 @@ class ImageStore(Protocol):
     """Where pictures lie, by position."""
 
     def read(self, position: int) -> Image.Image:
-        """The picture in RGB; raises MemtokError if it cannot be read."""
+        """The picture in RGB, or grey of more than 8 bits as it is; raises MemtokError if it cannot be read."""
 
     def identity(self, position: int) -> str:
         """The name under which the picture goes into a split: a relative path, or part and number."""
@@ -44,7 +44,7 @@ class FileStore:
     names: Sequence[str]
 
     def read(self, position: int) -> Image.Image:
-        return read_image(self.root / self.names[position])
+        return read_upright(self.root / self.names[position])
 
     def identity(self, position: int) -> str:
         return self.names[position]
@@ -109,6 +109,11 @@ class ImageSet:
         return len(self.positions)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self.as_stored(index)
+        return as_rgb(image), label
+
+    def as_stored(self, index: int) -> tuple[Image.Image, int]:
+        """The same, but grey of more than 8 bits keeps its values: a transform of memtok's knows their range."""
         return self.store.read(int(self.positions[index])), int(self.labels[index])
 
     def identity(self, index: int) -> str:
@@ -160,7 +165,8 @@ class DataSource:
     order of the labels. `test` is the official test part where there is one, else the validation part. `split_kind`,
     `seed`, `fraction`: how the parts came about. `augment`: how its images are varied in training unless told otherwise
     ("inception", "crop" or "none"), and `flip`: are they mirrored? `left_out`: what could not be read, (path, reason)
-    each; `skipped`: the paths alone.
+    each; `skipped`: the paths alone. `peak`: the largest value in those of its images that are taken as 16 bits, None
+    where there are none, or where it is not known.
     """
 
     spec: str
@@ -175,6 +181,7 @@ class DataSource:
     flip: bool = True
     augment: str = "inception"
     left_out: tuple[LeftOut, ...] = ()
+    peak: float | None = None
 
     def __post_init__(self) -> None:
         check_classes(self.classes, self.spec)

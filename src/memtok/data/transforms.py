@@ -1,6 +1,6 @@
 """From a picture to what the model receives: size, crop, range and normalisation as the checkpoint was trained with.
 
-C, H, W: channels (3), height and width of the model's input. Transforms take a PIL image in RGB and return a float32
+C, H, W: channels (3), height and width of the model's input. Transforms take a PIL image and return a float32
 tensor (C, H, W): pixels / 255, less the mean, over the standard deviation. Each is made of two parts: what happens to
 the picture, which ends in uint8 pixels (C, H, W), and the `Normaliser`. memtok's own loops load pixels, a quarter of
 the bytes, and normalise whole batches where the model is; the numbers are the same. All of them can be pickled.
@@ -9,6 +9,7 @@ the bytes, and normalise whole batches where the model is; the numbers are the s
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,10 +20,20 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision import transforms
 
+from memtok.data.images import as_rgb
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
 
 Transform = Callable[[Image.Image], Tensor]
+
+
+class OwnTransform(ABC):
+    """A transform of memtok's: it takes images of any mode, and knows the range of those with more than 8 bits."""
+
+    @abstractmethod
+    def __call__(self, image: Image.Image) -> Tensor:
+        """The tensor (C, H, W) of an image."""
+
 
 AUGMENTATIONS = ("inception", "crop", "none")
 
@@ -41,13 +52,14 @@ INTERPOLATIONS = {
 
 
 @dataclass(frozen=True)
-class EvaluationPixels:
+class EvaluationPixels(OwnTransform):
     """The deterministic part of evaluation: resize, centre crop."""
 
     preprocessing: Preprocessing
 
     def __call__(self, image: Image.Image) -> Tensor:
         settings = self.preprocessing
+        image = as_rgb(image, settings.pixel_range)
         resized = resized_size(image, settings.resize)
         crop = settings.image_size if settings.crop else resized
         corner = centre_corner(resized, crop, low=settings.position_resize == "transformers")
@@ -55,7 +67,7 @@ class EvaluationPixels:
 
 
 @dataclass(frozen=True)
-class RandomCropPixels:
+class RandomCropPixels(OwnTransform):
     """Resize to a little more than the input size, random crop, perhaps a random flip."""
 
     preprocessing: Preprocessing
@@ -63,6 +75,7 @@ class RandomCropPixels:
 
     def __call__(self, image: Image.Image) -> Tensor:
         settings = self.preprocessing
+        image = as_rgb(image, settings.pixel_range)
         height, width = settings.image_size
         size: tuple[int, int] | int
         if isinstance(settings.resize, int):
@@ -79,13 +92,14 @@ class RandomCropPixels:
 
 
 @dataclass(frozen=True)
-class TimmPixels:
+class TimmPixels(OwnTransform):
     """A transform of timm's that ends in uint8 pixels."""
 
     transform: Transform
+    pixel_range: tuple[float, float] | None
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self.transform(image).contiguous()
+        return self.transform(as_rgb(image, self.pixel_range)).contiguous()
 
 
 class Normaliser:
@@ -110,7 +124,7 @@ class Normaliser:
 
 
 @dataclass(frozen=True)
-class Normalised:
+class Normalised(OwnTransform):
     """What a transform to pixels gives, normalised."""
 
     pixels: Transform
@@ -161,7 +175,7 @@ def training_pixels(preprocessing: Preprocessing, augment: str = "inception", fl
             interpolation=preprocessing.interpolation,
             normalize=False,
         )
-        return TimmPixels(transform)
+        return TimmPixels(transform, preprocessing.pixel_range)
     raise MemtokError(f"expected augment to be one of {', '.join(AUGMENTATIONS)}, found {augment!r}; choose one")
 
 
