@@ -145,6 +145,7 @@ def test_predict_and_train_find_the_same_images(
     (folder / "broken.png").symlink_to("gone.png")
     (folder / "lost").symlink_to("gone")
     (folder / "self.png").symlink_to("self.png")
+    (folder / "self.txt").symlink_to("self.txt")  # nobody would look for an image there
     os.mkfifo(folder / "pipe.png")
     (folder / "closed").mkdir()
     scan = os.scandir
@@ -201,6 +202,12 @@ def test_one_image_does_not_take_its_batch_along(
     found = memtok.predict(model, [folder])
     assert len(found.rows) == 2 * 4
     assert found.left_out == ((str(folder / "grey.png"), "does not fit into memory"),)
+
+
+def test_a_picture_that_would_blow_up_is_answered(model: memtok.MemoryViT, folder: Path) -> None:
+    Image.new("1", (60_000, 1)).save(folder / "thin.png")
+    assert (folder / "thin.png").stat().st_size < 300
+    assert len(memtok.predict(model, [folder]).rows) == 2 * 6
 
 
 def test_named_images_that_cannot_be_read_are_left_out(model: memtok.MemoryViT, folder: Path) -> None:

@@ -322,6 +322,24 @@ def test_no_pipe_or_device_is_waited_for(workspace: Path, run: Run) -> None:
         assert (found.code, "found a named pipe at pipe.txt" in found.error) == (2, True)
 
 
+def test_what_is_no_file_among_the_images_is_not_waited_for(workspace: Path, run: Run) -> None:
+    os.mkfifo("photos/class 0/x.png")
+    Path("photos/class 1/self.png").symlink_to("self.png")
+    train = (*TRAIN, "--steps", "1")
+    fails(run, *train, expect="found 2 that are not, the first one photos/class 0/x.png (named pipe); mend or remove")
+    Path("photos/class 1/self.png").unlink()
+    fails(run, *train, expect="use --on-bad-image skip")
+    Path("photos/class 1/self.png").symlink_to("self.png")
+    found = run(*train, "--on-bad-image", "skip")
+    assert found.code == 0, found.err
+    assert "left out: 2 (" in found.err
+    assert "left out: photos/class 0/x.png (named pipe)" in found.err
+    assert run("evaluate", "new.safetensors", *BACKBONE, "--data", "folder:photos").code == 1
+    assert run("evaluate", "new.safetensors", *BACKBONE, "--data", "folder:photos", "--on-bad-image", "skip").code == 0
+    assert run("verify", "new.safetensors", *BACKBONE, "--data", "folder:photos", "--on-bad-image", "skip").code == 0
+    assert run("predict", "new.safetensors", *BACKBONE, "--images", "photos").code == 0
+
+
 def test_what_the_shell_has_opened_is_read(workspace: Path, run: Run) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"top: 2\nimages: [photos]\nbackbone: tiny.safetensors\n")

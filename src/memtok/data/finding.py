@@ -50,15 +50,17 @@ def look_into(folder: Path) -> Inside:
             if is_leaving(entry.name):
                 continue
             ending = os.path.splitext(entry.name)[1].lower()
+            wanted = ending in IMAGE_EXTENSIONS or (not ending and entry.is_symlink())  # which may be one to a folder
             try:
                 if entry.is_dir():
                     inside.folders.append(Path(entry.path))
                 elif ending in IMAGE_EXTENSIONS and entry.is_file():
                     inside.images.append(Path(entry.path))
-                elif ending in IMAGE_EXTENSIONS or (not ending and entry.is_symlink()):  # which may be one to a folder
+                elif wanted:
                     inside.left_out |= _no_file(entry)
             except OSError as error:  # a link to itself, or to what may not be looked at
-                inside.left_out[Path(entry.path)] = _system_reason(error)
+                if wanted:
+                    inside.left_out[Path(entry.path)] = _system_reason(error)
     return inside
 
 

@@ -236,7 +236,7 @@ def _too_bad(left_out: Sequence[LeftOut]) -> MemtokError:
         return UnreadableImageError(first.path, first.reason)
     return MemtokError(
         f"expected readable images, found {len(left_out)} that are not, the first one {shown(first.path)} "
-        f"({first.reason}); mend or remove them, or skip bad images"
+        f"({first.reason}); mend or remove them, or use on_bad_image='skip'"
     )
 
 

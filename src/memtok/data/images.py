@@ -78,7 +78,7 @@ class UnreadableImageError(MemtokError):
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(
-            f"expected a readable image, found {shown(path)} ({reason}); mend or remove it, or skip bad images"
+            f"expected a readable image, found {shown(path)} ({reason}); mend or remove it, or use on_bad_image='skip'"
         )
         self.path = str(path)
         self.reason = reason

@@ -90,8 +90,10 @@ def part_folders(root: Path, folders: Sequence[Path]) -> dict[str, Path]:
 
 def _check_classes(root: Path, tops: Sequence[Top]) -> None:
     """MemtokError if the folders look like parts whose names are not known: all hold the same class folders."""
-    smallest = min((top.classes for top in tops), key=len, default=frozenset())
-    if len(tops) > 1 and len(smallest) > 1 and all(smallest <= top.classes for top in tops):
+    if len(tops) < 2 or not all(top.classes for top in tops):  # which stops at the first class of many
+        return
+    smallest = min((top.classes for top in tops), key=len)
+    if len(smallest) > 1 and all(smallest <= top.classes for top in tops):
         raise MemtokError(
             f"expected class folders in {shown(root)}, or parts called train, val and test, found "
             f"{listing([shown(top.path.name) for top in tops], 4)}, each with the folders "
