@@ -384,6 +384,15 @@ def test_a_folder_of_images_is_a_class_whatever_its_name(root: Path, names: tupl
     assert opened(root).classes == names
 
 
+def test_a_folder_of_images_and_folders_is_a_class(root: Path) -> None:
+    fill(root / "training", 2)
+    for name in ("training/red", "training/blue", "test/red", "test/blue", "bus"):
+        fill(root / name, 2)
+    data = opened(root)
+    assert data.classes == ("bus", "test", "training")
+    assert len(data.train) + len(data.validation) == 2 + 4 + 6
+
+
 def test_classes_named_like_parts_with_folders_of_their_own(root: Path) -> None:
     for name in ("train station/london", "train station/paris", "test tube/glass", "bus/red"):
         fill(root / name, 3)
