@@ -124,6 +124,8 @@ def test_train_skips_bad_images_and_says_so(workspace: Path, run: Run) -> None:
     done = run("train", *QUICK, "--on-bad-image", "skip", "--out", "new.safetensors", "--json", "new.json")
     assert done.code == 0
     assert "left out: photos/class 0/bad.png" in done.err
+    (suggested,) = [line.strip() for line in done.out.splitlines() if line.startswith("  memtok evaluate ")]
+    assert run(*shlex.split(suggested)[1:]).code == 0
     assert load_json("new.json")["skipped_images"] == 1
     assert [Path(one["path"]).name for one in load_json("new.json")["left_out"]] == ["bad.png"]
 

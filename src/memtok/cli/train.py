@@ -300,6 +300,7 @@ def next_commands(name: str, out: str, options: Namespace) -> list[str]:
     """What can be done with the file, as it is typed."""
     backbone, data = shlex.quote(options.backbone), options.data
     place = f" --data-dir {shlex.quote(options.data_dir)}" if options.data_dir else ""
+    place += " --on-bad-image skip" if options.on_bad_image == "skip" else ""
     if options.regime == "full":
         return [
             f"memtok evaluate --backbone {shlex.quote(out)} --data {shlex.quote('base=' + data)}{place}",
