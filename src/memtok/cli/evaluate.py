@@ -27,6 +27,7 @@ from memtok.cli.output import (
     check_apart,
     check_outputs,
     note,
+    note_left_out,
     percent,
     progress,
     recall_words,
@@ -143,10 +144,9 @@ def show(result: EvaluationTable) -> None:
     for name, score in result.rows():
         for warning in score.warnings():
             note(f"{name}: {warning}")
-    for path in result.skipped:
-        note(f"not readable, left out: {path}")
-    if result.skipped:
-        say(f"{len(result.skipped)} unreadable images left out")
+    note_left_out(result.left_out)
+    if result.left_out:
+        say(f"{len(result.left_out)} unreadable images left out")
 
 
 def note_validation(result: EvaluationTable) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DATA_FOLDER = re.compile(r"^([^=]*=)?folder:")
 RECALLS_SHOWN = 10  # classes
+MOST_NAMED = 20  # of the images that are left out
 PIPED_WIDTH = 100_000  # a pipe has no edge at which to break lines
 
 
@@ -51,6 +52,14 @@ def say(text: str = "") -> None:
 def note(text: str) -> None:
     """A line on standard error, for what is worth knowing but is not the result."""
     print(f"memtok: note: {printable(text)}", file=sys.stderr)
+
+
+def note_left_out(left_out: Sequence[tuple[str, str]]) -> None:
+    """Names what could not be read, (path, reason) each; of many the first ones, for `--json` has them all."""
+    for path, reason in left_out[:MOST_NAMED]:
+        note(f"left out: {path} ({reason})")
+    if len(left_out) > MOST_NAMED:
+        note(f"left out: {len(left_out) - MOST_NAMED} more, which --json names")
 
 
 def percent(share: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from memtok.cli.options import (
     add_switch,
     add_trace_options,
     add_yes_no,
+    number,
     one_of,
     positive,
     require,
@@ -31,7 +33,7 @@ from memtok.cli.options import (
 from memtok.cli.output import (
     check_apart,
     check_outputs,
-    note,
+    note_left_out,
     percent,
     recall_words,
     say,
@@ -39,6 +41,8 @@ from memtok.cli.output import (
     table,
     write_result,
 )
+from memtok.errors import MemtokError
+from memtok.preprocessing import check_range
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
@@ -94,6 +98,8 @@ def configure(parser: Parser) -> None:
     select = "what the best state is chosen by on the validation images: balanced, the mean recall of the classes"
     add(parser, "--select", one_of("--select", SELECT), "S", f"{select}; top1, or loss (default: balanced)")
     add(parser, "--image-size", whole("--image-size", 1), "N", "pixels (default: the checkpoint's)")
+    help = "values of black and white in images with more than 8 bits: 0 4095 for 12 bits (default: 0 65535)"
+    add_list(parser, "--pixel-range", "N", help, number("--pixel-range"))
     add(parser, "--seed", whole("--seed"), "S", "of initial values, order and augmentation", 0)
     add(parser, "--accumulate", whole("--accumulate", 1), "N", "parts that a batch is cut into, to save memory", 1)
     add(parser, "--device", one_of("--device", ("auto", "cpu", "cuda")), "NAME", "auto, cpu or cuda", "auto")
@@ -119,6 +125,9 @@ def run(options: Namespace) -> int:
     check_outputs(options.json, inputs=[options.backbone])
     check_apart([options.data], out=Path(options.out).with_suffix(".run"), trace_dir=options.trace_dir)
     check_regime(options)
+    if options.pixel_range is not None:
+        with arguments():
+            check_range(options.pixel_range)
     check_pairs(vars(options))
     check_spec(options.data)
     from memtok.training import train
@@ -210,6 +219,8 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
 
     headers = read_headers(options.extends or [])
     backbone: Backbone = open_backbone(options.backbone, headers, image_size=options.image_size)
+    if options.pixel_range is not None:
+        backbone.preprocessing = replace(backbone.preprocessing, pixel_range=options.pixel_range)
     tasks = load_files(options.extends or [], backbone)
     seen = {id(ancestor) for task in tasks for ancestor in task.ancestors()}
     extends = [task for task in tasks if id(task) not in seen]
@@ -226,6 +237,9 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
         extends=extends,
         seed=options.seed,
     )
+    wanted, taken = backbone.preprocessing.pixel_range, trainable.preprocessing.pixel_range
+    if options.pixel_range is not None and wanted != taken:
+        raise MemtokError(f"expected the pixel range of what it extends, {taken}, found {wanted}; leave it out")
     return trainable, data
 
 
@@ -263,7 +277,8 @@ def summary(trainable: Trainable, result: TrainResult) -> dict[str, Any]:
         "total_parameters": result.total_parameters,
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
-        "skipped_images": len(result.skipped_images),
+        "skipped_images": len(result.left_out),
+        "left_out": [one._asdict() for one in result.left_out],
         "split_digest": result.split_digest,
         "record": result.record,
     }
@@ -292,8 +307,7 @@ def show(trainable: Trainable, result: TrainResult, options: Namespace, *, has_t
         count = f"{kept['records']:,} of training, {kept['validation_records']:,} of validation"
         rows.append(("traces", f"kept ({kept['kept']}): {count}, {taken}; {there:,} were there before"))
     table(["", ""], rows)
-    for path in result.skipped_images:
-        note(f"not readable, left out: {path}")
+    note_left_out(result.left_out)
     if not has_test:
         say("no test part: --split 80-20, or a folder test/, keeps images that choose nothing to measure on")
     say()
@@ -321,6 +335,7 @@ def next_commands(name: str, out: str, options: Namespace) -> list[str]:
     """What can be done with the file, as it is typed."""
     backbone, data = shlex.quote(options.backbone), options.data
     place = f" --data-dir {shlex.quote(options.data_dir)}" if options.data_dir else ""
+    place += " --on-bad-image skip" if options.on_bad_image == "skip" else ""
     if options.regime == "full":
         return [
             f"memtok evaluate --backbone {shlex.quote(out)} --data {shlex.quote('base=' + data)}{place}",

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from memtok.data.images import read_image
+from memtok.checks import composed, new_classes
+from memtok.data.images import LeftOut, as_rgb, read_upright
 from memtok.data.splits import Indices, check_seed, digest, stratified_order
 from memtok.errors import MemtokError
 
@@ -26,7 +27,7 @@ class ImageStore(Protocol):
     """Where pictures lie, by position."""
 
     def read(self, position: int) -> Image.Image:
-        """The picture in RGB; raises MemtokError if it cannot be read."""
+        """The picture in RGB, or grey of more than 8 bits as it is; raises MemtokError if it cannot be read."""
 
     def identity(self, position: int) -> str:
         """The name under which the picture goes into a split: a relative path, or part and number."""
@@ -43,7 +44,7 @@ class FileStore:
     names: Sequence[str]
 
     def read(self, position: int) -> Image.Image:
-        return read_image(self.root / self.names[position])
+        return read_upright(self.root / self.names[position])
 
     def identity(self, position: int) -> str:
         return self.names[position]
@@ -108,6 +109,11 @@ class ImageSet:
         return len(self.positions)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self.as_stored(index)
+        return as_rgb(image), label
+
+    def as_stored(self, index: int) -> tuple[Image.Image, int]:
+        """The same, but grey of more than 8 bits keeps its values: a transform of memtok's knows their range."""
         return self.store.read(int(self.positions[index])), int(self.labels[index])
 
     def identity(self, index: int) -> str:
@@ -158,8 +164,9 @@ class DataSource:
     `spec`: what was asked for, such as `digits` or `folder:photos`; `name`: a short name. `classes`: their names in the
     order of the labels. `test` is a part of its own where there is one (`has_test`), else the validation part.
     `split_kind`, `seed`, `fraction`: how the parts came about. `augment`: how its images are varied in training unless
-    told otherwise ("inception", "crop" or "none"), and `flip`: are they mirrored? `skipped`: paths that could not be
-    read and were left out.
+    told otherwise ("inception", "crop" or "none"), and `flip`: are they mirrored? `left_out`: what could not be read,
+    (path, reason) each; `skipped`: the paths alone. `peak`: the largest value in those of its images that are taken as
+    16 bits, None where there are none, or where it is not known.
     """
 
     spec: str
@@ -173,10 +180,12 @@ class DataSource:
     fraction: float | None = None
     flip: bool = True
     augment: str = "inception"
-    skipped: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    peak: float | None = None
 
     def __post_init__(self) -> None:
         check_classes(self.classes, self.spec)
+        object.__setattr__(self, "classes", new_classes(self.classes))
         for part in ("train", "validation", "test"):
             labels = getattr(self, part).labels
             if len(labels) == 0:
@@ -186,6 +195,11 @@ class DataSource:
                     f"expected labels from 0 to {len(self.classes) - 1} in the {part} part of {self.spec}, found "
                     f"{labels.min()} to {labels.max()}; name every class"
                 )
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The paths of what could not be read."""
+        return tuple(one.path for one in self.left_out)
 
     @cached_property
     def split_digest(self) -> str:
@@ -239,6 +253,7 @@ class DataSource:
         Raises MemtokError for a class that the source does not have, one named twice, fewer than two, or if a part
         holds no image of them.
         """
+        classes = [composed(name) for name in classes]
         unknown = [name for name in classes if name not in self.classes]
         if unknown:
             raise MemtokError(f"expected classes of {self.spec}, found {unknown[0]!r}; it has {listing(self.classes)}")
@@ -259,14 +274,14 @@ class DataSource:
             test=restrict(self.test),
         )
 
-    def without(self, identities: Container[str], skipped: tuple[str, ...]) -> DataSource:
-        """The source without the images of these identities; `skipped` are their paths."""
+    def without(self, identities: Container[str], left_out: tuple[LeftOut, ...]) -> DataSource:
+        """The source without the images of these identities; `left_out` are their paths and what is wrong with them."""
 
         def rest(part: ImageSet) -> ImageSet:
             return part.select([index for index, name in enumerate(part.identities) if name not in identities])
 
         return replace(
-            self, train=rest(self.train), validation=rest(self.validation), test=rest(self.test), skipped=skipped
+            self, train=rest(self.train), validation=rest(self.validation), test=rest(self.test), left_out=left_out
         )
 
 

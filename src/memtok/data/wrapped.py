@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Subset
 
-from memtok.data.images import as_rgb
+from memtok.data.images import as_rgb, is_deep
 from memtok.data.loader import kept_random_state
 from memtok.data.published import split_off
 from memtok.data.sources import DataSource, ImageSet
@@ -36,7 +36,8 @@ class DatasetStore:
                 f"expected label {self.labels[position]} of item {position}, as the data set said before, found "
                 f"{label}; give a data set whose labels stay"
             )
-        return as_picture(picture, position)
+        deep = isinstance(picture, Image.Image) and is_deep(picture)
+        return picture if deep else as_picture(picture, position)
 
     def identity(self, position: int) -> str:
         return f"{self.prefix}/{position}"

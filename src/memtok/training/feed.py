@@ -18,6 +18,7 @@ from torch import Tensor
 
 from memtok.backbone import Backbone
 from memtok.data import DataSource, ImageSet, batches
+from memtok.data.images import warn_if_dark
 from memtok.data.splits import Indices
 from memtok.data.transforms import Transform, evaluation_pixels, training_pixels
 from memtok.errors import MemtokError
@@ -42,6 +43,7 @@ class Feed:
 
     def __init__(self, trainable: Trainable, data: DataSource, plan: Plan, workers: int) -> None:
         self.data, self.plan, self.workers = data, plan, workers
+        warn_if_dark(data.peak, trainable.preprocessing, data.spec)
         self.training_pixels = training_pixels(trainable.preprocessing, plan.augment, plan.flip)
         self.evaluation_pixels = evaluation_pixels(trainable.preprocessing)
         # The same images each time, classes in proportion.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memtok.data import DataSource
+from memtok.data.images import LeftOut
 from memtok.errors import MemtokError
 from memtok.metrics import Score
 from memtok.task import Task
@@ -27,8 +28,9 @@ class TrainResult:
     best state. best_accuracy, final_accuracy: of the best and of the last state, and so best_balanced, final_balanced.
     score: what the best state answered on the validation images, with the recall of each class and the confusion
     matrix. Balanced ones and score are None where version 0.1 found the state. history: the rows of metrics.jsonl.
-    seconds: in all, over all sessions; images_per_second: while training, validation left out. skipped_images: paths
-    that could not be read. out: the task file, None if nothing was written. record: as in the task file.
+    seconds: in all, over all sessions; images_per_second: while training, validation left out. left_out: what could
+    not be read, (path, reason) each; skipped_images: the paths alone. out: the task file, None if nothing was written.
+    record: as in the task file.
     diverged_at: the step whose loss or gradient was not finite, of tasks trained together; `train` raises instead.
     """
 
@@ -44,7 +46,7 @@ class TrainResult:
     images_per_second: float
     trainable_parameters: int
     total_parameters: int
-    skipped_images: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
     split_digest: str
     out: Path | None
     record: dict[str, Any] = field(repr=False)
@@ -55,6 +57,11 @@ class TrainResult:
     def warnings(self) -> list[str]:
         """What the accuracy of the best state hides: classes that it never answers right, one answer for all images."""
         return [] if self.score is None else self.score.warnings()
+
+    @property
+    def skipped_images(self) -> tuple[str, ...]:
+        """The paths of what could not be read."""
+        return tuple(one.path for one in self.left_out)
 
     @property
     def task(self) -> Task:
