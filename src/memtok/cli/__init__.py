@@ -90,6 +90,7 @@ def dispatch(words: list[str]) -> int:
         found = f"{words[0]!r}" if words else "none"
         raise UsageError(f"expected a command ({', '.join(COMMANDS)}), found {found}; see `memtok --help`")
     from memtok.cli.options import build_parser, option_names, parse  # brings jsonargparse along
+    from memtok.cli.output import result_on_stdout
 
     command = words[0]
     module = importlib.import_module(f"memtok.cli.{command.replace('-', '_')}")
@@ -98,7 +99,7 @@ def dispatch(words: list[str]) -> int:
     options = parse(parser, words[1:])
     if options is None:  # help or the configuration was printed
         return DONE
-    with messages_on_stderr():
+    with messages_on_stderr(), result_on_stdout(vars(options)):
         try:
             return int(module.run(options))
         except MemtokError as error:

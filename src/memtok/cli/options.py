@@ -250,7 +250,7 @@ def add_split(parser: Parser, default: str) -> None:
 
 def add_json(parser: Parser) -> None:
     """`--json FILE`."""
-    add(parser, "--json", None, "FILE", "also write the result as JSON")
+    add(parser, "--json", None, "FILE", "also write the result as JSON; - is standard output, and then nothing else is")
 
 
 def option_names(parser: Parser) -> dict[str, str]:
