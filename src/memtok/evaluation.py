@@ -6,8 +6,6 @@ share the pass over its images. Nothing is printed, and the model and the random
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +20,7 @@ from memtok.data import DataSource, ImageSet, batches, from_dataset
 from memtok.data.recorded import open_as_trained, opening_key
 from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
-from memtok.files import write_text
+from memtok.files import csv_text, write_csv
 from memtok.metrics import Score, Tally
 from memtok.model import MemoryViT
 
@@ -75,14 +73,12 @@ class EvaluationTable:
 
     def write_csv(self, path: str | Path) -> None:
         """One row per task and class, composed: task, class, images, top1, top5; empty where a class has no image."""
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["task", "class", "images", "top1", "top5"])
+        rows: list[list[object]] = [["task", "class", "images", "top1", "top5"]]
         for name, score in self._rows():
             for row in score.per_class:
                 values = ["" if value is None else f"{value:.6f}" for value in (row.top1, row.top5)]
-                rows.writerow([name, row.name, row.images, *values])
-        write_text(path, text.getvalue())
+                rows.append([name, row.name, row.images, *values])
+        write_csv(path, csv_text(rows))
 
     def _rows(self) -> list[tuple[str, Score]]:
         return [*self.tasks.items(), *([] if self.base is None else [(BASE, self.base)])]

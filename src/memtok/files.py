@@ -69,7 +69,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def look_at(path: Path) -> os.stat_result | None:
-    """What is at `path`, behind its links; None for nothing. MemtokError for what can be neither replaced nor filled."""
+    """What is at `path`, behind its links; None for nothing. MemtokError for what is no place for a file."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -197,7 +197,7 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 
 
 def write_csv(path: str | Path, text: str) -> None:
-    """Writes CSV as UTF-8, atomically. File names that are no UTF-8 stand there byte for byte, so they can be opened."""
+    """Writes CSV as UTF-8, atomically. A file name that is no UTF-8 stands there byte for byte: it can be opened."""
     text = LONE.sub(lambda match: ascii(match[0])[1:-1], text)
     with atomic_write(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +16,7 @@ from memtok.data import IMAGE_EXTENSIONS, UnreadableImageError, read_image
 from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
 from memtok.evaluation import BASE, Progress, classes_of, undisturbed
-from memtok.files import write_text
+from memtok.files import csv_text, write_csv
 from memtok.model import MemoryViT
 
 
@@ -51,13 +49,11 @@ class Predictions:
 
     def write_csv(self, path: str | Path) -> None:
         """One row per image, task and rank: image, task, rank (from 1), class, probability."""
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["image", "task", "rank", "class", "probability"])
+        rows: list[list[object]] = [["image", "task", "rank", "class", "probability"]]
         for row in self.rows:
             for rank, (name, probability) in enumerate(row.ranking, start=1):
-                rows.writerow([row.path, row.task, rank, name, f"{probability:.6f}"])
-        write_text(path, text.getvalue())
+                rows.append([row.path, row.task, rank, name, f"{probability:.6f}"])
+        write_csv(path, csv_text(rows))
 
 
 def predict(

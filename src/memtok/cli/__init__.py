@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from memtok import __version__
-from memtok.cli.errors import UsageError, as_typed, printable
-from memtok.errors import MemtokError
+from memtok.cli.errors import UsageError, as_typed
+from memtok.errors import MemtokError, printable
 
 DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 

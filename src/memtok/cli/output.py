@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from memtok.cli.errors import UsageError, arguments, printable
-from memtok.errors import MemtokError
+from memtok.cli.errors import UsageError, arguments
+from memtok.errors import MemtokError, printable
 from memtok.files import is_stream, look_at, standard_descriptor, write_json
+from memtok.meter import Meter
 
 DATA_FOLDER = re.compile(r"^([^=]*=)?folder:")
 PIPED_WIDTH = 100_000  # a pipe has no edge at which to break lines
@@ -180,12 +180,15 @@ def below(path: Path, folders: Iterable[Path]) -> bool:
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A function (done, total) that moves a bar on a terminal; None where standard error is none."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        row = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(row, completed=done, total=total)
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A function (done, total) that moves a bar on standard error; where that is no terminal, a line now and then."""
+    meter = Meter(Console(stderr=True), label, transient=True)
+
+    def report(done: int, total: int) -> None:
+        meter.move(done, total)
+        meter.tick()
+
+    try:
+        yield report
+    finally:
+        meter.close()

@@ -299,6 +299,7 @@ def compositions(options: Namespace, plan: GridSettings, preset: Preset | None) 
 
 def console_listener() -> Listener:
     """Notes on standard error: what was trained, how good it is, and how long the rest will take."""
+    from memtok.meter import duration
     from memtok.reproduce.runs import Listener, Run
     from memtok.training import Progress, RichProgress
 
@@ -330,17 +331,9 @@ def console_listener() -> Listener:
             return Steps()
 
     class Steps(RichProgress):
-        """The bar of a training without the lines that describe it."""
+        """The bar of a training, or lines on how far it is, without those that describe it."""
 
         def message(self, text: str) -> None:
             pass
 
     return Console()
-
-
-def duration(seconds: float) -> str:
-    """1 h 20 min, 12 min, 40 s."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from memtok.checks import check_classes
 from memtok.data.images import (
     IMAGE_EXTENSIONS,
     Progress,
@@ -196,7 +197,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
         raise MemtokError(
             f"expected at least two class folders in {shown(folder)}, found only {names[0]!r}; add another class"
         )
-    return names
+    return check_classes(names)
 
 
 def _check_same_classes(train: Path, classes: tuple[str, ...], folder: Path) -> None:
