@@ -32,7 +32,7 @@ Data = str | DataSource | ImageSet | Dataset[Any]
 data set as `memtok.data.from_dataset` takes it, which is looked at whole."""
 
 Progress = Callable[[int, int], None]
-"""Called with (images answered, images in all)."""
+"""Called with (files looked at, files in all) while data given by name are opened; then (images answered, in all)."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class Opening:
     split: str | None
     data_dir: Path | None
     on_bad_image: str
+    progress: Progress | None
 
 
 @dataclass
@@ -139,7 +140,7 @@ def evaluate(
     wanted = by_task(model, data)
     if base is not None:
         wanted[BASE] = base
-    passes, skipped, splits = plan(model, wanted, Opening(part, split, data_dir, on_bad_image))
+    passes, skipped, splits = plan(model, wanted, Opening(part, split, data_dir, on_bad_image, progress))
     singles = {name: model.select([name]) for name in wanted if name != BASE} if alone else {}
     tallies = Tallies()
     total, done = sum(len(walk.images) for walk in passes), 0
@@ -234,6 +235,7 @@ def open_any(given: Data, model: MemoryViT, name: str, opening: Opening) -> Data
             split=opening.split,
             data_dir=opening.data_dir,
             on_bad_image=opening.on_bad_image,
+            progress=opening.progress,
         )
     if opening.split is not None:
         raise MemtokError(

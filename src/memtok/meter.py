@@ -57,6 +57,8 @@ class Meter:
 
     def move(self, done: float, total: float | None = None, figures: Sequence[str] | None = None) -> None:
         """So much is done. total and figures (the most important first) stay as they were where they are None."""
+        if done < self.done:  # other work begins
+            self.first, self.begun, self.next_mark = done, self.clock(), 0.01
         self.done = done
         self.total = self.total if total is None else total
         self.figures = self.figures if figures is None else tuple(figures)

@@ -145,6 +145,9 @@ class _Steps(Progress):
     def step(self, step: int) -> None:
         self.listener.advanced(self.before + cost(self.configurations, step - self.begin))
 
+    def validating(self, done: int, total: int) -> None:
+        self.listener.advanced(self.listener.done, f"validating {100 * done / total:.0f} %")
+
     def log(self, row: Mapping[str, Any]) -> None:
         figures = f"{row['images_per_second']:,.0f} images/s"
         self.listener.advanced(self.before + cost(self.configurations, row["step"] - self.begin), figures)

@@ -67,6 +67,9 @@ class Progress:
     def log(self, row: Mapping[str, Any]) -> None:
         """A line of metrics: step, epoch, loss, learning_rate, gradient_norm, images_per_second, seconds."""
 
+    def validating(self, done: int, total: int) -> None:
+        """So many of the validation images are looked at."""
+
     def validation(self, row: Mapping[str, Any], best: bool) -> None:
         """step, epoch, validation_top1, validation_top5, validation_loss; best: whether it is the best so far."""
 
@@ -115,6 +118,11 @@ class RichProgress(Progress):
         loss, rate = f"loss {row['loss']:.3f}", f"rate {row['learning_rate']:.1e}"
         self.figures = (loss, f"{row['images_per_second']:,.0f} images/s", rate)
         self._show()
+
+    def validating(self, done: int, total: int) -> None:
+        if self.meter is not None:
+            self.meter.move(self.meter.done, figures=(f"validating {100 * done / total:.0f} %", *self.figures))
+            self.meter.tick()
 
     def validation(self, row: Mapping[str, Any], best: bool) -> None:
         self.accuracy = f"validation {100 * row['validation_top1']:.1f} %"
