@@ -87,7 +87,9 @@ def dispatch(words: list[str]) -> int:
         print(f"memtok {__version__}")
         return DONE
     if not words or words[0] not in COMMANDS:
-        found = f"{words[0]!r}" if words else "none"
+        from memtok.cli.suggestions import command_like
+
+        found = f"{words[0]!r}{command_like(words[0], list(COMMANDS))}" if words else "none"
         raise UsageError(f"expected a command ({', '.join(COMMANDS)}), found {found}; see `memtok --help`")
     from memtok.cli.options import build_parser, option_names, parse  # brings jsonargparse along
     from memtok.cli.output import result_on_stdout
