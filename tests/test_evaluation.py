@@ -184,6 +184,7 @@ def test_json_csv_and_pairs(model: memtok.MemoryViT, tmp_path: Path) -> None:
         "base": None,
         "alone": {name: dict(score) for name, score in table.alone.items()},
         "skipped_images": 0,
+        "left_out": [],
         "splits": {name: {"spec": "pictures", "part": "test", **source.split} for name in ("pets", "more")},
     }
     assert table.to_json()["tasks"]["pets"].keys() == {"top1", "top5", "images"}
@@ -249,6 +250,21 @@ def test_skipped_images_are_in_the_result(backbone: memtok.Backbone, tmp_path: P
     table = memtok.evaluate(model, spec, on_bad_image="skip", data_dir=tmp_path / "data")
     assert [Path(path).name for path in table.skipped] == ["broken.png"]
     assert table.to_json()["skipped_images"] == 1
+    assert table.to_json()["left_out"] == [
+        {"path": str(tmp_path / COLOURS[0] / "broken.png"), "reason": "not an image that Pillow can read"}
+    ]
+
+
+def test_a_class_is_found_in_any_unicode_form(backbone: memtok.Backbone, tmp_path: Path) -> None:
+    """A task that was trained on a folder of macOS, by a version that took names as they came."""
+    for name in ("cafe\u0301", "caf\u00e9s", "tea"):
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            Image.new("RGB", (32, 32), (index * 60, 0, 0)).save(tmp_path / name / f"{index}.png")
+    task = tiny_task(backbone, classes=3)
+    task.classes = ("tea", "cafe\u0301", "cafe\u0301s")
+    table = memtok.evaluate(memtok.MemoryViT(backbone, [task]), f"folder:{tmp_path}", data_dir=tmp_path / "data")
+    assert table.tasks["pets"].images == 3
 
 
 def test_parts(backbone: memtok.Backbone) -> None:

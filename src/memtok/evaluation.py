@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
+from memtok.checks import composed
 from memtok.data import DataSource, ImageSet, batches, from_dataset
+from memtok.data.images import LeftOut
 from memtok.data.recorded import open_as_trained, opening_key
 from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
@@ -40,15 +42,21 @@ class EvaluationTable:
     """Accuracies of one evaluation, by task name.
 
     tasks: composed, that is in one pass of the whole model. alone: in a model of that task and what it extends; empty
-    unless asked for. base: of the backbone's own classifier, None unless asked for. skipped: images left out.
-    splits: how the data of each task, or of `base`, are split, and which part was looked at; not for a bare ImageSet.
+    unless asked for. base: of the backbone's own classifier, None unless asked for. left_out: what could not be read,
+    (path, reason) each; skipped: the paths alone. splits: how the data of each task, or of `base`, are split, and which
+    part was looked at; not for a bare ImageSet.
     """
 
     tasks: dict[str, Score]
     alone: dict[str, Score] = field(default_factory=dict)
     base: Score | None = None
-    skipped: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The paths of what could not be read."""
+        return tuple(one.path for one in self.left_out)
 
     def __iter__(self) -> Iterator[tuple[str, float]]:
         """(name, value) pairs: `pets/top1`, `pets/top5`, `pets/images`, `pets/alone_top1` ..., `base/top1` ..."""
@@ -61,13 +69,15 @@ class EvaluationTable:
     def to_json(self) -> dict[str, Any]:
         """{"tasks": {NAME: {"top1", "top5", "images"}}, "base": the same or null, "alone": as "tasks"}, in [0, 1].
 
-        And "splits": {NAME: {"spec", "part", "kind", "seed", "fraction", "digest", "counts"}}.
+        And "skipped_images", how many were left out, "left_out": [{"path", "reason"}], and
+        "splits": {NAME: {"spec", "part", "kind", "seed", "fraction", "digest", "counts"}}.
         """
         return {
             "tasks": {name: dict(score) for name, score in self.tasks.items()},
             "base": None if self.base is None else dict(self.base),
             "alone": {name: dict(score) for name, score in self.alone.items()},
-            "skipped_images": len(self.skipped),
+            "skipped_images": len(self.left_out),
+            "left_out": [one._asdict() for one in self.left_out],
             "splits": self.splits,
         }
 
@@ -140,7 +150,7 @@ def evaluate(
     wanted = by_task(model, data)
     if base is not None:
         wanted[BASE] = base
-    passes, skipped, splits = plan(model, wanted, Opening(part, split, data_dir, on_bad_image, progress))
+    passes, left_out, splits = plan(model, wanted, Opening(part, split, data_dir, on_bad_image, progress))
     singles = {name: model.select([name]) for name in wanted if name != BASE} if alone else {}
     tallies = Tallies()
     total, done = sum(len(walk.images) for walk in passes), 0
@@ -155,7 +165,9 @@ def evaluate(
                     progress(done, total)
     scores = {name: tallies.composed[name].score() for name in wanted}
     base_score = scores.pop(BASE, None)
-    return EvaluationTable(scores, {name: tallies.alone[name].score() for name in singles}, base_score, skipped, splits)
+    return EvaluationTable(
+        scores, {name: tallies.alone[name].score() for name in singles}, base_score, left_out, splits
+    )
 
 
 def count(
@@ -196,14 +208,14 @@ def by_task(model: MemoryViT, data: Data | Mapping[str, Data]) -> dict[str, Data
 
 def plan(
     model: MemoryViT, wanted: Mapping[str, Data], opening: Opening
-) -> tuple[list[Pass], tuple[str, ...], dict[str, dict[str, Any]]]:
+) -> tuple[list[Pass], tuple[LeftOut, ...], dict[str, dict[str, Any]]]:
     """The walks to make, one per data set and split, the images that could not be read, and the splits by task."""
     part = opening.part
     if part not in PARTS:
         raise MemtokError(f"expected one of the parts {', '.join(PARTS)}, found {part!r}; choose one of these")
     opened: dict[object, DataSource | ImageSet] = {}
     passes: dict[object, Pass] = {}
-    skipped: dict[str, None] = {}
+    left_out: dict[LeftOut, None] = {}
     splits: dict[str, dict[str, Any]] = {}
     for name, given in wanted.items():
         # Tasks that were trained with different splits of one data set walk over different images.
@@ -216,10 +228,10 @@ def plan(
         if isinstance(source, DataSource):
             key = (given, source.split_digest) if isinstance(given, str) else key
             numbers = class_numbers(model, name, source)
-            skipped |= dict.fromkeys(source.skipped)
+            left_out |= dict.fromkeys(source.left_out)
             splits[name] = {"spec": source.spec, "part": part, **source.split}
         passes.setdefault(key, Pass(images, {})).labels[name] = numbers
-    return list(passes.values()), tuple(skipped), splits
+    return list(passes.values()), tuple(left_out), splits
 
 
 def open_any(given: Data, model: MemoryViT, name: str, opening: Opening) -> DataSource | ImageSet:
@@ -274,7 +286,7 @@ def classes_of(model: MemoryViT, name: str) -> tuple[str, ...]:
 
 def class_numbers(model: MemoryViT, name: str, source: DataSource) -> Tensor:
     """(classes of the source,) int64: for each of its classes the number that the task, or `base`, has for it."""
-    own = classes_of(model, name)
+    own = [composed(label) for label in classes_of(model, name)]  # earlier versions took names as they came
     unknown = [label for label in source.classes if label not in own]
     if name == BASE and len(unknown) == len(source.classes) == len(own):
         return torch.arange(len(own))  # other names for as many classes: by position

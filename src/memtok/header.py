@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from memtok.errors import MemtokError
+from memtok.regular import check_regular
 
 FORMAT_VERSION = 1  # of task files
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
@@ -41,6 +42,7 @@ class Header:
 def read_safetensors_header(path: str | Path) -> Header:
     """Reads and checks the header; MemtokError for a file that is missing, truncated, or of another kind."""
     place = Path(path)
+    check_regular(place, "a safetensors file")
     if place.is_dir():
         raise MemtokError(f"expected a safetensors file, found the folder {place}; name the file in it")
     try:

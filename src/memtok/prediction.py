@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtok.data import IMAGE_EXTENSIONS, UnreadableImageError, read_image
+from memtok.data import UnreadableImageError, read_image
+from memtok.data.finding import images_below, summary
+from memtok.data.images import LeftOut, guarded, shown
 from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
 from memtok.evaluation import BASE, Progress, classes_of, undisturbed
 from memtok.files import csv_text, write_csv
 from memtok.model import MemoryViT
+
+logger = logging.getLogger("memtok")
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,23 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Rows in the order of the images, for each image the tasks in their order. skipped: images that were left out."""
+    """Rows in the order of the images, for each image the tasks in their order.
+
+    left_out: what could not be read, (path, reason) each; skipped: the paths alone.
+    """
 
     rows: tuple[Prediction, ...]
-    skipped: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The paths of what could not be read."""
+        return tuple(one.path for one in self.left_out)
 
     def to_json(self) -> dict[str, Any]:
-        """{"images": [{"path", "tasks": {NAME: [{"class", "probability"}]}}], "skipped": [path]}."""
+        """{"images": [{"path", "tasks": {NAME: [{"class", "probability"}]}}], "skipped": [path], "left_out": [{"path",
+        "reason"}]}.
+        """
         images: dict[str, dict[str, Any]] = {}
         for row in self.rows:
             ranking = [{"class": name, "probability": probability} for name, probability in row.ranking]
@@ -45,6 +60,7 @@ class Predictions:
         return {
             "images": [{"path": path, "tasks": tasks} for path, tasks in images.items()],
             "skipped": list(self.skipped),
+            "left_out": [one._asdict() for one in self.left_out],
         }
 
     def write_csv(self, path: str | Path) -> None:
@@ -63,13 +79,13 @@ def predict(
     top: int = 5,
     base: bool = False,
     batch_size: int = 32,
-    on_bad_image: str = "fail",
+    on_bad_image: str = "skip",
     progress: Progress | None = None,
 ) -> Predictions:
     """Classifies image files, and all images in and below folders, with every task of `model`.
 
     top: how many classes of each task to give (all, if it has fewer). base: also the backbone's own classes, as task
-    `base`. on_bad_image: "fail" raises for an image that cannot be read, "skip" leaves it out and lists it.
+    `base`. on_bad_image: "skip" leaves out what cannot be read, lists it and says so; "fail" raises for it.
     Raises MemtokError for a path that is not there and for a folder without images.
     """
     if top < 1:
@@ -78,20 +94,25 @@ def predict(
         raise MemtokError(f"expected batch_size of 1 or more, found {batch_size}; change it")
     if on_bad_image not in ("fail", "skip"):
         raise MemtokError(f"expected on_bad_image 'fail' or 'skip', found {on_bad_image!r}; choose one of these")
-    found = find_images(paths)
+    found, left_out = find_images(paths)
+    if left_out and on_bad_image == "fail":
+        raise UnreadableImageError(*left_out[0])
     classes = {name: classes_of(model, name) for name in (*model.names, *([BASE] if base else []))}
     if not classes:
         raise MemtokError("expected a model with a task, found none; add one, or ask for the base classes")
     rows: list[Prediction] = []
-    skipped: list[str] = []
+    unreadable: list[LeftOut] = []
     done = 0
     with undisturbed(model):
-        for batch in read_batches(model, found, batch_size, on_bad_image, skipped):
+        for batch in read_batches(model, found, batch_size, on_bad_image, unreadable):
             rows += answer(model, classes, batch, top)
             done += len(batch)
             if progress is not None:
-                progress(done + len(skipped), len(found))
-    return Predictions(tuple(rows), tuple(skipped))
+                progress(done + len(unreadable), len(found))
+    left_out += unreadable
+    if left_out:
+        logger.warning("%s", summary(left_out))
+    return Predictions(tuple(rows), tuple(left_out))
 
 
 def answer(
@@ -117,14 +138,15 @@ def answer(
 
 
 def read_batches(
-    model: MemoryViT, paths: Sequence[str], batch_size: int, on_bad_image: str, skipped: list[str]
+    model: MemoryViT, paths: Sequence[str], batch_size: int, on_bad_image: str, left_out: list[LeftOut]
 ) -> Iterator[list[tuple[str, Tensor]]]:
-    """Batches of (path, pixels of the prepared image); unreadable ones are added to `skipped` or raise."""
+    """Batches of (path, pixels of the prepared image); unreadable ones are added to `left_out` or raise."""
     transform = evaluation_pixels(model.preprocessing)
 
     def read(path: str) -> Tensor | UnreadableImageError:
         try:
-            return transform(read_image(path))
+            with guarded(path):
+                return transform(read_image(path))
         except UnreadableImageError as error:
             return error
 
@@ -138,29 +160,33 @@ def read_batches(
                 elif on_bad_image == "fail":
                     raise image
                 else:
-                    skipped.append(path)
+                    left_out.append(LeftOut(path, image.reason))
             if batch:
                 yield batch
 
 
-def find_images(paths: Iterable[str | Path]) -> list[str]:
-    """The files among `paths`, and the image files in and below the folders among them, sorted by name; each once."""
+def find_images(paths: Iterable[str | Path]) -> tuple[list[str], list[LeftOut]]:
+    """The files among `paths`, and the images in and below the folders among them, sorted; each once. And what is lost.
+
+    A file that is named counts whatever it ends in. Raises MemtokError for a path that is not there, for a folder
+    without images, and where nothing is named.
+    """
     found: dict[str, None] = {}
+    left_out: dict[str, str] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if is_image(file.relative_to(path)) and file.is_file())
+            inside, lost = images_below(path)
+            left_out |= {str(place): reason for place, reason in lost.items()}
             if not inside:
-                raise MemtokError(f"expected images in the folder {path}, found none; name another")
+                why = f" ({summary([LeftOut(str(place), reason) for place, reason in lost.items()])})" if lost else ""
+                raise MemtokError(f"expected images in the folder {shown(path)}, found none{why}; name another")
             found |= dict.fromkeys(map(str, inside))
-        elif path.exists():
+        elif os.path.lexists(path):  # what it is, a link to nowhere for example, shows when it is read
             found[str(path)] = None
         else:
-            raise MemtokError(f"expected an image or a folder of images at {path}, found nothing; check the path")
+            raise MemtokError(
+                f"expected an image or a folder of images at {shown(path)}, found nothing; check the path"
+            )
     if not found:
         raise MemtokError("expected images, found no path; name files or folders")
-    return list(found)
-
-
-def is_image(path: Path) -> bool:
-    """Whether a file in a folder counts: by its ending, and neither it nor a folder above it is hidden."""
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+    return list(found), [LeftOut(path, reason) for path, reason in left_out.items()]

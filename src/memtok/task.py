@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from memtok.backbone import Backbone
-from memtok.checks import check_choice, check_classes, check_count, check_name
+from memtok.checks import check_choice, check_classes, check_count, check_name, new_classes
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
 
@@ -142,7 +142,8 @@ class Task(nn.Module):
                 raise MemtokError(f"expected seed below 2**63, found {seed}; choose a smaller one")
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
         tokens = 0 if regime == "head" else queries
-        tensors = initial_tensors(backbone, regime, len(check_classes(classes)), cells, tokens, adapter_rank, generator)
+        classes = new_classes(classes)
+        tensors = initial_tensors(backbone, regime, len(classes), cells, tokens, adapter_rank, generator)
         extends = check_extends(check_name(name), backbone, regime, extends)
         return cls(
             backbone,

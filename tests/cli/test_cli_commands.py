@@ -125,6 +125,7 @@ def test_train_skips_bad_images_and_says_so(workspace: Path, run: Run) -> None:
     assert done.code == 0
     assert "left out: photos/class 0/bad.png" in done.err
     assert load_json("new.json")["skipped_images"] == 1
+    assert [Path(one["path"]).name for one in load_json("new.json")["left_out"]] == ["bad.png"]
 
 
 def test_names_known_to_the_command_line_are_those_of_the_library() -> None:
@@ -174,7 +175,7 @@ def test_evaluate_json_is_the_contract(workspace: Path, run: Run) -> None:
     )  # fmt: skip
     assert found.code == 0, found.err
     result = load_json("out.json")
-    assert set(result) == {"tasks", "base", "alone", "skipped_images", "splits"}
+    assert set(result) == {"tasks", "base", "alone", "skipped_images", "left_out", "splits"}
     assert {name: (split["spec"], split["part"]) for name, split in result["splits"].items()} == dict.fromkeys(
         ("pets", "more", "head"), ("folder:photos", "train")
     )
@@ -265,12 +266,20 @@ def test_answers_come_in_the_order_of_the_files(workspace: Path, run: Run) -> No
 
 def test_predict_names_a_bad_image(workspace: Path, run: Run) -> None:
     Path("photos/class 0/bad.png").write_bytes(b"nothing")
-    failed = run("predict", "pets.safetensors", *BACKBONE, "--images", "photos")
+    predict = ("predict", "pets.safetensors", *BACKBONE, "--json", "o.json")
+    failed = run(*predict, "--images", "photos", "--on-bad-image", "fail")
     assert failed.code == 1
     assert "photos/class 0/bad.png" in failed.error
-    done = run("predict", "pets.safetensors", *BACKBONE, "--images", "photos", "--on-bad-image", "skip")
+    done = run(*predict, "--images", "photos")
     assert done.code == 0
-    assert "left out: photos/class 0/bad.png" in done.err
+    assert len(done.out.splitlines()) == 1 + 12
+    assert "note: left out: 1 (" in done.err
+    assert "note: left out: photos/class 0/bad.png (not an image" in done.err
+    assert [one["path"] for one in load_json("o.json")["left_out"]] == ["photos/class 0/bad.png"]
+    nothing = run(*predict, "--images", "photos/class 0/bad.png")
+    assert nothing.code == 1
+    assert "expected an image that can be read, found none" in nothing.err
+    assert load_json("o.json")["images"] == []
 
 
 # concat

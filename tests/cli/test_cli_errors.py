@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -284,6 +286,50 @@ def test_files_that_are_no_task_files(command: str, workspace: Path, run: Run) -
     use("foreign.safetensors", "foreign.safetensors")
     rewrite("pets.safetensors", "future.safetensors", format_version=99)
     use("future.safetensors", "expected a task file of format version 1, found 99")
+
+
+@pytest.mark.parametrize("command", USES)
+def test_a_pipe_as_task_file_is_not_waited_for(command: str, workspace: Path, run: Run) -> None:
+    os.mkfifo("pipe.safetensors")
+    words = ("pipe.safetensors" if word == "FILE" else word for word in USES[command])
+    fails(run, *words, expect="expected a safetensors file, found a named pipe at pipe.safetensors")
+
+
+def test_no_pipe_or_device_is_waited_for(workspace: Path, run: Run) -> None:
+    """The other files that commands read: models, their shards, old checkpoints, lists of classes, configurations."""
+    os.mkfifo("pipe.pt")
+    os.mkfifo("pipe.txt")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("socket.safetensors")
+    fails(run, "verify", "pets.safetensors", "--backbone", "pipe.pt", expect="found a named pipe at pipe.pt")
+    fails(run, "verify", "pets.safetensors", "--backbone", "socket.safetensors", expect="found a socket at")
+    fails(run, "verify", "pets.safetensors", "--backbone", "/dev/zero", expect="found a device at /dev/zero")
+    Path("sharded").mkdir()
+    Path("sharded/config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224"}))
+    Path("sharded/model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"norm.weight": "one.safetensors"}})
+    )
+    os.mkfifo("sharded/one.safetensors")
+    fails(run, "verify", "pets.safetensors", "--backbone", "sharded", expect="found a named pipe at sharded/one")
+    legacy = ("import-legacy", "pipe.pt", *BACKBONE, "--out", "tasks")
+    fails(run, *legacy, expect="expected an old checkpoint, found a named pipe at pipe.pt")
+    Path("models").mkdir()
+    os.mkfifo("models/A_model.pt")
+    fails(run, "import-legacy", "models", *BACKBONE, "--out", "tasks", expect="found a named pipe at models/A_model.pt")
+    fails(run, *legacy, "--classes", "pipe.txt", expect="expected a text file of class names, found a named pipe")
+    for words in (("--config", "pipe.txt"), ("--config=pipe.txt",)):
+        found = run("inspect", *words)
+        assert (found.code, "found a named pipe at pipe.txt" in found.error) == (2, True)
+
+
+def test_what_the_shell_has_opened_is_read(workspace: Path, run: Run) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"top: 2\nimages: [photos]\nbackbone: tiny.safetensors\n")
+    os.close(writing)
+    found = run("predict", "pets.safetensors", "--config", f"/dev/fd/{reading}", "--device", "cpu")
+    os.close(reading)
+    assert found.code == 0, found.err
+    assert len(found.out.splitlines()) == 1 + 12 * 2
 
 
 def rewrite(source: str, target: str, **changes: object) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from memtok.data import images as module
 from memtok.data.images import UnreadableImageError, as_rgb, check_cache_file, read_image, unreadable_images
@@ -337,3 +337,76 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     make(tmp_path / "a.png")
     (tmp_path / "file").write_text("")
     assert unreadable_images(tmp_path, ["a.png"], cache=tmp_path / "file" / "cache.json") == {}
+
+
+# Text in PNG files
+
+
+def with_text(path: Path, turned: str, **profile: Any) -> None:
+    """A PNG of 3 MB of text in every form, and the information that it lies on its side in one of them."""
+    large = "x" * 3_000_000
+    info = PngImagePlugin.PngInfo()
+    info.add_text("plain", large)
+    info.add_text("packed", large, zip=True)
+    info.add_itxt("international", large, zip=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    hexed = f"\nexif\n{len(exif.tobytes())}\n{exif.tobytes().hex()}"
+    if turned == "xmp":
+        info.add_itxt("XML:com.adobe.xmp", xmp)
+    elif turned == "packed xmp":
+        info.add_itxt("XML:com.adobe.xmp", xmp, zip=True)
+    elif turned == "packed profile":
+        info.add_text("Raw profile type exif", hexed, zip=True)
+    options = {"exif": exif} if turned == "exif" else {}
+    Image.fromarray(np.ascontiguousarray(STORED[6])).save(path, pnginfo=info, **options, **profile)
+
+
+@pytest.mark.parametrize("turned", ["exif", "xmp", "packed xmp", "packed profile"])
+def test_large_texts_do_not_hide_the_pixels(tmp_path: Path, turned: str) -> None:
+    with_text(tmp_path / "image.png", turned)
+    assert np.array_equal(pixels_of(tmp_path / "image.png"), UPRIGHT)
+    assert unreadable_images(tmp_path, ["image.png"]) == {}
+
+
+def test_a_large_colour_profile_does_not_hide_the_pixels(tmp_path: Path) -> None:
+    Image.fromarray(UPRIGHT).save(tmp_path / "image.png", icc_profile=bytes(3_000_000))
+    assert np.array_equal(pixels_of(tmp_path / "image.png"), UPRIGHT)
+
+
+def test_a_text_that_says_the_rotation_and_is_too_large_is_done_without(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", "x" * 3_000_000, zip=True)
+    Image.fromarray(UPRIGHT).save(tmp_path / "image.png", pnginfo=info)
+    assert np.array_equal(pixels_of(tmp_path / "image.png"), UPRIGHT)
+
+
+def test_a_png_with_large_texts_that_is_cut_short_is_unreadable(tmp_path: Path) -> None:
+    with_text(tmp_path / "image.png", "exif")
+    content = (tmp_path / "image.png").read_bytes()
+    for end in (len(content) - 30, content.index(b"IDAT") + 6):
+        (tmp_path / "image.png").write_bytes(content[:end])
+        with pytest.raises(UnreadableImageError):
+            read_image(tmp_path / "image.png")
+
+
+# What is no regular file
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UnreadableImageError, match="named pipe"):
+        read_image(tmp_path / "pipe.png")
+    assert unreadable_images(tmp_path, ["pipe.png"]) == {"pipe.png": "named pipe"}
+
+
+def test_links_are_followed_and_those_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    make(tmp_path / "a.png")
+    (tmp_path / "good.png").symlink_to("a.png")
+    (tmp_path / "broken.png").symlink_to("gone.png")
+    (tmp_path / "self.png").symlink_to("self.png")
+    (tmp_path / "device.png").symlink_to(os.devnull)
+    found = unreadable_images(tmp_path, ["good.png", "broken.png", "self.png", "device.png"])
+    assert set(found) == {"broken.png", "self.png", "device.png"}
+    assert found["device.png"] == "device"

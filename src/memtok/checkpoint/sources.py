@@ -48,6 +48,7 @@ from memtok.checkpoint.timm_models import (
 from memtok.errors import MemtokError
 from memtok.files import atomic_write
 from memtok.preprocessing import Preprocessing, size_pair
+from memtok.regular import check_regular
 
 SHIPPED = "small"  # the backbone that comes with memtok
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -122,6 +123,7 @@ def _read_named(source: str | Path, size: tuple[int, int] | None, architecture: 
         if text.startswith(prefix):
             return _read_hub(text.removeprefix(prefix), size, architecture)
     path = Path(source).expanduser()
+    check_regular(path, "a folder or a .safetensors file")
     if path.is_dir():
         return _read_folder(path, text, size, architecture)
     if path.is_file():

@@ -134,8 +134,8 @@ def describe(error: Exception, debug: bool) -> str:
         return f"expected to reach {error.filename}, found: {error.strerror}; check the path and its permissions"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
         return (
-            f"expected enough memory, found too little ({textwrap.shorten(text, 120)}); try smaller numbers, such as "
-            "--batch-size, --memory, --views or --image-size"
+            f"expected enough memory, found too little ({textwrap.shorten(text, 120) or 'Python ran out of it'}); try "
+            "smaller numbers, such as --batch-size, --memory, --views or --image-size"
         )
     hint = "" if debug else "; run again with --debug for the traceback"
     return f"unexpected {type(error).__name__}: {text}{hint}"

@@ -21,7 +21,7 @@ from memtok.cli.options import (
     require,
     whole,
 )
-from memtok.cli.output import check_outputs, note, percent, progress, say, table, write_result
+from memtok.cli.output import check_outputs, note, note_left_out, percent, progress, say, table, write_result
 
 if TYPE_CHECKING:
     from memtok.evaluation import EvaluationTable
@@ -108,7 +108,6 @@ def show(result: EvaluationTable) -> None:
     table(columns, rows, right=columns[1:])
     for name, split in result.splits.items():
         say(f"{name}: {split['part']} part of {split['spec']}, split {split['kind']}, {split['digest'][:19]}")
-    for path in result.skipped:
-        note(f"not readable, left out: {path}")
-    if result.skipped:
-        say(f"{len(result.skipped)} unreadable images left out")
+    note_left_out(result.left_out)
+    if result.left_out:
+        say(f"{len(result.left_out)} unreadable images left out")

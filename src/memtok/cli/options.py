@@ -11,8 +11,9 @@ from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
-from memtok.cli.errors import UsageError
+from memtok.cli.errors import UsageError, arguments
 from memtok.cli.suggestions import options_like
+from memtok.regular import check_regular
 
 # What memtok.data knows, without importing it; a test compares the two.
 DATA_NAMES = (
@@ -219,10 +220,10 @@ def add_device(parser: Parser) -> None:
     add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
 
 
-def add_on_bad_image(parser: Parser) -> None:
+def add_on_bad_image(parser: Parser, default: str = "fail") -> None:
     """`--on-bad-image`."""
     kind = one_of("--on-bad-image", ("skip", "fail"))
-    add(parser, "--on-bad-image", kind, "WHAT", "an image that cannot be read: skip it and say so, or fail", "fail")
+    add(parser, "--on-bad-image", kind, "WHAT", "an image that cannot be read: skip it and say so, or fail", default)
 
 
 def add_data_options(parser: Parser, workers: bool = True) -> None:
@@ -262,6 +263,7 @@ def option_names(parser: Parser) -> dict[str, str]:
 
 def parse(parser: Parser, words: list[str]) -> Namespace | None:
     """The options in `words`; None where --help or --print-config was answered. Raises UsageError."""
+    check_configs(words)
     try:
         options: Namespace = parser.parse_args(words)
         for key, default in vars(parser.get_defaults()).items():
@@ -281,6 +283,15 @@ def parse(parser: Parser, words: list[str]) -> Namespace | None:
         if isinstance(error, UsageError):
             raise
         raise UsageError(explain(parser, str(error))) from error
+
+
+def check_configs(words: Sequence[str]) -> None:
+    """UsageError if a `--config` among the words names a pipe or a device, which reading may never end."""
+    for word, following in zip(words, (*words[1:], ""), strict=True):
+        option, _, value = word.partition("=")
+        if option == "--config":
+            with arguments():
+                check_regular(value or following, "a YAML file after --config", streams=True)
 
 
 def require(options: Namespace, *flags: str) -> None:

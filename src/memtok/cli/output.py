@@ -22,6 +22,7 @@ from memtok.files import is_stream, look_at, standard_descriptor, write_json
 from memtok.meter import Meter
 
 DATA_FOLDER = re.compile(r"^([^=]*=)?folder:")
+MOST_NAMED = 20  # of the images that are left out
 PIPED_WIDTH = 100_000  # a pipe has no edge at which to break lines
 RESULTS = ("json", "csv")  # the options that name a file for the result
 
@@ -49,6 +50,14 @@ def say(text: str = "") -> None:
 def note(text: str) -> None:
     """A line on standard error, for what is worth knowing but is not the result."""
     print(f"memtok: note: {printable(text)}", file=sys.stderr)
+
+
+def note_left_out(left_out: Sequence[tuple[str, str]]) -> None:
+    """Names what could not be read, (path, reason) each; of many the first ones, for `--json` has them all."""
+    for path, reason in left_out[:MOST_NAMED]:
+        note(f"left out: {path} ({reason})")
+    if len(left_out) > MOST_NAMED:
+        note(f"left out: {len(left_out) - MOST_NAMED} more, which --json names")
 
 
 def percent(share: float) -> str:

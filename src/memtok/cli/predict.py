@@ -17,7 +17,8 @@ from memtok.cli.options import (
     require,
     whole,
 )
-from memtok.cli.output import check_outputs, note, progress, table, write_result
+from memtok.cli.output import check_outputs, note_left_out, progress, table, write_result
+from memtok.errors import MemtokError
 
 USAGE = "FILE... --backbone SRC --images PATH..."
 EXAMPLES = """
@@ -34,7 +35,7 @@ def configure(parser: Parser) -> None:
     add(parser, "--top", whole("--top", 1), "K", "how many classes of each task to show", 1)
     add_switch(parser, "--base", "also the backbone's own classes, as task `base`; so without any FILE")
     add(parser, "--batch-size", whole("--batch-size", 1), "N", "images at once", 32)
-    add_on_bad_image(parser)
+    add_on_bad_image(parser, "skip")
     add_device(parser)
     add_json(parser)
     add(parser, "--csv", None, "FILE", "also write the table as CSV: image, task, rank, class, probability")
@@ -48,7 +49,7 @@ def run(options: Namespace) -> int:
     from memtok.model import MemoryViT
     from memtok.prediction import find_images, predict
 
-    paths = find_images(options.images)
+    find_images(options.images)  # nothing there is found before the model is loaded
     device = choose_device(options.device)
     headers = read_headers(options.files)
     backbone = open_backbone(options.backbone, headers, device=device, precision=options.precision)
@@ -56,7 +57,7 @@ def run(options: Namespace) -> int:
     with progress("predict") as report:
         result = predict(
             model,
-            paths,
+            options.images,
             top=options.top,
             base=options.base or not model.names,
             batch_size=options.batch_size,
@@ -66,8 +67,9 @@ def run(options: Namespace) -> int:
     write_result(options.json, result.to_json())
     if options.csv is not None:
         result.write_csv(options.csv)
-    for path in result.skipped:
-        note(f"not readable, left out: {path}")
+    note_left_out(result.left_out)
+    if not result.rows:
+        raise MemtokError("expected an image that can be read, found none; the notes say what is wrong with them")
     rows = [
         [row.path, row.task, name, f"{probability:.4f}"] for row in result.rows for name, probability in row.ranking
     ]

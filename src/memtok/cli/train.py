@@ -28,7 +28,7 @@ from memtok.cli.options import (
     require,
     whole,
 )
-from memtok.cli.output import check_apart, check_outputs, note, percent, say, size, table, write_result
+from memtok.cli.output import check_apart, check_outputs, note_left_out, percent, say, size, table, write_result
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
@@ -246,7 +246,8 @@ def summary(trainable: Trainable, result: TrainResult) -> dict[str, Any]:
         "total_parameters": result.total_parameters,
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
-        "skipped_images": len(result.skipped_images),
+        "skipped_images": len(result.left_out),
+        "left_out": [one._asdict() for one in result.left_out],
         "split_digest": result.split_digest,
         "record": result.record,
     }
@@ -274,8 +275,7 @@ def show(trainable: Trainable, result: TrainResult, options: Namespace) -> None:
         count = f"{kept['records']:,} of training, {kept['validation_records']:,} of validation"
         rows.append(("traces", f"kept ({kept['kept']}): {count}, {taken}; {there:,} were there before"))
     table(["", ""], rows)
-    for path in result.skipped_images:
-        note(f"not readable, left out: {path}")
+    note_left_out(result.left_out)
     say()
     say("next:")
     for command in next_commands(trainable.name, str(out), options):

@@ -7,6 +7,7 @@ Whatever a file holds (grey, palette, transparency, CMYK, 16 bit, a camera's rot
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import time
@@ -15,14 +16,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
+from memtok.data.png import without_text
 from memtok.errors import MemtokError
 from memtok.files import atomic_write
+from memtok.regular import special_kind
 
 # fmt: off
 IMAGE_EXTENSIONS = frozenset({
@@ -76,6 +80,13 @@ class UnreadableImageError(MemtokError):
         return type(self), (self.path, self.reason)  # by its own arguments, so that it can cross processes
 
 
+class LeftOut(NamedTuple):
+    """Something that could not be read, and why."""
+
+    path: str
+    reason: str
+
+
 def shown(path: str | Path) -> str:
     """A path as it stands in a message: quoted where a line break or an odd byte would garble the line."""
     text = str(path)
@@ -88,8 +99,6 @@ def read_image(path: str | Path) -> Image.Image:
     Raises UnreadableImageError (a MemtokError) for a file that is missing, cut short, not an image, or that would
     unpack to more than twice `PIL.Image.MAX_IMAGE_PIXELS`.
     """
-    if Path(path).exists() and not Path(path).is_file():
-        raise UnreadableImageError(path, "not a regular file")  # a named pipe would never answer
     with _quiet():
         return _decode(path)
 
@@ -151,6 +160,21 @@ def check_cache_file(folder: Path, root: Path) -> Path:
 
 
 @contextmanager
+def guarded(path: str | Path) -> Iterator[None]:
+    """Around all that is done with one image: whatever goes wrong becomes an UnreadableImageError that names it."""
+    try:
+        yield
+    except MemtokError:
+        raise
+    except MemoryError as error:
+        raise UnreadableImageError(path, "does not fit into memory") from error
+    # Pillow's readers raise nearly anything on a broken file: OSError, SyntaxError, ValueError, struct.error,
+    # zlib.error, IndexError, DecompressionBombError ...
+    except Exception as error:
+        raise UnreadableImageError(path, _reason(error)) from error
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Pillow warns of large images and of broken metadata; neither is news to somebody who trains a model."""
     with warnings.catch_warnings():
@@ -160,18 +184,25 @@ def _quiet() -> Iterator[None]:
 
 def _decode(path: str | Path) -> Image.Image:
     """`read_image` without touching the filters of warnings, which belong to the process, not to the thread."""
-    try:
-        with Image.open(path, formats=_formats()) as image:
-            image.load()  # before the orientation: PNG may store it behind the pixels, TIFF is turned on loading
-            turn = ORIENTATIONS.get(_orientation(image))
-            upright = image if turn is None else image.transpose(turn)
-            return as_rgb(upright)
-    except MemoryError as error:
-        raise UnreadableImageError(path, "does not fit into memory") from error
-    # Pillow's readers raise nearly anything on a broken file: OSError, SyntaxError, ValueError, struct.error,
-    # zlib.error, IndexError, DecompressionBombError ...
-    except Exception as error:
-        raise UnreadableImageError(path, _reason(error)) from error
+    with guarded(path):
+        if kind := special_kind(path):  # which may be waited for without end
+            raise UnreadableImageError(path, kind)
+        try:
+            return _upright(path)
+        except ValueError:
+            content = Path(path).read_bytes()
+            slim = without_text(content)
+            if slim == content:
+                raise
+            return _upright(io.BytesIO(slim))
+
+
+def _upright(source: str | Path | io.BytesIO) -> Image.Image:
+    with Image.open(source, formats=_formats()) as image:
+        image.load()  # before the orientation: PNG may store it behind the pixels, TIFF is turned on loading
+        turn = ORIENTATIONS.get(_orientation(image))
+        upright = image if turn is None else image.transpose(turn)
+        return as_rgb(upright)
 
 
 def _formats() -> list[str]:
@@ -244,8 +275,8 @@ def _read_cache(cache: Path | None) -> dict[str, list[object]]:
         return {}
     try:
         content = json.loads(cache.read_text(encoding="utf-8"))
-        # Another Pillow may read other files.
-        if content["version"] == 1 and content["pillow"] == PIL.__version__:
+        # Another Pillow may read other files. Version 1 took large texts for damage.
+        if content["version"] == 2 and content["pillow"] == PIL.__version__:
             return {name: [*row[:3], str(row[3])] for name, row in content["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         pass
@@ -255,7 +286,7 @@ def _read_cache(cache: Path | None) -> dict[str, list[object]]:
 def _write_cache(cache: Path, files: dict[str, list[object]]) -> None:
     try:
         with atomic_write(cache) as temporary:
-            content = {"version": 1, "pillow": PIL.__version__, "files": files}
+            content = {"version": 2, "pillow": PIL.__version__, "files": files}
             temporary.write_text(json.dumps(content), encoding="utf-8")
     except (MemtokError, OSError):
         pass

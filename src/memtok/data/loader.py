@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from memtok.data.images import UnreadableImageError
 from memtok.data.sources import ImageSet
 from memtok.data.splits import Indices, check_seed, shuffled
 from memtok.data.transforms import Transform
@@ -155,8 +156,11 @@ class Samples(Dataset[tuple[Tensor, int, int]]):
         random.seed(int(seeds[0]))
         np.random.seed(seeds[1])
         torch.default_generator.manual_seed(int(seeds[2]))  # torch.manual_seed would reseed the GPU as well
-        image, label = self.image_set[index]
-        return self.transform(image), label, index
+        try:
+            image, label = self.image_set[index]
+            return self.transform(image), label, index
+        except MemoryError as error:
+            raise UnreadableImageError(self.image_set.identity(index), "does not fit into memory") from error
 
 
 def collate(samples: list[tuple[Tensor, int, int]] | Failure) -> Batch | Failure:

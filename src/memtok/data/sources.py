@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from memtok.data.images import read_image
+from memtok.checks import composed, new_classes
+from memtok.data.images import LeftOut, read_image
 from memtok.data.splits import Indices, check_seed, digest, stratified_order
 from memtok.errors import MemtokError
 
@@ -158,8 +159,8 @@ class DataSource:
     `spec`: what was asked for, such as `digits` or `folder:photos`; `name`: a short name. `classes`: their names in the
     order of the labels. `test` is the official test part where there is one, else the validation part. `split_kind`,
     `seed`, `fraction`: how the parts came about. `augment`: how its images are varied in training unless told otherwise
-    ("inception", "crop" or "none"), and `flip`: are they mirrored? `skipped`: paths that could not be read and were
-    left out.
+    ("inception", "crop" or "none"), and `flip`: are they mirrored? `left_out`: what could not be read, (path, reason)
+    each; `skipped`: the paths alone.
     """
 
     spec: str
@@ -173,10 +174,11 @@ class DataSource:
     fraction: float | None = None
     flip: bool = True
     augment: str = "inception"
-    skipped: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     def __post_init__(self) -> None:
         check_classes(self.classes, self.spec)
+        object.__setattr__(self, "classes", new_classes(self.classes))
         for part in ("train", "validation", "test"):
             labels = getattr(self, part).labels
             if len(labels) == 0:
@@ -186,6 +188,11 @@ class DataSource:
                     f"expected labels from 0 to {len(self.classes) - 1} in the {part} part of {self.spec}, found "
                     f"{labels.min()} to {labels.max()}; name every class"
                 )
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The paths of what could not be read."""
+        return tuple(one.path for one in self.left_out)
 
     @cached_property
     def split_digest(self) -> str:
@@ -219,6 +226,7 @@ class DataSource:
         Raises MemtokError for a class that the source does not have, one named twice, fewer than two, or if a part
         holds no image of them.
         """
+        classes = [composed(name) for name in classes]
         unknown = [name for name in classes if name not in self.classes]
         if unknown:
             raise MemtokError(f"expected classes of {self.spec}, found {unknown[0]!r}; it has {listing(self.classes)}")
@@ -239,14 +247,14 @@ class DataSource:
             test=restrict(self.test),
         )
 
-    def without(self, identities: Container[str], skipped: tuple[str, ...]) -> DataSource:
-        """The source without the images of these identities; `skipped` are their paths."""
+    def without(self, identities: Container[str], left_out: tuple[LeftOut, ...]) -> DataSource:
+        """The source without the images of these identities; `left_out` are their paths and what is wrong with them."""
 
         def rest(part: ImageSet) -> ImageSet:
             return part.select([index for index, name in enumerate(part.identities) if name not in identities])
 
         return replace(
-            self, train=rest(self.train), validation=rest(self.validation), test=rest(self.test), skipped=skipped
+            self, train=rest(self.train), validation=rest(self.validation), test=rest(self.test), left_out=left_out
         )
 
 

@@ -19,6 +19,7 @@ from memtok.data.official import official_parts
 from memtok.data.published import Published
 from memtok.data.sources import FileStore, ImageSet
 from memtok.errors import MemtokError
+from memtok.regular import check_regular
 
 FOLDER = "SUN397"
 LISTS = ("Training_01.txt", "Testing_01.txt")
@@ -68,6 +69,7 @@ def _read_list(path: Path) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
+    check_regular(path, f"{path.name} of SUN-397")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

@@ -29,6 +29,9 @@ AUGMENTATIONS = ("inception", "crop", "none")
 CROP_MARGIN = 8 / 7
 """`crop` resizes to this much more than the input size: 224 to 256, the usual ratio of resize and crop."""
 
+LARGEST_RESIZED = 2**24
+"""Pixels that a picture may have after the resize to be resized as a whole: 50 MB in RGB."""
+
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -45,10 +48,10 @@ class EvaluationPixels:
 
     def __call__(self, image: Image.Image) -> Tensor:
         settings = self.preprocessing
-        image = resize(image, settings.resize, settings.interpolation)
-        if settings.crop:
-            image = centre_crop(image, settings.image_size, low=settings.position_resize == "transformers")
-        return pixels_of(image)
+        resized = resized_size(image, settings.resize)
+        crop = settings.image_size if settings.crop else resized
+        corner = centre_corner(resized, crop, low=settings.position_resize == "transformers")
+        return pixels_of(resize_and_crop(image, resized, corner, crop, settings.interpolation))
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,10 @@ class RandomCropPixels:
             size = math.ceil(max(height, width) * CROP_MARGIN)
         else:
             size = (math.ceil(height * CROP_MARGIN), math.ceil(width * CROP_MARGIN))
-        image = resize(image, size, settings.interpolation)
-        image = transforms.RandomCrop((height, width))(image)
+        resized = resized_size(image, size)
+        # Asked of a tensor without elements: all that counts is its height and width.
+        top, left, _, _ = transforms.RandomCrop.get_params(torch.empty(0, *resized), (height, width))
+        image = resize_and_crop(image, resized, (top, left), (height, width), settings.interpolation)
         if self.flip:
             image = transforms.RandomHorizontalFlip()(image)
         return pixels_of(image)
@@ -161,26 +166,47 @@ def training_pixels(preprocessing: Preprocessing, augment: str = "inception", fl
 
 
 def resize(image: Image.Image, size: tuple[int, int] | int, interpolation: str) -> Image.Image:
-    """Resizes to exactly (height, width), or so that the shorter side is `size` and the proportions stay."""
-    if isinstance(size, int):
-        short, long = sorted((image.height, image.width))
-        longer = int(size * long / short)  # rounded down, as torchvision and transformers do
-        height, width = (size, longer) if image.height <= image.width else (longer, size)
-    else:
-        height, width = size
+    """The picture at its `resized_size`."""
+    height, width = resized_size(image, size)
     return image.resize((width, height), INTERPOLATIONS[interpolation])
 
 
-def centre_crop(image: Image.Image, size: tuple[int, int], *, low: bool) -> Image.Image:
-    """The middle of the image, (height, width); the image is at least that large, as `Preprocessing` makes sure.
+def resized_size(image: Image.Image, size: tuple[int, int] | int) -> tuple[int, int]:
+    """(height, width) exactly as `size` says, or, if that is a number, with it as the shorter side."""
+    if not isinstance(size, int):
+        return size
+    short, long = sorted((image.height, image.width))
+    longer = int(size * long / short)  # rounded down, as torchvision and transformers do
+    return (size, longer) if image.height <= image.width else (longer, size)
+
+
+def centre_corner(size: tuple[int, int], crop: tuple[int, int], *, low: bool) -> tuple[int, int]:
+    """(top, left) of the middle of a picture, which is at least as large as the crop, as `Preprocessing` makes sure.
 
     Where the middle falls between two pixels, `low` takes the lower one, as transformers does; otherwise half numbers
     go to the even neighbour, as torchvision and so timm do.
     """
-    height, width = size
-    spare = image.height - height, image.width - width
-    top, left = (pixels // 2 if low else round(pixels / 2) for pixels in spare)
-    return image.crop((left, top, left + width, top + height))
+    top, left = (
+        (whole - part) // 2 if low else round((whole - part) / 2) for whole, part in zip(size, crop, strict=True)
+    )
+    return top, left
+
+
+def resize_and_crop(
+    image: Image.Image, size: tuple[int, int], corner: tuple[int, int], crop: tuple[int, int], interpolation: str
+) -> Image.Image:
+    """The part of (height, width) `crop` at (top, left) `corner` of the picture resized to (height, width) `size`.
+
+    Of a long and thin picture (60000 x 1 would become 15 million x 256) only that part is computed. Its pixels are the
+    same but for rounding: Pillow rounds positions and chooses which side it resizes first by the sizes.
+    """
+    (height, width), (top, left) = size, corner
+    bottom, right = top + crop[0], left + crop[1]
+    if height * width <= LARGEST_RESIZED:
+        return resize(image, size, interpolation).crop((left, top, right, bottom))
+    across, down = image.width / width, image.height / height
+    box = left * across, top * down, min(right * across, image.width), min(bottom * down, image.height)
+    return image.resize((crop[1], crop[0]), INTERPOLATIONS[interpolation], box)
 
 
 def pixels_of(image: Image.Image) -> Tensor:

@@ -200,7 +200,7 @@ class Quickstart:
                 image.save(temporary, format="PNG")
             truths[str(path)] = self.data.classes[label]
         answers: dict[str, dict[str, tuple[str, float]]] = {path: {} for path in truths}
-        for row in predict(model, list(truths), top=1, base=True).rows:
+        for row in predict(model, list(truths), top=1, base=True, on_bad_image="fail").rows:
             answers[row.path][row.task] = row.ranking[0]
         assert all(BASE in found for found in answers.values())
         return tuple(

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Subset
 
+from memtok.checks import composed
 from memtok.data import DataSource, from_dataset, kept_random_state, open_data
 from memtok.errors import MemtokError
 from memtok.training.compiler import compiling, make_compiler
@@ -179,12 +180,13 @@ def open_source(data: str | DataSource | Any, task: Trainable, settings: Setting
 
 def matching(source: DataSource, task: Trainable) -> DataSource:
     """The data with its labels in the order of the task's classes; MemtokError unless they have the same classes."""
-    if source.classes == task.classes:
+    wanted = tuple(composed(name) for name in task.classes)  # earlier versions took names as they came
+    if source.classes == wanted:
         return source
-    if set(source.classes) == set(task.classes):
-        return source.only(task.classes)
-    missing = [name for name in task.classes if name not in source.classes]
-    extra = [name for name in source.classes if name not in task.classes]
+    if set(source.classes) == set(wanted):
+        return source.only(wanted)
+    missing = [name for name in wanted if name not in source.classes]
+    extra = [name for name in source.classes if name not in wanted]
     found = f"no {missing[0]!r} in {source.spec}" if missing else f"{extra[0]!r} in {source.spec} as well"
     advice = "make the task with classes=data.classes" if missing else "train on data.only(task.classes)"
     raise MemtokError(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from memtok.backbone import Backbone
 from memtok.checkpoint import save_checkpoint
-from memtok.checks import check_classes, check_name
+from memtok.checks import check_classes, check_name, new_classes
 from memtok.errors import MemtokError
 from memtok.model import MemoryViT
 from memtok.outputs import Outputs
@@ -82,7 +82,8 @@ class FullModel(nn.Module):
 
         seed: of the head; without it, it comes from torch's global generator.
         """
-        count = len(check_classes(classes))
+        classes = new_classes(classes)
+        count = len(classes)
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
         vit = copy.deepcopy(backbone.vit).float()
         vit.head = new_head(vit.num_features, count, generator, backbone.device)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memtok.data import DataSource
+from memtok.data.images import LeftOut
 from memtok.errors import MemtokError
 from memtok.task import Task
 from memtok.training.recipes import images_seen
@@ -24,8 +25,9 @@ class TrainResult:
 
     model: the Task or FullModel that was trained, with the best state loaded. steps: steps done; best_step: of the
     best state. best_accuracy, final_accuracy: of the best and of the last state. history: the rows of metrics.jsonl.
-    seconds: in all, over all sessions; images_per_second: while training, validation left out. skipped_images: paths
-    that could not be read. out: the task file, None if nothing was written. record: as in the task file.
+    seconds: in all, over all sessions; images_per_second: while training, validation left out. left_out: what could
+    not be read, (path, reason) each; skipped_images: the paths alone. out: the task file, None if nothing was written.
+    record: as in the task file.
     diverged_at: the step whose loss or gradient was not finite, of tasks trained together; `train` raises instead.
     """
 
@@ -39,11 +41,16 @@ class TrainResult:
     images_per_second: float
     trainable_parameters: int
     total_parameters: int
-    skipped_images: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
     split_digest: str
     out: Path | None
     record: dict[str, Any] = field(repr=False)
     diverged_at: int | None = None
+
+    @property
+    def skipped_images(self) -> tuple[str, ...]:
+        """The paths of what could not be read."""
+        return tuple(one.path for one in self.left_out)
 
     @property
     def task(self) -> Task:

@@ -327,7 +327,7 @@ class Session:
             images_per_second=self.images / max(state.training_seconds, 1e-9),
             trainable_parameters=trained,
             total_parameters=total,
-            skipped_images=tuple(self.data.skipped),
+            left_out=self.data.left_out,
             split_digest=self.data.split_digest,
             out=self.settings.out,
             record=self.trainable.record,

@@ -267,7 +267,7 @@ class Together:
             images_per_second=images_seen(self.step, plan.train_images, plan.batch_size) / max(self.seconds, 1e-9),
             trainable_parameters=trained,
             total_parameters=total,
-            skipped_images=tuple(self.data.skipped),
+            left_out=self.data.left_out,
             split_digest=self.data.split_digest,
             out=None,
             record=record,
