@@ -287,11 +287,11 @@ def parse(parser: Parser, words: list[str]) -> Namespace | None:
 
 def check_configs(words: Sequence[str]) -> None:
     """UsageError if a `--config` among the words names a pipe or a device, which reading may never end."""
-    for word, following in zip(words, (*words[1:], ""), strict=True):
+    for index, word in enumerate(words):
         option, _, value = word.partition("=")
         if option == "--config":
             with arguments():
-                check_regular(value or following, "a YAML file after --config", streams=True)
+                check_regular(value or "".join(words[index + 1 : index + 2]), "a YAML file", streams=True)
 
 
 def require(options: Namespace, *flags: str) -> None:
