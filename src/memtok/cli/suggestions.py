@@ -51,6 +51,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--mode": ("--regime",),
     "--topk": ("--top",),
     "--top-k": ("--top",),
+    "--threshold": ("--unknown-below",),
     "--continue": ("--resume",),
     "--force": ("--overwrite",),
     "--random-seed": ("--seed",),
