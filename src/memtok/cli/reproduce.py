@@ -27,6 +27,7 @@ from memtok.cli.options import (
     whole,
 )
 from memtok.cli.output import check_apart, check_outputs, note, percent, say, table, write_result
+from memtok.launch import check_launch
 
 if TYPE_CHECKING:
     from memtok.presets import Preset
@@ -118,6 +119,7 @@ def run(options: Namespace) -> int:
         raise UsageError(f"expected no {wrong[0]} for {options.experiment}, found one; {advice}")
     require(options, "--out")
     check_pairs(vars(options))
+    check_launch()
     check_places(options)
     check_apart(options.data or (), out=options.out, trace_dir=options.trace_dir)
     preset = apply_preset(options)

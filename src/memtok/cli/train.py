@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from memtok.cli.options import (
     whole,
 )
 from memtok.cli.output import check_apart, check_outputs, note_left_out, percent, say, size, table, write_result
+from memtok.launch import check_launch, is_first_process
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
@@ -108,13 +108,14 @@ def run(options: Namespace) -> int:
     check_regime(options)
     check_pairs(vars(options))
     check_spec(options.data)
+    check_launch()
     from memtok.training import train
 
     settings = check_settings(options)
     check_compiler(options)
     trainable, data = prepare(options)
     result = train(trainable, data, progress=True, **settings)
-    if int(os.environ.get("RANK", "0")) == 0:  # the first of several processes speaks for all
+    if is_first_process():  # the first of several processes speaks for all
         write_result(options.json, summary(trainable, result))
         show(trainable, result, options)
     return 0
