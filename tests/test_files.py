@@ -102,7 +102,7 @@ def test_what_is_no_file_is_refused_before_the_content_is_made(tmp_path: Path) -
 def test_permissions_are_those_of_the_file_or_of_the_umask(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.write_text("old")
-    old.chmod(0o640)
+    old.chmod(0o604)
     umask = os.umask(0o027)
     try:
         write_text(old, "content")
@@ -110,7 +110,7 @@ def test_permissions_are_those_of_the_file_or_of_the_umask(tmp_path: Path) -> No
         tiny_task(tiny_backbone()).save(tmp_path / "task")
     finally:
         os.umask(umask)
-    assert stat.S_IMODE(old.stat().st_mode) == 0o640
+    assert stat.S_IMODE(old.stat().st_mode) == 0o604
     assert stat.S_IMODE(new.stat().st_mode) == 0o640
     assert stat.S_IMODE((tmp_path / "task").stat().st_mode) == 0o640
 
