@@ -85,13 +85,13 @@ COMMANDS = {
 
 
 def command_like(word: str, commands: Sequence[str]) -> str:
-    """ " (did you mean train?)", or nothing where no command is like `word`."""
-    found = COMMANDS.get(word.casefold())
+    """The command that is like `word`, in parentheses; nothing where none is."""
+    found = COMMANDS.get(word.casefold(), "")
     return meant([found] if found in commands else difflib.get_close_matches(word.casefold(), commands, 1))
 
 
 def options_like(words: Iterable[str], options: Sequence[str]) -> str:
-    """The same for those of `words` that are unknown options, `--lr` and `--lr=0.1`, or keys of a configuration."""
+    """The same for the options that are like `words`: unknown ones, `--lr` or `--lr=0.1`."""
     known = [option for option in options if option.startswith("--")]
     found: dict[str, None] = {}
     for word in words:
@@ -101,6 +101,6 @@ def options_like(words: Iterable[str], options: Sequence[str]) -> str:
     return meant(list(found))
 
 
-def meant(found: Sequence[str | None]) -> str:
+def meant(found: Sequence[str]) -> str:
     """In words."""
-    return f" (did you mean {' or '.join(filter(None, found))}?)" if found else ""
+    return f" (did you mean {' or '.join(found)}?)" if found else ""
