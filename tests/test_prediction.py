@@ -246,3 +246,38 @@ def test_training_mode_is_left_as_found(model: memtok.MemoryViT, folder: Path) -
     memtok.predict(model, [folder / "b.png"])
     assert model.tasks[0].training
     model.eval()
+
+
+def test_unknown_below(model: memtok.MemoryViT, folder: Path, tmp_path: Path) -> None:
+    plain = memtok.predict(model, folder, top=2)
+    assert all(row.answer == row.ranking[0][0] for row in plain.rows)
+    assert plain.to_json()["unknown_below"] == {}
+    pets = sorted(row.ranking[0][1] for row in plain.rows if row.task == "pets")
+    between = (pets[1] + pets[2]) / 2  # two of the five images are less probable
+
+    found = memtok.predict(model, folder, top=2, unknown_below={"pets": between})
+    assert [row.ranking for row in found.rows] == [row.ranking for row in plain.rows]
+    assert sum(row.unknown for row in found.rows if row.task == "pets") == 2
+    assert not any(row.unknown for row in found.rows if row.task == "cars")
+    for row in found.rows:
+        assert row.answer == (None if row.unknown else row.ranking[0][0])
+
+    stored = json.loads(json.dumps(found.to_json()))
+    assert stored["unknown_below"] == {"pets": between}
+    answers = [image["answers"]["pets"] for image in stored["images"]]
+    assert answers == [row.answer for row in found.rows if row.task == "pets"]
+    assert answers.count(None) == 2
+
+    found.write_csv(tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["unknown"] == "true" for row in rows] == [row.unknown for row in found.rows for _ in range(2)]
+
+    assert all(row.unknown for row in memtok.predict(model, folder, unknown_below=1).rows)
+    assert not any(row.unknown for row in memtok.predict(model, folder, unknown_below=0.0).rows)
+
+
+def test_wrong_thresholds(model: memtok.MemoryViT, folder: Path) -> None:
+    for wrong in (1.5, -0.1, float("nan"), True, "0.5", {"dogs": 0.5}, {"pets": 2}):
+        with pytest.raises(MemtokError, match="expected unknown_below"):
+            memtok.predict(model, folder, unknown_below=wrong)  # type: ignore[arg-type]

@@ -128,7 +128,7 @@ class Backbone(nn.Module):
         if not isinstance(images, Tensor):
             raise MemtokError(
                 f"expected images as a tensor (batch, {channels}, {height}, {width}), found {type(images).__name__}; "
-                "apply memtok.evaluation_transform(model.preprocessing) to each image and stack them"
+                "make one of them with model.prepare(images)"
             )
         if images.ndim != 4 or tuple(images.shape[1:]) != (channels, height, width):
             raise MemtokError(
@@ -137,8 +137,7 @@ class Backbone(nn.Module):
             )
         if not images.is_floating_point():
             raise MemtokError(
-                f"expected normalised floating-point images, found {images.dtype}; "
-                "apply memtok.evaluation_transform(model.preprocessing)"
+                f"expected normalised floating-point images, found {images.dtype}; make them with model.prepare(images)"
             )
         if images.device != self.device:
             raise MemtokError(

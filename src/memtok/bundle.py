@@ -111,9 +111,11 @@ def write_stored(tasks: Sequence[StoredTask], path: str | Path) -> None:
             tensors[prefix + key] = tensor.detach().to("cpu").contiguous()
     content = tasks[0].header if len(tasks) == 1 else {"tasks": [task.header for task in tasks]}
     try:
-        metadata = {"memtok": json.dumps({"format_version": FORMAT_VERSION, **content}, ensure_ascii=False)}
+        text = json.dumps({"format_version": FORMAT_VERSION, **content}, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise MemtokError(f"expected a task.record of JSON values, found another ({error}); mend the record") from error
+    # A path in the record may be no UTF-8; its odd bytes become escapes of JSON.
+    metadata = {"memtok": text.encode("utf-8", "backslashreplace").decode()}
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 

@@ -6,8 +6,6 @@ share of the row. Letter for shapes: C classes.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import textwrap
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from memtok.files import atomic_write, write_json, write_text
+from memtok.files import atomic_write, csv_text, write_csv, write_json
 from memtok.metrics import Score
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ def write_confusion(folder: Path, name: str, score: Score, title: str) -> list[P
     """Writes NAME.png, NAME.csv and NAME.json into `folder`, which is made at need; returns their paths."""
     picture, table, values = (folder / f"{name}{ending}" for ending in ENDINGS)
     draw_confusion(score, title, picture)
-    write_text(table, confusion_csv(score))
+    write_csv(table, confusion_csv(score))
     write_json(values, confusion_json(score))
     return [picture, table, values]
 
@@ -47,12 +45,10 @@ def confusion_json(score: Score) -> dict[str, Any]:
 
 def confusion_csv(score: Score) -> str:
     """One line per class: its name, images, recall (empty without images), and how many were answered as each class."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["class", "images", "recall", *(row.name for row in score.per_class)])
+    rows: list[list[object]] = [["class", "images", "recall", *(row.name for row in score.per_class)]]
     for row, counts in zip(score.per_class, score.confusion().tolist(), strict=True):
-        rows.writerow([row.name, row.images, "" if row.top1 is None else f"{row.top1:.6f}", *counts])
-    return text.getvalue()
+        rows.append([row.name, row.images, "" if row.top1 is None else f"{row.top1:.6f}", *counts])
+    return csv_text(rows)
 
 
 def draw_confusion(score: Score, title: str, path: Path) -> None:

@@ -6,8 +6,6 @@ share the pass over its images. Nothing is printed, and the model and the random
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ from memtok.data.images import LeftOut, warn_if_dark
 from memtok.data.recorded import open_as_trained, opening_key
 from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
-from memtok.files import write_text
+from memtok.files import csv_text, write_csv
 from memtok.folders import slug
 from memtok.metrics import Score, Tally
 from memtok.model import MemoryViT
@@ -40,7 +38,7 @@ Data = str | DataSource | ImageSet | Dataset[Any]
 data set as `memtok.data.from_dataset` takes it, which is looked at whole."""
 
 Progress = Callable[[int, int], None]
-"""Called with (images answered, images in all)."""
+"""Called with (files looked at, files in all) while data given by name are opened; then (images answered, in all)."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +91,12 @@ class EvaluationTable:
 
         top1, the recall of the class, and top5 are empty where it has no image, part is where nothing tells it.
         """
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["task", "class", "images", "top1", "top5", "part"])
+        rows: list[list[object]] = [["task", "class", "images", "top1", "top5", "part"]]
         for name, score in self.rows():
             for row in score.per_class:
                 values = ["" if value is None else f"{value:.6f}" for value in (row.top1, row.top5)]
-                rows.writerow([name, row.name, row.images, *values, self.part(name)])
-        write_text(path, text.getvalue())
+                rows.append([name, row.name, row.images, *values, self.part(name)])
+        write_csv(path, csv_text(rows))
 
     def write_confusions(self, folder: str | Path) -> list[Path]:
         """Writes the confusion matrix of every task, and of `base`, as PNG, CSV and JSON; returns the paths."""
@@ -136,6 +132,7 @@ class Opening:
     split: str | None
     data_dir: Path | None
     on_bad_image: str
+    progress: Progress | None
 
 
 @dataclass
@@ -177,7 +174,7 @@ def evaluate(
     wanted = by_task(model, data)
     if base is not None:
         wanted[BASE] = base
-    passes, left_out, splits = plan(model, wanted, Opening(part, split, data_dir, on_bad_image))
+    passes, left_out, splits = plan(model, wanted, Opening(part, split, data_dir, on_bad_image, progress))
     singles = {name: model.select([name]) for name in wanted if name != BASE} if alone else {}
     tallies = Tallies()
     total, done = sum(len(walk.images) for walk in passes), 0
@@ -286,6 +283,7 @@ def open_any(given: Data, model: MemoryViT, name: str, opening: Opening) -> Data
             split=opening.split,
             data_dir=opening.data_dir,
             on_bad_image=opening.on_bad_image,
+            progress=opening.progress,
         )
     if opening.split is not None:
         raise MemtokError(

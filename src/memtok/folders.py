@@ -18,7 +18,8 @@ from memtok.header import parse_metadata, read_safetensors_header
 def slug(text: str) -> str:
     """`text` as the name of a folder: letters, digits, dots, hyphens; with a digest where that changed it."""
     plain = re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.")[-60:]
-    return plain if plain == text else f"{plain or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return plain if plain == text else f"{plain or 'x'}-{digest}"
 
 
 def check_fixed(path: Path, fixed: dict[str, Any], what: str = "grid", saved: Iterable[Path] = ()) -> None:

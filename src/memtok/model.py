@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from memtok.reference import variant_outputs
 from memtok.streams import TaskStreams, Walk
 from memtok.task import Task, topological
 from memtok.trace import Kept, Trace, absorbing_cost, matched, trunk_cost
+
+if TYPE_CHECKING:
+    from memtok.inputs import Pictures
 
 # Of the trunk's arithmetic: what a step may spend on absorbed projections to halve the memory of its trace.
 INPUTS_SHARE = 0.02
@@ -111,6 +114,16 @@ class MemoryViT(nn.Module):
         walk = self._begin(len(images), attention)
         trace = self._run_trunk(images, KEYS_AND_VALUES, base, walk.step)
         return self._collect(trace, walk, base)
+
+    def prepare(self, images: Pictures) -> Tensor:
+        """(B, 3, height, width) on the model's device: what `forward` takes, of paths, PIL images, arrays or tensors.
+
+        images: one or several, see `memtok.inputs.Picture`; they are resized, cropped and normalised as
+        `self.preprocessing` says. Raises MemtokError for what is no picture or cannot be read.
+        """
+        from memtok.inputs import prepare  # it brings torchvision along
+
+        return prepare(images, self.preprocessing, self.backbone.device)
 
     def trace(self, images: Tensor, *, base: bool = True) -> Trace:
         """The trunk's pass over images; `answer` turns it into outputs, for this model or one made from it."""

@@ -511,3 +511,32 @@ def test_the_shipped_backbone_is_called_small(workspace: Path, run: Run) -> None
     (header,) = read_header("new.safetensors")
     assert header["backbone"]["source"] == "small"
     assert run("verify", "new.safetensors", "--backbone", "small").code == 0
+
+
+def test_predict_unknown_below(workspace: Path, run: Run) -> None:
+    words = ("predict", "pets.safetensors", "head.safetensors", *BACKBONE, "--images", "photos/class 0/0.png")
+    found = run(*words, "--unknown-below", "0", "pets=1", "--json", "p.json", "--csv", "p.csv", "--top", "2")
+    assert found.code == 0, found.err
+    stored = json.loads(Path("p.json").read_text())
+    assert stored["unknown_below"] == {"pets": 1.0, "head": 0.0}
+    (image,) = stored["images"]
+    assert image["answers"] == {"pets": None, "head": image["tasks"]["head"][0]["class"]}
+    assert [line.split(",")[-1] for line in Path("p.csv").read_text().splitlines()] == [
+        "unknown",
+        "true",
+        "true",
+        "false",
+        "false",
+    ]
+    assert found.out.count("unknown (") == 1
+    Path("p.yaml").write_text("unknown_below: [0.3, head=0.2]\n")
+    assert run(*words, "--config", "p.yaml", "--json", "p.json").code == 0
+    assert json.loads(Path("p.json").read_text())["unknown_below"] == {"pets": 0.3, "head": 0.2}
+    printed = run(*words, "--unknown-below", "0.4", "--print-config")
+    Path("p.yaml").write_text(printed.out)
+    assert run(*words, "--config", "p.yaml", "--json", "p.json").code == 0
+    assert json.loads(Path("p.json").read_text())["unknown_below"] == {"pets": 0.4, "head": 0.4}
+    for wrong in (("1.5",), ("pets=x",), ("dogs=0.5",), ("0.1", "0.2"), ("pets=0.1", "pets=0.2")):
+        found = run(*words, "--unknown-below", *wrong)
+        assert found.code == 2, wrong
+        assert "--unknown-below" in found.error

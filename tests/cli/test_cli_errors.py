@@ -42,7 +42,7 @@ EVALUATE = ("evaluate", "pets.safetensors", *BACKBONE)
 
 WRONG_ARGUMENTS = {
     "no command": ((), "expected a command (quickstart, train, "),
-    "unknown command": (("trane",), "found 'trane'; see `memtok --help`"),
+    "unknown command": (("trane",), "found 'trane' (did you mean train?); see `memtok --help`"),
     "option without command": (("--backbone", "x"), "expected a command"),
     "unknown option": ((*TRAIN, "--stepz", "3"), "expected options of this command, found --stepz"),
     "abbreviated option": ((*TRAIN, "--step", "3"), "found --step"),

@@ -212,7 +212,3 @@ def test_epochs_without_end_are_refused(photos: Path, run: Run) -> None:
 
 def test_recipes_are_those_of_training() -> None:
     assert set(reproduce.RECIPES) == set(RECIPES)
-
-
-def test_durations() -> None:
-    assert [reproduce.duration(seconds) for seconds in (5, 100, 3600, 6000)] == ["5 s", "2 min", "60 min", "1 h 40 min"]

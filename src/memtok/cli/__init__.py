@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from memtok import __version__
-from memtok.cli.errors import UsageError, as_typed, printable
-from memtok.errors import MemtokError
+from memtok.cli.errors import UsageError, as_typed
+from memtok.errors import MemtokError, printable
 
 DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 
@@ -87,9 +87,12 @@ def dispatch(words: list[str]) -> int:
         print(f"memtok {__version__}")
         return DONE
     if not words or words[0] not in COMMANDS:
-        found = f"{words[0]!r}" if words else "none"
+        from memtok.cli.suggestions import command_like
+
+        found = f"{words[0]!r}{command_like(words[0], list(COMMANDS))}" if words else "none"
         raise UsageError(f"expected a command ({', '.join(COMMANDS)}), found {found}; see `memtok --help`")
     from memtok.cli.options import build_parser, option_names, parse  # brings jsonargparse along
+    from memtok.cli.output import result_on_stdout
 
     command = words[0]
     module = importlib.import_module(f"memtok.cli.{command.replace('-', '_')}")
@@ -98,7 +101,7 @@ def dispatch(words: list[str]) -> int:
     options = parse(parser, words[1:])
     if options is None:  # help or the configuration was printed
         return DONE
-    with messages_on_stderr():
+    with messages_on_stderr(), result_on_stdout(vars(options)):
         try:
             return int(module.run(options))
         except MemtokError as error:

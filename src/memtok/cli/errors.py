@@ -14,11 +14,6 @@ class UsageError(MemtokError):
     """Arguments that are wrong by themselves, whatever the files hold. Exit code 2."""
 
 
-def printable(text: str) -> str:
-    """One line in which names from files cannot steer the terminal: what does not print is written as an escape."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
-
-
 NAME = r"(?<![\w./'\"=-])(?P<name>[a-z]\w*)"  # not of a path, a quotation or an option
 # Where a word is the name of an argument, though it may be a common one, such as `memory`.
 NAMED = (

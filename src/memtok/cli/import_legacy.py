@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 
 from memtok.cli.errors import UsageError
 from memtok.cli.options import Parser, add, add_backbone, add_files, add_json, add_list, add_switch, require
-from memtok.cli.output import check_outputs, say, size, table, write_result
+from memtok.cli.output import check_outputs, progress, say, size, table, write_result
 from memtok.errors import MemtokError
 from memtok.regular import check_regular
 
@@ -116,7 +116,11 @@ def read_all(options: Namespace, classes: Sequence[Sequence[str]] | None) -> tup
         inside = legacy_backbone(found[0].path, base)
         inside.source = base.source if inside.fingerprint == base.fingerprint else options.base_out
         base = inside
-    tasks = [task for file in found for task in read_file(file, base)]
+    tasks: list[Task] = []
+    with progress("reading checkpoints") as report:
+        for done, file in enumerate(found, start=1):
+            tasks += read_file(file, base)
+            report(done, len(found))
     names = [task.name for task in tasks]
     for name in names:
         if names.count(name) > 1:

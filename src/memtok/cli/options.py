@@ -12,6 +12,7 @@ from typing import Any
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from memtok.cli.errors import UsageError, arguments
+from memtok.cli.suggestions import options_like
 from memtok.regular import check_regular
 
 # What memtok.data knows, without importing it; a test compares the two.
@@ -37,7 +38,7 @@ class Parser(ArgumentParser):
         """Raises `message` as a UsageError of one line."""
         if isinstance(ex, UsageError):
             raise ex
-        raise UsageError(explain(self.prog, message)) from ex
+        raise UsageError(explain(self, message)) from ex
 
     def _check_value_key(
         self, action: argparse.Action, value: Any, key: str, cfg: Namespace | None, append: bool = False
@@ -263,7 +264,7 @@ def add_split(parser: Parser, default: str) -> None:
 
 def add_json(parser: Parser) -> None:
     """`--json FILE`."""
-    add(parser, "--json", None, "FILE", "also write the result as JSON")
+    add(parser, "--json", None, "FILE", "also write the result as JSON; - is standard output, and then nothing else is")
 
 
 def option_names(parser: Parser) -> dict[str, str]:
@@ -293,7 +294,7 @@ def parse(parser: Parser, words: list[str]) -> Namespace | None:
     except (argparse.ArgumentError, argparse.ArgumentTypeError, TypeError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(explain(parser.prog, str(error))) from error
+        raise UsageError(explain(parser, str(error))) from error
 
 
 def check_configs(words: Sequence[str]) -> None:
@@ -313,19 +314,22 @@ def require(options: Namespace, *flags: str) -> None:
             raise UsageError(f"expected {flag}, found none; see the examples of --help")
 
 
-def explain(program: str, message: str) -> str:
-    """The one line that argparse's or jsonargparse's `message` amounts to."""
+def explain(parser: argparse.ArgumentParser, message: str) -> str:
+    """The one line that argparse's or jsonargparse's `message` to the user of `parser` amounts to."""
     line = " ".join(message.split())
     line = re.sub(r"^(error: )?argument [^:]+: (?=expected (--|[A-Z]+ ))", "", line)
     if re.match(r"expected (--|[A-Z]+ )", line):
         return line
-    help = f"see `{program} --help`"
+    help = f"see `{parser.prog} --help`"
+    options = [option for action in parser._actions for option in action.option_strings]
     if match := re.match(r"argument ([^:]+): expected (at least )?one argument", line):
         return f"expected a value after {match[1].split('/')[0]}, found none; {help}"
     if match := re.match(r"unrecognized arguments: (.+)", line, flags=re.IGNORECASE):
-        return f"expected options of this command, found {match[1]}; {help}"
+        unknown = [word for word in match[1].split() if word.startswith("-")]
+        return f"expected options of this command, found {match[1]}{options_like(unknown, options)}; {help}"
     if match := re.match(r"Option '([^']+)' is not accepted", line):
-        return f"expected options of this command in the configuration, found {match[1]!r}; {help}"
+        like = options_like([f"--{match[1]}"], options)
+        return f"expected options of this command in the configuration, found {match[1]!r}{like}; {help}"
     if match := re.match(r'Parser key "config": (.+)', line):
         return f"expected a readable YAML file after --config, found: {match[1]}; name another"
     if match := re.match(r"Problems parsing config: (.+)", line):

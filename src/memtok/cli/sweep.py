@@ -30,6 +30,7 @@ from memtok.cli.options import (
 )
 from memtok.cli.output import check_apart, check_outputs, note, percent, say, table, write_result
 from memtok.cli.train import check_compiler
+from memtok.launch import check_launch
 from memtok.sweeps.space import LARGEST, REGIMES, SEARCHES, Axis, Range
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def run(options: Namespace) -> int:
     check_pairs(vars(options))
     check_places(options)
     check_apart(options.data, out=options.out, trace_dir=options.trace_dir)
+    check_launch()
     space, shared = check_settings(options)
     check_compiler(options)
     from memtok.cli.sources import open_backbone

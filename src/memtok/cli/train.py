@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +41,7 @@ from memtok.cli.output import (
     write_result,
 )
 from memtok.errors import MemtokError
+from memtok.launch import check_launch, is_first_process
 from memtok.preprocessing import check_range
 
 if TYPE_CHECKING:
@@ -130,13 +130,14 @@ def run(options: Namespace) -> int:
             check_range(options.pixel_range)
     check_pairs(vars(options))
     check_spec(options.data)
+    check_launch()
     from memtok.training import train
 
     settings = check_settings(options)
     check_compiler(options)
     trainable, data = prepare(options)
     result = train(trainable, data, progress=True, **settings)
-    if int(os.environ.get("RANK", "0")) == 0:  # the first of several processes speaks for all
+    if is_first_process():  # the first of several processes speaks for all
         write_result(options.json, summary(trainable, result))
         show(trainable, result, options, has_test=data.has_test)
     return 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from memtok.data.datasets import check_split, open_data
+from memtok.data.images import Progress
 from memtok.data.sources import DataSource
 from memtok.data.splits import EIGHTY_TWENTY, SPLIT_FILE_80_20, SPLITS, check_fraction, check_seed
 from memtok.errors import MemtokError
@@ -74,6 +75,7 @@ def open_as_trained(
     split: str | None = None,
     data_dir: str | Path | None = None,
     on_bad_image: str = "fail",
+    progress: Progress | None = None,
 ) -> DataSource:
     """Opens `spec` with the split that `record` names, if the record is about the same data; else as `open_data`.
 
@@ -82,7 +84,7 @@ def open_as_trained(
     that the task was trained on.
     """
     check_split(split)
-    open_one = partial(open_data, spec, data_dir=data_dir, on_bad_image=on_bad_image)
+    open_one = partial(open_data, spec, data_dir=data_dir, on_bad_image=on_bad_image, progress=progress)
     trained = trained_on(record)
     if trained is None or not same_data(trained.spec, spec):
         if trained is not None and split is None and _moved_folder(spec, trained):

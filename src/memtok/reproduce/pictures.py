@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from memtok.errors import MemtokError
+from memtok.errors import MemtokError, printable
 from memtok.files import atomic_write
 from memtok.plots import PNG_INK as INK
 from memtok.plots import PNG_LINE as LINE
@@ -102,7 +102,7 @@ def panel(axes: Axes, row: Row, columns: Sequence[str]) -> None:
     for above, below in pairwise(columns):
         if color(above) != color(below):
             axes.axhline(places[above] - 0.5, color=LINE, linewidth=0.8, zorder=0)
-    axes.set_title(row.data, fontweight="bold", pad=17)
+    axes.set_title(printable(row.data), fontweight="bold", pad=17, parse_math=False)
     axes.annotate(
         caption(row), (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=7.5, color=MUTED
     )

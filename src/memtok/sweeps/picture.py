@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
+from memtok.errors import printable
 from memtok.files import atomic_write
 from memtok.plots import PNG_INK as INK
 from memtok.plots import PNG_MUTED as MUTED
@@ -104,7 +105,7 @@ class LinePanel:
         scale(axes, self.x, [getattr(trial.configuration, self.x) for trial in chosen])
         axes.set_xlabel(WORDS[self.x])
         title = [f"{WORDS[field]} {value:g}" for field, value in self.fixed.items()]
-        axes.set_title(", ".join([one.data, *title]))
+        axes.set_title(", ".join([printable(one.data), *title]), parse_math=False)
 
     def trials(self, one: DataResult) -> list[Trial]:
         """The trials of a data set that are drawn here."""
@@ -141,7 +142,7 @@ class ScatterPanel:
         draw_crosses(axes, one, one.trials, self.x, "memory")
         scale(axes, self.x, values)
         axes.set_xlabel(WORDS[self.x])
-        axes.set_title(f"{one.data}: {WORDS[self.x]}")
+        axes.set_title(f"{printable(one.data)}: {WORDS[self.x]}", parse_math=False)
 
     def trials(self, one: DataResult) -> Sequence[Trial]:
         """All trials of the data set."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from memtok.files import write_json, write_text
+from memtok.files import csv_text, write_csv, write_json, write_text
 from memtok.sweeps.space import FIELDS, Configuration, Space
 from memtok.sweeps.trials import RULE, Trial, winner_of
 from memtok.training.settings import Plan
@@ -144,15 +142,13 @@ class SweepResult:
 
     def to_csv(self) -> str:
         """One line per configuration under a heading; accuracies are shares in [0, 1]."""
-        stream = io.StringIO()
         names = ["data", "rank", "name", *FIELDS, *(name for name in COLUMNS if name not in FIELDS)]
-        writer = csv.DictWriter(stream, fieldnames=names, lineterminator="\n")
-        writer.writeheader()
+        rows: list[list[object]] = [[*names]]
         for one in self.data:
             for rank, trial in enumerate(one.trials, start=1):
-                row = {name: value for name, value in facts(trial).items() if name in names}
-                writer.writerow({"data": one.data, "rank": rank, "name": trial.configuration.name, **row})
-        return stream.getvalue()
+                row = {"data": one.data, "rank": rank, "name": trial.configuration.name, **facts(trial)}
+                rows.append([row.get(name) for name in names])
+        return csv_text(rows)
 
     def to_markdown(self) -> str:
         """The table with the rule and the winners, and the picture."""
@@ -168,7 +164,7 @@ class SweepResult:
 
         paths = [self.out / name for name in ("result.json", "result.csv", "result.md")]
         write_json(paths[0], self.to_json())
-        write_text(paths[1], self.to_csv())
+        write_csv(paths[1], self.to_csv())
         write_text(paths[2], self.to_markdown())
         draw(self, self.picture)
         return [*paths, self.picture]

@@ -12,6 +12,7 @@ import torch
 
 from memtok.backbone import Backbone
 from memtok.bundle import load_task
+from memtok.checks import check_name
 from memtok.data import DataSource, open_data
 from memtok.errors import MemtokError
 from memtok.evaluation import evaluate
@@ -278,4 +279,7 @@ def spec_of(one: Data) -> str:
 
 def name_of(spec: str) -> str:
     """What a task of these data is called unless told otherwise."""
-    return Path(spec.removeprefix("folder:")).name or "task"
+    try:
+        return check_name(Path(spec.removeprefix("folder:")).name)
+    except MemtokError:  # a folder may be called what a task may not
+        return "task"

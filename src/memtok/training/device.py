@@ -6,16 +6,28 @@ added up, so the result is that of one process up to rounding.
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import GradientAccumulationPlugin, broadcast
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast
 from torch import Tensor, nn
+from torch.distributed import DistError
 
 from memtok.errors import MemtokError
+from memtok.launch import ADVICE, check_launch, launched_processes
+
+logger = logging.getLogger("memtok")
+
+MEETING = timedelta(minutes=30)  # that processes wait for each other, at the start and at every exchange
+PATIENCE = 10.0  # seconds until a process says that it waits
+MASTER = ("MASTER_ADDR", "MASTER_PORT")
 
 
 @contextmanager
@@ -38,19 +50,48 @@ def accelerator_for(device: str, precision: str) -> Iterator[Accelerator]:
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
-    """The Accelerator itself; MemtokError if the device cannot do it."""
+    """The Accelerator itself; MemtokError if the device cannot do it, or if the other processes do not come."""
+    check_launch()
+    several = launched_processes() > 1
     try:
-        return Accelerator(
-            cpu=device == "cpu",
-            mixed_precision="bf16" if precision == "bf16" else "no",
-            # Parts of a batch may differ in size, so the loop itself divides by the size of the whole batch.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        )
+        with announced_meeting() if several else nullcontext():
+            return Accelerator(
+                # accelerate looks for other processes on the CPU only if it is told that the CPU trains
+                cpu=device == "cpu" or (several and not torch.cuda.is_available()),
+                mixed_precision="bf16" if precision == "bf16" else "no",
+                # Parts of a batch may differ in size, so the loop itself divides by the size of the whole batch.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=MEETING)],
+            )
+    except DistError as error:
+        raise MemtokError(
+            f"expected {meeting()}, found not all of them ({str(error).splitlines()[0][:200]}); {ADVICE}"
+        ) from error
     except ValueError as error:
         raise MemtokError(
             f"expected a device that trains in {precision}, found one that does not ({' '.join(str(error).split())}); "
             "use precision='float32' or another device"
         ) from error
+
+
+def meeting() -> str:
+    """The processes that a launcher started, and where they meet."""
+    size, rank, address, port = (os.environ.get(name, "?") for name in ("WORLD_SIZE", "RANK", *MASTER))
+    return f"{size} processes (WORLD_SIZE; this one is RANK {rank}) at {address}:{port}"
+
+
+@contextmanager
+def announced_meeting() -> Iterator[None]:
+    """Says what is waited for if the processes that a launcher started do not find each other at once."""
+    minutes = MEETING.total_seconds() / 60
+    text = f"waiting for {meeting()}, for {minutes:.0f} minutes at most; {ADVICE}"
+    timer = threading.Timer(PATIENCE, logger.warning, ["%s", text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

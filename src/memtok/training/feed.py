@@ -41,8 +41,10 @@ VALIDATION_SHARE = 0.5  # of the room for traces, at most; they are read at ever
 class Feed:
     """Batches of decoded images, as pixels that are not normalised yet."""
 
-    def __init__(self, trainable: Trainable, data: DataSource, plan: Plan, workers: int) -> None:
-        self.data, self.plan, self.workers = data, plan, workers
+    def __init__(
+        self, trainable: Trainable, data: DataSource, plan: Plan, workers: int, progress: Progress | None = None
+    ) -> None:
+        self.data, self.plan, self.workers, self.progress = data, plan, workers, progress or Progress()
         warn_if_dark(data.peak, trainable.preprocessing, data.spec)
         self.training_pixels = training_pixels(trainable.preprocessing, plan.augment, plan.flip)
         self.evaluation_pixels = evaluation_pixels(trainable.preprocessing)
@@ -70,7 +72,17 @@ class Feed:
     def validation(self) -> Batches:
         """All images of a validation, without augmentation."""
         images = self.data.validation.select(self.validated)
-        return batches(images, self.evaluation_pixels, batch_size=self.validation_size, workers=self.workers)
+        return self.reported(
+            batches(images, self.evaluation_pixels, batch_size=self.validation_size, workers=self.workers)
+        )
+
+    def reported(self, looked_at: Batches) -> Batches:
+        """The batches of a validation; progress is told of each that is done."""
+        done = 0
+        for batch in looked_at:
+            yield batch
+            done += len(batch[1])
+            self.progress.validating(done, len(self.validated))
 
     def record(self) -> dict[str, Any]:
         """What the record of the run says of the feed."""
@@ -95,8 +107,8 @@ class KeptFeed(Feed):
         stores: OpenStores | None = None,
         compiler: Compiler | None = None,
     ) -> None:
-        super().__init__(trainable, data, plan, workers)
-        self.trainable, self.settings, self.accelerator, self.progress = trainable, settings, accelerator, progress
+        super().__init__(trainable, data, plan, workers, progress)
+        self.trainable, self.settings, self.accelerator = trainable, settings, accelerator
         self.device = trainable.backbone.device
         self.trunk = compiler.layers.trunk if compiler else None
         assert plan.views is not None
@@ -199,7 +211,7 @@ class KeptFeed(Feed):
         )
 
     def validation(self) -> Batches:
-        yield from self.held_out.batches(batch_size=self.validation_size, workers=self.workers)
+        return self.reported(self.held_out.batches(batch_size=self.validation_size, workers=self.workers))
 
     def record(self) -> dict[str, Any]:
         train, held_out = self.train.store, self.held_out.store
@@ -239,7 +251,7 @@ def make_feed(
     workers = default_workers(device) if settings.workers is None else settings.workers
     first = trainables[0]
     if settings.keep_traces is None:
-        return Feed(first, data, plan, workers)
+        return Feed(first, data, plan, workers, progress)
     check_traceable(trainables)
     assert isinstance(first, Task)
     if accelerator.num_processes > 1:

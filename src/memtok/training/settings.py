@@ -270,12 +270,14 @@ def check_out(out: Path) -> None:
     """MemtokError unless the task file and the run folder beside it can be written. Leaves nothing behind."""
     if out.is_dir():
         raise MemtokError(f"expected a file name for the task, found the folder {out}; name a file in it")
+    if out.exists() and not out.is_file():
+        raise MemtokError(f"expected a regular file for the task, found another thing at {out}; choose another place")
     if out.suffix != ".safetensors":
         raise MemtokError(f"expected a file name that ends in .safetensors, found {out}; write {out}.safetensors")
     run = out.with_suffix(".run")
     if run.exists() and not run.is_dir():
         raise MemtokError(f"expected {run} free for the state of the run, found a file there; choose another --out")
-    folder = out.parent
+    folder = Path(os.path.realpath(out)).parent  # a link is written through
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent  # the first that is there; the others are made when the run starts
     try:
