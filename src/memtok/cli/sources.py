@@ -8,14 +8,16 @@ from typing import Any
 import torch
 
 from memtok.backbone import Backbone, load_backbone
-from memtok.bundle import StoredTask, read_stored, revive
+from memtok.bundle import read_stored, revive
 from memtok.cli.errors import UsageError, check_spec
 from memtok.errors import MemtokError
 from memtok.header import read_header
 from memtok.preprocessing import Preprocessing
+from memtok.stored import StoredTask
 from memtok.task import Task
 
 BASE = "base"  # names the backbone's own answer
+IN_FILES = " in the given files; give its file too"  # what to do about a task that another one extends
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -105,58 +107,32 @@ def check_same_preprocessing(headers: Sequence[dict[str, Any]]) -> None:
             )
 
 
-def read_files(paths: Sequence[str]) -> list[tuple[StoredTask, str]]:
-    """The tasks of all files with the file of each, without a backbone.
+def read_files(paths: Sequence[str]) -> list[StoredTask]:
+    """The tasks of all files, without a backbone.
 
     A task that another one extends may lie in several files and is taken once; otherwise two of one name are an error.
     """
-    found: list[tuple[StoredTask, str]] = []
-    everything = [(stored, path) for path in paths for stored in read_stored(path)]
-    extended = {entry["fingerprint"] for stored, _ in everything for entry in stored.header["extends"]}
-    for stored, path in everything:
-        same = next((other for other in found if other[0].name == stored.name), None)
-        if same is None:
-            found.append((stored, path))
+    everything = [stored for path in paths for stored in read_stored(path)]
+    extended = {entry["fingerprint"] for stored in everything for entry in stored.header["extends"]}
+    found: dict[str, StoredTask] = {}
+    for stored in everything:
+        same = found.setdefault(stored.name, stored)
+        if same is stored:
             continue
         fingerprint = stored.header["fingerprint"]
-        if fingerprint not in extended or fingerprint != same[0].header["fingerprint"]:
+        if fingerprint not in extended or fingerprint != same.header["fingerprint"]:
             raise MemtokError(
-                f"expected tasks of different names, found {stored.name!r} in {same[1]} and in {path}; leave one out, "
-                "or train one again with another --name"
+                f"expected tasks of different names, found {stored.name!r} in {same.where} and in {stored.where}; "
+                "leave one out, or give one another name with `memtok rename`"
             )
-    return found
-
-
-def in_order(tasks: Sequence[tuple[StoredTask, str]]) -> list[tuple[StoredTask, str]]:
-    """The same with every task after those that it extends, whatever the order of the files.
-
-    Raises MemtokError, naming the file, if what a task extends is not among them.
-    """
-    waiting, ordered, known = list(tasks), list[tuple[StoredTask, str]](), set[str]()
-    while waiting:
-        ready = [item for item in waiting if all(entry["fingerprint"] in known for entry in item[0].header["extends"])]
-        if not ready:
-            stored, path = waiting[0]
-            lacking = next(entry for entry in stored.header["extends"] if entry["fingerprint"] not in known)
-            if any(lacking["fingerprint"] == other.header["fingerprint"] for other, _ in waiting):
-                raise MemtokError(
-                    f"expected tasks that extend each other without a cycle, found one through {stored.name!r} in "
-                    f"{path} and {lacking['name']!r}; get the files again"
-                )
+        if stored.header["classes"] != same.header["classes"]:
             raise MemtokError(
-                f"expected {lacking['name']!r} ({lacking['fingerprint'][:19]}), which {stored.name!r} in {path} "
-                "extends, found no such task in the given files; give its file too"
+                f"expected the same class names of {stored.name!r} in {same.where} and in {stored.where}, found "
+                "others; leave one out, or rename the classes of one with `memtok rename`"
             )
-        ordered += ready
-        known |= {stored.header["fingerprint"] for stored, _ in ready}
-        waiting = [item for item in waiting if item not in ready]
-    return ordered
+    return list(found.values())
 
 
 def load_files(paths: Sequence[str], backbone: Backbone) -> list[Task]:
     """All tasks of all files, in the order of the files; what they extend is found among them."""
-    stored = read_files(paths)
-    loaded: dict[str, Task] = {}
-    for task, path in in_order(stored):
-        loaded[task.name] = revive([task], backbone, list(loaded.values()), path)[0]
-    return [loaded[task.name] for task, _ in stored]
+    return revive(read_files(paths), backbone, advice=IN_FILES)
