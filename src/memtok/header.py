@@ -158,16 +158,17 @@ def digest_of(fields: Mapping[str, Any]) -> str:
     return "sha256:" + hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def check_digest(path: Path, header: Mapping[str, Any]) -> None:
-    """MemtokError if a task's header was changed since it was written; those of version 0.1 have no digest."""
+def check_digest(path: Path, fields: Mapping[str, Any]) -> None:
+    """MemtokError if fields of a header were changed since they were written; version 0.1 wrote no digest."""
     try:
-        same = DIGEST not in header or header[DIGEST] == digest_of(header)
+        same = DIGEST not in fields or fields[DIGEST] == digest_of(fields)
     except RecursionError:  # nested deeper than anything that memtok writes
         same = False
     if not same:
+        whose = f" of task {fields['name']!r}" if "name" in fields else ""
         raise MemtokError(
-            f"expected the header of task {header['name']!r} in {path} to match its digest, found that a name or "
-            "another field was changed; get the file again"
+            f"expected the header{whose} in {path} to match its digest, found that a name or another field was "
+            "changed; get the file again"
         )
 
 

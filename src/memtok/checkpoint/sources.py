@@ -47,6 +47,7 @@ from memtok.checkpoint.timm_models import (
 )
 from memtok.errors import MemtokError
 from memtok.files import atomic_write
+from memtok.header import DIGEST, check_digest, digest_of
 from memtok.preprocessing import Preprocessing, size_pair
 
 SHIPPED = "small"  # the backbone that comes with memtok
@@ -288,6 +289,7 @@ def save_checkpoint(
         "classes": json.dumps(list(classes), ensure_ascii=False),
         "record": json.dumps(dict(record or {})),
     }
+    metadata[DIGEST] = digest_of(metadata)
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
@@ -307,8 +309,9 @@ def _read_saved(
             f"expected version {FORMAT_VERSION} of memtok's checkpoints, found {metadata[FORMAT]!r} in {path}; "
             "read it with a newer memtok"
         )
+    check_digest(path, metadata)
     try:
-        vit = build(Architecture.from_json(metadata["architecture"]))
+        vit: Any = build(Architecture.from_json(metadata["architecture"]))
         preprocessing = Preprocessing.from_dict(json.loads(metadata["preprocessing"]))
         classes = tuple(str(name) for name in json.loads(metadata["classes"]))
         record = dict(json.loads(metadata.get("record", "{}")))  # the first files have none
@@ -320,5 +323,9 @@ def _read_saved(
             "get the file again"
         ) from error
     load_tensors(vit, tensors)
+    if classes and len(classes) != getattr(vit.head, "out_features", 0):
+        raise MemtokError(
+            f"expected a class name for each output of the head in {path}, found {len(classes)}; get the file again"
+        )
     sized = preprocessing.with_image_size(size or preprocessing.image_size)
     return Found(vit, sized, "checkpoint", classes, (), record)

@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from memtok.cli.options import Parser, add_files, add_json, require
 from memtok.cli.output import check_outputs, say, size, table, write_result
 from memtok.errors import MemtokError
-from memtok.header import Header, StoredTensor, parse_metadata, read_safetensors_header, tensors_of
+from memtok.header import Header, StoredTensor, check_digest, parse_metadata, read_safetensors_header, tensors_of
 
 USAGE = "FILE..."
 EXAMPLES = """
@@ -58,6 +58,7 @@ def look(path: str) -> dict[str, Any]:
             f"expected a task file or a model written by memtok, found a safetensors file of neither kind in {path}; "
             "name another"
         )
+    check_digest(Path(path), header.metadata)
     return facts | {"kind": "model"} | describe_tensors(header.tensors) | {"metadata": unfold(header.metadata)}
 
 
