@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from memtok.backbone import Backbone
+from memtok.checkpoint import portable_source
 from memtok.checks import check_classes, check_name
 from memtok.errors import MemtokError
 from memtok.files import atomic_write
@@ -98,9 +99,11 @@ def check_stored(task: StoredTask) -> None:
 
 
 def sealed(header: dict[str, Any]) -> dict[str, Any]:
-    """A header as JSON gives it back, with the digest of just that."""
+    """A header as JSON gives it back, without a path of this machine, and with the digest of just that."""
+    backbone = header["backbone"]
+    shared = header | {"backbone": backbone | {"source": portable_source(backbone["source"])}}
     try:
-        fields = json.loads(json.dumps(header), object_pairs_hook=without_repeats)
+        fields = json.loads(json.dumps(shared), object_pairs_hook=without_repeats)
         return {**fields, DIGEST: digest_of(fields)}
     except (TypeError, ValueError, RecursionError) as error:
         raise MemtokError(f"expected a task.record of JSON values, found another ({error}); mend the record") from error

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import io
 import json
+import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -115,6 +116,24 @@ def read_checkpoint(
     return Checkpoint(
         found.vit, fingerprint, preprocessing, label, found.origin, found.classes, found.left_out, found.record
     )
+
+
+def is_path(source: str) -> bool:
+    """Whether a source by its looks is a path, and neither a Hub id, a timm name nor `small`."""
+    if source.startswith(("object:", *HUB_PREFIXES)):
+        return False
+    one_word = Path(source).name == source or HUB_NAME.fullmatch(source)
+    return not one_word or source.endswith(".safetensors") or source.startswith(("~", "."))
+
+
+def portable_source(source: str) -> str:
+    """What a task file calls the source of a backbone: as given, but of a folder or file its name only.
+
+    Where it lies on the machine that trained a task is of no use to others and none of their business.
+    """
+    path = os.path.abspath(os.path.expanduser(source))
+    here = os.path.exists(path) and source != SHIPPED and not source.startswith(HUB_PREFIXES)
+    return Path(path).name or source if here or is_path(source) else source
 
 
 def _read_named(source: str | Path, size: tuple[int, int] | None, architecture: str | None) -> Found:

@@ -15,11 +15,12 @@ from memtok.cli.options import (
     add_on_bad_image,
     add_switch,
     require,
+    require_backbone,
     whole,
 )
 from memtok.cli.output import check_outputs, note, progress, table, write_result
 
-USAGE = "FILE... --backbone SRC --images PATH..."
+USAGE = "FILE... [--backbone SRC] --images PATH..."
 EXAMPLES = """
   memtok predict pets.safetensors --backbone facebook/dinov2-small --images cat.jpg
   memtok predict all.safetensors --backbone small --images photos --top 3 --csv predictions.csv
@@ -29,7 +30,7 @@ EXAMPLES = """
 def configure(parser: Parser) -> None:
     """Adds the options."""
     add_files(parser, "task files, those among them that others extend; any order")
-    add_backbone(parser)
+    add_backbone(parser, "as the task files say")
     add_list(parser, "--images", "PATH", "images, or folders in and below which to look for them")
     add(parser, "--top", whole("--top", 1), "K", "how many classes of each task to show", 1)
     add_switch(parser, "--base", "also the backbone's own classes, as task `base`; so without any FILE")
@@ -42,7 +43,8 @@ def configure(parser: Parser) -> None:
 
 def run(options: Namespace) -> int:
     """Loads, answers, prints."""
-    require(options, "--backbone", "--images")
+    require(options, "--images")
+    require_backbone(options)
     check_outputs(options.json, options.csv, inputs=[*options.files, options.backbone], pictures=options.images)
     from memtok.cli.sources import choose_device, load_files, open_backbone, read_headers
     from memtok.model import MemoryViT
@@ -51,7 +53,14 @@ def run(options: Namespace) -> int:
     paths = find_images(options.images)
     device = choose_device(options.device)
     headers = read_headers(options.files)
-    backbone = open_backbone(options.backbone, headers, device=device, precision=options.precision)
+    backbone = open_backbone(
+        options.backbone,
+        headers,
+        files=options.files,
+        results=[options.json, options.csv],
+        device=device,
+        precision=options.precision,
+    )
     model = MemoryViT(backbone, load_files(options.files, backbone))
     with progress("predict") as report:
         result = predict(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from memtok.backbone import Backbone, load_backbone
 from memtok.bundle import read_stored, revive
+from memtok.checkpoint import is_path
 from memtok.cli.errors import UsageError, check_spec
+from memtok.cli.output import check_outputs
 from memtok.errors import MemtokError
 from memtok.header import read_header
 from memtok.preprocessing import Preprocessing
@@ -66,14 +72,20 @@ def read_headers(paths: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def open_backbone(
-    word: str,
+    word: str | None,
     headers: Sequence[dict[str, Any]] = (),
     *,
+    files: Sequence[str] = (),
+    results: Sequence[str | None] = (),
     image_size: int | None = None,
     device: str = "cpu",
     precision: str = "float32",
 ) -> Backbone:
-    """Loads the backbone at the image size of the tasks with these headers; MemtokError if they differ."""
+    """Loads the backbone at the image size of the tasks with these headers; MemtokError if they differ.
+
+    Without a `word` it is found by what the headers say of it, also beside `files`, from which they are; none of
+    `results` may take the place of one of its files.
+    """
     wanted: int | tuple[int, int] | None = image_size
     if headers:
         check_same_preprocessing(headers)
@@ -83,8 +95,13 @@ def open_backbone(
                 f"expected images of {wanted[0]}x{wanted[1]} px, with which {headers[0]['name']!r} was trained, found "
                 f"--image-size {image_size}; leave it out"
             )
+    load = partial(load_backbone, image_size=wanted, dtype=PRECISIONS[precision], device=device)
+    if word is None:
+        places = backbone_places(headers, files)
+        check_outputs(*results, inputs=places)
+        return find_backbone(headers[0], places, load)
     try:
-        return load_backbone(word, image_size=wanted, dtype=PRECISIONS[precision], device=device)
+        return load(word)
     except MemtokError as error:
         if not headers or "multiple of the patch" not in str(error):
             raise
@@ -93,6 +110,46 @@ def open_backbone(
             f"expected the backbone {own['source']} ({own['fingerprint'][:19]}), on which {headers[0]['name']!r} was "
             f"trained, found {word}, which cannot take its images; load that one"
         ) from error
+
+
+def backbone_places(headers: Sequence[dict[str, Any]], files: Sequence[str]) -> list[str]:
+    """Where the backbone of the first header may be, by what all headers of the same backbone say of it.
+
+    A folder or file as recorded, or of that name in the current folder or beside one of `files`; then what is no path:
+    a Hub id, a timm name, `small`. Version 0.1 recorded a path as it was typed.
+    """
+    fingerprint = headers[0]["backbone"]["fingerprint"]
+    backbones = [header["backbone"] for header in headers if header["backbone"]["fingerprint"] == fingerprint]
+    found: list[str] = []
+    for source in dict.fromkeys(str(backbone["source"]) for backbone in backbones):
+        name = re.split(r"[\\/]", source.rstrip("\\/"))[-1]
+        if not name or source.startswith("object:"):  # a model in somebody's memory
+            continue
+        beside = [Path(file).parent / part for file in files for part in (source, name)]
+        paths = [Path(os.path.expanduser(source)), Path(name), *beside]
+        found += [str(path) for path in paths if path.is_dir() or path.is_file()]
+        if not is_path(source):
+            found.append(source)
+    return list(dict.fromkeys(found))
+
+
+def find_backbone(header: dict[str, Any], places: Sequence[str], load: Callable[[str], Backbone]) -> Backbone:
+    """The first backbone of `places` that is the task's by its fingerprint; MemtokError if none is."""
+    own = header["backbone"]
+    reasons = []
+    for place in places:
+        try:
+            backbone = load(place)
+        except MemtokError as error:
+            reasons.append(f"{place}: {error}")
+            continue
+        if backbone.fingerprint == own["fingerprint"]:
+            return backbone
+        reasons.append(f"{place}: another backbone ({backbone.fingerprint[:19]})")
+    raise MemtokError(
+        f"expected to find the backbone {own['source']} ({own['fingerprint'][:19]}), on which {header['name']!r} was "
+        f"trained, found {'; '.join(reasons) or 'nothing of that name'}; say where it is with --backbone"
+    )
 
 
 def check_same_preprocessing(headers: Sequence[dict[str, Any]]) -> None:
