@@ -144,3 +144,33 @@ def as_one_file(stored: Sequence[StoredTask], advice: str) -> list[StoredTask]:
 def named(entries: Sequence[Mapping[str, Any]], tasks: Sequence[Known]) -> list[dict[str, Any]]:
     """The entries of `extends`, with the names that these tasks have now."""
     return [{**entry, "name": task.name} for entry, task in zip(entries, tasks, strict=True)]
+
+
+def renamed(
+    stored: Sequence[StoredTask], names: Mapping[str, str], classes: Mapping[str, Mapping[str, str]]
+) -> list[StoredTask]:
+    """The tasks of a file under other names. Those among them that extend a renamed one call it by its new name.
+
+    names: new ones by old. classes: by the old name of a task, new names of its classes by old. All take effect at
+    once, so that two may swap. MemtokError for the name of something that the task extends.
+    """
+    contents = {item.name: item.header["fingerprint"] for item in stored}
+    found = []
+    for item in stored:
+        extends = [
+            {**entry, "name": names.get(entry["name"], entry["name"])}
+            if contents.get(entry["name"]) == entry["fingerprint"]
+            else entry
+            for entry in item.header["extends"]
+        ]
+        new = {
+            "name": names.get(item.name, item.name),
+            "classes": [classes.get(item.name, {}).get(one, one) for one in item.header["classes"]],
+            "extends": extends,
+        }
+        if any(entry["name"] == new["name"] for entry in extends):
+            raise MemtokError(
+                f"expected another name than those of the tasks that {item} extends, found {new['name']!r}; choose one"
+            )
+        found.append(replace(item, header=item.header | new))
+    return found

@@ -37,7 +37,7 @@ def run(options: Namespace) -> int:
     if out.suffix != ".safetensors":
         raise UsageError(f"expected --out as FILE.safetensors, found {options.out!r}; change the ending")
     from memtok.bundle import write_stored
-    from memtok.cli.sources import IN_FILES, check_same_preprocessing, read_files
+    from memtok.cli.sources import IN_FILES, check_content, check_same_preprocessing, read_files
     from memtok.stored import as_one_file
 
     found = as_one_file(read_files(options.files), IN_FILES)
@@ -51,16 +51,6 @@ def run(options: Namespace) -> int:
     written = {"file": str(out), "bytes": out.stat().st_size, "tasks": [stored.name for stored in found]}
     write_result(options.json, written)
     return 0
-
-
-def check_content(tasks: Sequence[StoredTask]) -> None:
-    """MemtokError unless every task's tensors are those that its fingerprint was made from."""
-    for stored in tasks:
-        if stored.fingerprint() != stored.header["fingerprint"]:
-            raise MemtokError(
-                f"expected the content of {stored} to match its fingerprint {stored.header['fingerprint'][:19]}, found "
-                f"{stored.fingerprint()[:19]}; the file was changed, get it again"
-            )
 
 
 def check_composable(tasks: Sequence[StoredTask]) -> None:

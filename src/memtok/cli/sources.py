@@ -190,6 +190,16 @@ def read_files(paths: Sequence[str]) -> list[StoredTask]:
     return list(found.values())
 
 
+def check_content(tasks: Sequence[StoredTask]) -> None:
+    """MemtokError unless every task's tensors are those that its fingerprint was made from."""
+    for stored in tasks:
+        if stored.fingerprint() != stored.header["fingerprint"]:
+            raise MemtokError(
+                f"expected the content of {stored} to match its fingerprint {stored.header['fingerprint'][:19]}, found "
+                f"{stored.fingerprint()[:19]}; the file was changed, get it again"
+            )
+
+
 def load_files(paths: Sequence[str], backbone: Backbone) -> list[Task]:
     """All tasks of all files, in the order of the files; what they extend is found among them."""
     return revive(read_files(paths), backbone, advice=IN_FILES)
