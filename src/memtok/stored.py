@@ -87,15 +87,15 @@ def matched(item: StoredTask, alike: Mapping[str, Sequence[Known]], advice: str)
     entries = [(entry["name"], entry["fingerprint"]) for entry in item.header["extends"]]
     chosen: dict[tuple[str, str], Known] = {}
     for entry in entries:
-        named = (one for one in alike.get(entry[1], ()) if one.name == entry[0])
-        if found := next(named, None):
+        called_so = (one for one in alike.get(entry[1], ()) if one.name == entry[0])
+        if found := next(called_so, None):
             chosen[entry] = found
     for entry in dict.fromkeys(entries):
         if entry not in chosen:
-            renamed = {other for other in entries if other[1] == entry[1] and other not in chosen}
+            wanted = {other for other in entries if other[1] == entry[1] and other not in chosen}
             taken = {id(one) for one in chosen.values()}
             free = [one for one in alike.get(entry[1], ()) if id(one) not in taken]
-            chosen[entry] = choose(item, entry, free, len(renamed), advice)
+            chosen[entry] = choose(item, entry, free, len(wanted), advice)
     return [chosen[entry] for entry in entries]
 
 
@@ -136,12 +136,12 @@ def as_one_file(stored: Sequence[StoredTask], advice: str) -> list[StoredTask]:
     """The same tasks for one file: all that they extend is among them, and named as it is there."""
     extended = {id(item): found for item, found in resolve(stored, (), advice)}
     return [
-        replace(item, header=item.header | {"extends": named(item.header["extends"], extended[id(item)])})
+        replace(item, header=item.header | {"extends": called(item.header["extends"], extended[id(item)])})
         for item in stored
     ]
 
 
-def named(entries: Sequence[Mapping[str, Any]], tasks: Sequence[Known]) -> list[dict[str, Any]]:
+def called(entries: Sequence[Mapping[str, Any]], tasks: Sequence[Known]) -> list[dict[str, Any]]:
     """The entries of `extends`, with the names that these tasks have now."""
     return [{**entry, "name": task.name} for entry, task in zip(entries, tasks, strict=True)]
 
