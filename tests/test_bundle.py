@@ -445,6 +445,13 @@ def test_any_record_is_read_back(tmp_path_factory, backbone, record) -> None:  #
     assert json.dumps(memtok.load_task(path, backbone).record) == json.dumps(record)  # a NaN differs from itself
 
 
+def test_a_record_may_hold_names_that_are_no_utf8(backbone: memtok.Backbone, tmp_path: Path) -> None:
+    task = tiny_task(backbone)
+    task.record = {"data": {"spec": "folder:/photos/\udcff"}}
+    task.save(tmp_path / "a.safetensors")
+    assert memtok.load_task(tmp_path / "a.safetensors", backbone).record == task.record
+
+
 def test_a_record_whose_keys_are_one_in_json_is_not_written(backbone: memtok.Backbone, tmp_path: Path) -> None:
     task = tiny_task(backbone)
     task.record = {1: "a", "1": "b"}  # type: ignore[dict-item]

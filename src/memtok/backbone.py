@@ -120,6 +120,8 @@ class Backbone(nn.Module):
     @property
     def base_classes(self) -> int:
         """How many classes the base answer has, 0 without one; by the head itself, whatever `vit.num_classes` says."""
+        if isinstance(self.vit.head, nn.Linear):
+            return self.vit.head.out_features
         with torch.no_grad():
             answer = self.classify(torch.zeros(1, self.tokens, self.dim, device=self.device, dtype=self.dtype))
         if answer is None:

@@ -78,7 +78,8 @@ def write_stored(tasks: Sequence[StoredTask], path: str | Path) -> None:
         tensors |= {prefix + key: tensor.detach().to("cpu").contiguous() for key, tensor in task.tensors.items()}
     headers = [sealed(task.header) for task in tasks]
     content = headers[0] if len(tasks) == 1 else {"tasks": headers}
-    metadata = {"memtok": json.dumps({"format_version": FORMAT_VERSION, **content}, ensure_ascii=False)}
+    # ASCII with escapes, for the name of a folder in a record may be no UTF-8.
+    metadata = {"memtok": json.dumps({"format_version": FORMAT_VERSION, **content})}
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
