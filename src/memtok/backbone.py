@@ -117,6 +117,22 @@ class Backbone(nn.Module):
         position: Tensor = self.vit.pos_embed[0, 0]
         return position
 
+    @property
+    def base_classes(self) -> int:
+        """How many classes the base answer has, 0 without one; by the head itself, whatever `vit.num_classes` says."""
+        if isinstance(self.vit.head, nn.Linear):
+            return self.vit.head.out_features
+        with torch.no_grad():
+            answer = self.classify(torch.zeros(1, self.tokens, self.dim, device=self.device, dtype=self.dtype))
+        if answer is None:
+            return 0
+        if answer.ndim != 2:
+            raise MemtokError(
+                f"expected a head that gives a number per class, found {type(self.vit.head).__name__}, which gives a "
+                f"tensor of shape {tuple(answer.shape)} for one image; replace it by a classifier"
+            )
+        return answer.shape[1]
+
     def extra_repr(self) -> str:
         height, width = self.preprocessing.image_size
         return f"{self.source!r}, {height}x{width} px, {self.fingerprint[:19]}"

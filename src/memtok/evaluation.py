@@ -312,7 +312,7 @@ def classes_of(model: MemoryViT, name: str) -> tuple[str, ...]:
     """The class names of a task, or of the backbone's own answer (`base`), numbers where it has none."""
     if name != BASE:
         return next(task.classes for task in model.tasks if task.name == name)
-    outputs = 0 if isinstance(model.backbone.vit.head, nn.Identity) else int(model.backbone.vit.num_classes)
+    outputs = model.backbone.base_classes
     if not outputs:
         raise MemtokError(
             f"expected a backbone with a classifier to measure its own answer, found {model.backbone.source} without; "

@@ -13,6 +13,7 @@ from memtok.attention import can_absorb
 from memtok.backbone import INPUTS, KEYS_AND_VALUES, NOTHING, Backbone
 from memtok.compiling import Compiled, shared_layers
 from memtok.errors import MemtokError
+from memtok.layout import seen_by
 from memtok.outputs import Outputs, TaskAttention
 from memtok.preprocessing import Preprocessing
 from memtok.reference import variant_outputs
@@ -317,7 +318,7 @@ def refuse_alone(verb: str, tasks: Sequence[Task]) -> None:
 
 
 def merge(tasks: Sequence[Task], others: Sequence[Task]) -> list[Task]:
-    """Both, where a task that others extend and that stands in both (by content) is taken once."""
+    """Both, where a task that others extend and that stands in both (by content and classes) is taken once."""
     merged = {task.name: task for task in tasks}
     extended = {id(ancestor) for task in (*tasks, *others) for ancestor in task.ancestors()}
     for other in others:
@@ -326,6 +327,11 @@ def merge(tasks: Sequence[Task], others: Sequence[Task]) -> list[Task]:
             merged[other.name] = other
         elif not ({id(same), id(other)} & extended) or not same_task(same, other):
             raise two_of_one_name(other.name)
+        elif same.classes != other.classes:
+            raise MemtokError(
+                f"expected the same class names of {other.name!r} in both, found others; rename those of one "
+                "(task.classes = ...)"
+            )
     return list(merged.values())
 
 
@@ -383,7 +389,10 @@ def check_agreement(preprocessing: Preprocessing, tasks: Sequence[Task]) -> None
 
 
 def resolve_extends(tasks: Sequence[Task]) -> list[list[int]]:
-    """For each task, the positions of those that it extends; MemtokError if one is missing or another of its name."""
+    """For each task, the positions of those that it extends.
+
+    MemtokError if one is missing, if there is another of its name, or if one of the model would stand for two.
+    """
     positions = {task.name: index for index, task in enumerate(tasks)}
     resolved = []
     for task in tasks:
@@ -401,6 +410,14 @@ def resolve_extends(tasks: Sequence[Task]) -> list[list[int]]:
                 )
             found.append(index)
         resolved.append(found)
+    for index, task in enumerate(tasks):
+        own, here = task.ancestors(), seen_by(index, resolved)
+        if len(own) != len(here):  # two of equal content, of which others in the model extend only one
+            names = ", ".join(repr(ancestor.name) for ancestor in own)
+            raise MemtokError(
+                f"expected all that {task.name!r} extends, directly or through others ({names}), found {len(here)} "
+                f"tasks of the model for them; use the very tasks that {task.name!r} extends"
+            )
     return resolved
 
 

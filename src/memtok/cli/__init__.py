@@ -33,6 +33,7 @@ COMMANDS = {
     "evaluate": "measure the accuracy of tasks, each alone and all composed in one model",
     "predict": "classify images with every task in one pass",
     "concat": "put task files together in one file",
+    "rename": "give tasks in a file, or their classes, other names",
     "verify": "prove that tasks change neither the backbone nor each other",
     "inspect": "show what is in a file",
     "import-legacy": "turn checkpoints of the public reproduction into task files",

@@ -21,6 +21,7 @@ from memtok.cli.options import (
     add_switch,
     one_of,
     require,
+    require_backbone,
     whole,
 )
 from memtok.cli.output import (
@@ -39,7 +40,7 @@ from memtok.cli.output import (
 if TYPE_CHECKING:
     from memtok.evaluation import EvaluationTable
 
-USAGE = "FILE... --backbone SRC --data NAME=SPEC..."
+USAGE = "FILE... [--backbone SRC] --data NAME=SPEC..."
 EXAMPLES = """
   memtok evaluate pets.safetensors --backbone facebook/dinov2-small --data folder:photos
   memtok evaluate pets.safetensors digits.safetensors --backbone small \\
@@ -50,7 +51,7 @@ EXAMPLES = """
 def configure(parser: Parser) -> None:
     """Adds the options."""
     add_files(parser, "task files, those among them that others extend; any order")
-    add_backbone(parser)
+    add_backbone(parser, "as the task files say")
     add_list(
         parser,
         "--data",
@@ -72,7 +73,8 @@ def configure(parser: Parser) -> None:
 
 def run(options: Namespace) -> int:
     """Loads, measures, prints."""
-    require(options, "--backbone", "--data")
+    require(options, "--data")
+    require_backbone(options)
     check_outputs(options.json, options.csv, inputs=[*options.files, options.backbone], pictures=options.data)
     from memtok.cli.sources import BASE, choose_device, load_files, named_specs, open_backbone, read_headers
     from memtok.evaluation import evaluate
@@ -83,7 +85,14 @@ def run(options: Namespace) -> int:
     specs = named_specs(options.data, names)
     check_confusion(options, specs)
     device = choose_device(options.device)
-    backbone = open_backbone(options.backbone, headers, device=device, precision=options.precision)
+    backbone = open_backbone(
+        options.backbone,
+        headers,
+        files=options.files,
+        results=[options.json, options.csv],
+        device=device,
+        precision=options.precision,
+    )
     model = MemoryViT(backbone, load_files(options.files, backbone))
     for name in model.names:
         if name not in specs:

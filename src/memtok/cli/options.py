@@ -215,15 +215,10 @@ def add_yes_no(parser: Parser, flag: str, help: str) -> None:
     parser.add_argument(flag, action=action, default=None, help=help)
 
 
-def add_backbone(parser: Parser) -> None:
-    """`--backbone SRC`."""
-    add(
-        parser,
-        "--backbone",
-        None,
-        "SRC",
-        "the pre-trained model: a folder, a .safetensors file, a Hub id, a timm name, or `small`, which memtok ships",
-    )
+def add_backbone(parser: Parser, default: str = "") -> None:
+    """`--backbone SRC`; `default` says what holds without it."""
+    sources = "a folder, a .safetensors file, a Hub id, a timm name, or `small`, which memtok ships"
+    add(parser, "--backbone", None, "SRC", f"the pre-trained model: {sources}{default and f' (default: {default})'}")
 
 
 def add_device(parser: Parser) -> None:
@@ -312,6 +307,13 @@ def require(options: Namespace, *flags: str) -> None:
         key = "files" if flag == "FILE" else flag.removeprefix("--").replace("-", "_")
         if options[key] in (None, []):
             raise UsageError(f"expected {flag}, found none; see the examples of --help")
+
+
+def require_backbone(options: Namespace, flag: str = "FILE") -> None:
+    """UsageError without --backbone and without a task file after `flag`, which would name it."""
+    files = options.files if flag == "FILE" else options[flag.removeprefix("--")]
+    if options.backbone is None and not files:
+        raise UsageError(f"expected --backbone, found none, nor a task file ({flag}) that names it; see --help")
 
 
 def explain(parser: argparse.ArgumentParser, message: str) -> str:

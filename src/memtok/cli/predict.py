@@ -19,12 +19,13 @@ from memtok.cli.options import (
     add_on_bad_image,
     add_switch,
     require,
+    require_backbone,
     whole,
 )
 from memtok.cli.output import check_outputs, note_left_out, progress, table, write_result
 from memtok.errors import MemtokError
 
-USAGE = "FILE... --backbone SRC --images PATH..."
+USAGE = "FILE... [--backbone SRC] --images PATH..."
 EXAMPLES = """
   memtok predict pets.safetensors --backbone facebook/dinov2-small --images cat.jpg
   memtok predict all.safetensors --backbone small --images photos --top 3 --csv predictions.csv
@@ -34,7 +35,7 @@ EXAMPLES = """
 def configure(parser: Parser) -> None:
     """Adds the options."""
     add_files(parser, "task files, those among them that others extend; any order")
-    add_backbone(parser)
+    add_backbone(parser, "as the task files say")
     add_list(parser, "--images", "PATH", "images, or folders in and below which to look for them")
     add(parser, "--top", whole("--top", 1), "K", "how many classes of each task to show", 1)
     add_switch(parser, "--base", "also the backbone's own classes, as task `base`; so without any FILE")
@@ -65,7 +66,8 @@ def threshold(flag: str) -> Kind:
 
 def run(options: Namespace) -> int:
     """Loads, answers, prints."""
-    require(options, "--backbone", "--images")
+    require(options, "--images")
+    require_backbone(options)
     check_outputs(options.json, options.csv, inputs=[*options.files, options.backbone], pictures=options.images)
     from memtok.cli.sources import choose_device, load_files, open_backbone, read_headers
     from memtok.model import MemoryViT
@@ -74,7 +76,14 @@ def run(options: Namespace) -> int:
     find_images(options.images)  # nothing there is found before the model is loaded
     device = choose_device(options.device)
     headers = read_headers(options.files)
-    backbone = open_backbone(options.backbone, headers, device=device, precision=options.precision)
+    backbone = open_backbone(
+        options.backbone,
+        headers,
+        files=options.files,
+        results=[options.json, options.csv],
+        device=device,
+        precision=options.precision,
+    )
     model = MemoryViT(backbone, load_files(options.files, backbone))
     base = options.base or not model.names
     unknown_below = thresholds(options.unknown_below or [], [*model.names, *(["base"] if base else [])])

@@ -27,6 +27,7 @@ from memtok.cli.options import (
     one_of,
     positive,
     require,
+    require_backbone,
     whole,
 )
 from memtok.cli.output import (
@@ -70,7 +71,7 @@ SELECT = ("balanced", "top1", "loss")
 
 def configure(parser: Parser) -> None:
     """Adds the options."""
-    add_backbone(parser)
+    add_backbone(parser, "with --extends as the files there say")
     add(
         parser,
         "--data",
@@ -115,11 +116,14 @@ def configure(parser: Parser) -> None:
 
 def run(options: Namespace) -> int:
     """Checks all arguments, then loads, trains, prints."""
-    require(options, "--backbone", "--data", "--out")
-    backbone_file = str(Path(options.backbone) / "model.safetensors")
+    require(options, "--data", "--out")
+    require_backbone(options, "--extends")
+    backbone_file = None if options.backbone is None else str(Path(options.backbone) / "model.safetensors")
     inputs = [*(options.extends or []), backbone_file]
     # The task of a run that began in the backbone's folder is no part of the backbone.
-    own = Path(options.backbone).is_dir() and Path(options.out).with_suffix(".run").is_dir()
+    own = (
+        backbone_file is not None and Path(options.backbone).is_dir() and Path(options.out).with_suffix(".run").is_dir()
+    )
     check_outputs(options.out, inputs=[*inputs, *([] if own else [options.backbone])], pictures=[options.data])
     check_outputs(options.json, options.out, inputs=inputs, pictures=[options.data])
     check_outputs(options.json, inputs=[options.backbone])
@@ -219,7 +223,13 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
     from memtok.training import RichProgress, create
 
     headers = read_headers(options.extends or [])
-    backbone: Backbone = open_backbone(options.backbone, headers, image_size=options.image_size)
+    backbone: Backbone = open_backbone(
+        options.backbone,
+        headers,
+        files=options.extends or [],
+        results=[options.out, options.json],
+        image_size=options.image_size,
+    )
     if options.pixel_range is not None:
         backbone.preprocessing = replace(backbone.preprocessing, pixel_range=options.pixel_range)
     tasks = load_files(options.extends or [], backbone)
@@ -334,7 +344,8 @@ def validation_rows(result: TrainResult) -> list[tuple[str, str]]:
 
 def next_commands(name: str, out: str, options: Namespace) -> list[str]:
     """What can be done with the file, as it is typed."""
-    backbone, data = shlex.quote(options.backbone), options.data
+    data = options.data
+    backbone = "" if options.backbone is None else f" --backbone {shlex.quote(options.backbone)}"
     place = f" --data-dir {shlex.quote(options.data_dir)}" if options.data_dir else ""
     place += " --on-bad-image skip" if options.on_bad_image == "skip" else ""
     if options.regime == "full":
@@ -344,7 +355,7 @@ def next_commands(name: str, out: str, options: Namespace) -> list[str]:
         ]
     files = " ".join(shlex.quote(file) for file in (*(options.extends or []), out))
     return [
-        f"memtok evaluate {files} --backbone {backbone} --data {shlex.quote(f'{name}={data}')}{place}",
-        f"memtok verify {files} --backbone {backbone}",
-        f"memtok predict {files} --backbone {backbone} --images PATH",
+        f"memtok evaluate {files}{backbone} --data {shlex.quote(f'{name}={data}')}{place}",
+        f"memtok verify {files}{backbone}",
+        f"memtok predict {files}{backbone} --images PATH",
     ]
