@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
+import memtok
 from memtok.sweeps import Configuration, DataResult, Range, Space, SweepResult, Trial
-from memtok.sweeps.picture import LinePanel, ScatterPanel, alive, asides, crosses, draw, limits, panels_of, reach
+from memtok.sweeps.picture import LinePanel, ScatterPanel, asides, crosses, draw, limits, panels_of, reach
 from memtok.sweeps.trials import ranked
+from memtok.training.settings import Plan, Settings, make_plan
 from memtok.training.state import Validation
 
 
@@ -31,11 +33,16 @@ def outcome(configuration: Configuration, number: int) -> Trial:
     )
 
 
+def plan() -> Plan:
+    """Of a sweep of digits."""
+    return make_plan(Settings(steps=100), "memory", memtok.open_data("digits"))
+
+
 def result(tmp_path: Path, **space: Any) -> SweepResult:
     made = Space(**space)
     order = made.listed(0) or []
     trials = ranked(outcome(each, number) for number, each in enumerate(order))
-    rest: dict[str, Any] = {"test": None, "best": None, "plan": None, "halving": 2}
+    rest: dict[str, Any] = {"test": None, "best": None, "plan": plan(), "halving": 2}
     one = DataResult(data="digits", trials=tuple(trials), order=tuple(order), space=made, **rest)
     return SweepResult((one,), tmp_path)
 
@@ -99,7 +106,8 @@ def test_every_cross_is_seen(tmp_path: Path) -> None:
     assert {x for _, x, _ in placed} == {1.0, high}
     bottom, top = limits(one, panels_of(one))
     rows = max(row for _, _, row in placed)
-    least = min(100 * trial.last.top1 for trial in one.trials if alive(trial) and trial.last)
+    assert one.choice is not None
+    least = min(100 * setting.interval[0] for setting in one.choice.settings)
     assert bottom + (top - bottom) * (0.02 + 0.045 * rows) < least
     assert reach(one.trials, "memory") == (-float("inf"), float("inf"))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from memtok.data import DataSource
 from memtok.errors import MemtokError
+from memtok.intervals import Right
 from memtok.task import Task
 from memtok.training.recipes import images_seen
 from memtok.training.regimes import FullModel, Trainable, count_parameters
@@ -27,6 +28,7 @@ class TrainResult:
     seconds: in all, over all sessions; images_per_second: while training, validation left out. skipped_images: paths
     that could not be read. out: the task file, None if nothing was written. record: as in the task file.
     diverged_at: the step whose loss or gradient was not finite, of tasks trained together; `train` raises instead.
+    validation_right: (validation images,) bool, which were answered right, of tasks trained together in one process.
     """
 
     model: Trainable
@@ -44,6 +46,7 @@ class TrainResult:
     out: Path | None
     record: dict[str, Any] = field(repr=False)
     diverged_at: int | None = None
+    validation_right: Right | None = field(default=None, repr=False, compare=False)
 
     @property
     def task(self) -> Task:

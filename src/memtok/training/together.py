@@ -22,6 +22,8 @@ from torch import Tensor
 
 from memtok.data import DataSource
 from memtok.errors import MemtokError
+from memtok.intervals import Right
+from memtok.metrics import ranks
 from memtok.model import MemoryViT
 from memtok.task import Task, topological
 from memtok.traces import KeptBatch, OpenStores
@@ -182,8 +184,8 @@ class Together:
             if self.path and (self.step == self.until or time.perf_counter() - saved >= SAVE_SECONDS):
                 self.save()
                 saved = time.perf_counter()
-        validations = self.validate()
-        return [self.result(index, validations[index]) for index in range(len(self.tasks))]
+        validations, right = self.validate()
+        return [self.result(index, validations[index], right[index]) for index in range(len(self.tasks))]
 
     def train_step(self, batch: Tensor | KeptBatch, labels: Tensor) -> Tensor:
         """One step of every task on a batch and its labels (B,); returns (tasks, 2): losses, gradient norms."""
@@ -229,17 +231,25 @@ class Together:
         )
 
     @torch.no_grad()
-    def validate(self) -> list[Validation]:
-        """Accuracy and loss of every task on the validation images."""
+    def validate(self) -> tuple[list[Validation], list[Right | None]]:
+        """Accuracy and loss of every task on the validation images, and which of these it answers right.
+
+        The latter is known where one process sees all images.
+        """
+        right: list[Tensor] = []  # (tasks, B) of every batch
         sums = torch.zeros(len(self.tasks), 3, device=self.device, dtype=torch.float64)
         for batch, labels in self.engines[0].shares(self.feed.validation()):
             with self.accelerator.autocast():
                 out = answers(self.model, batch)
             sums += torch.stack([tallied(out[task.name].float(), labels) for task in self.tasks])
+            right.append(torch.stack([ranks(out[task.name].float(), labels) == 0 for task in self.tasks]))
         (total,) = add_up(self.accelerator, [sums])
-        return [found(self.step, row, self.plan.validation_images) for row in total.cpu()]
+        validations = [found(self.step, row, self.plan.validation_images) for row in total.cpu()]
+        if self.accelerator.num_processes > 1:
+            return validations, [None for _ in self.tasks]
+        return validations, list(torch.cat(right, dim=1).cpu().numpy())
 
-    def result(self, index: int, validation: Validation) -> TrainResult:
+    def result(self, index: int, validation: Validation, right: Right | None) -> TrainResult:
         """What one task came to; a diverged one gets its initial values back."""
         task, plan, engine = self.tasks[index], self.plans[index], self.engines[index]
         finite = all(bool(parameter.isfinite().all()) for parameter in engine.parameters)
@@ -272,6 +282,7 @@ class Together:
             out=None,
             record=record,
             diverged_at=self.diverged[index],
+            validation_right=None if self.diverged[index] is not None else right,
         )
 
     # The saved state
