@@ -135,6 +135,7 @@ class Quickstart:
             device="cpu",
             validate_every=max(1, self.settings.steps // self.settings.validations),
             log_every=max(1, self.settings.steps // 40),
+            compare_head=False,  # one of the regimes is a head
             progress=StepCounter(self.listener),
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memtok.data import DataSource
 from memtok.errors import MemtokError
@@ -17,6 +17,9 @@ from memtok.training.recipes import images_seen
 from memtok.training.regimes import FullModel, Trainable, count_parameters
 from memtok.training.settings import Plan
 from memtok.training.state import RunState, Validation
+
+if TYPE_CHECKING:
+    from memtok.training.head_alone import HeadAlone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class TrainResult:
     that could not be read. out: the task file, None if nothing was written. record: as in the task file.
     diverged_at: the step whose loss or gradient was not finite, of tasks trained together; `train` raises instead.
     validation_right: (validation images,) bool, which were answered right, of tasks trained together in one process.
+    head_alone: what a head alone gives on the same images, None where that was not looked at.
     """
 
     model: Trainable
@@ -47,6 +51,7 @@ class TrainResult:
     record: dict[str, Any] = field(repr=False)
     diverged_at: int | None = None
     validation_right: Right | None = field(default=None, repr=False, compare=False)
+    head_alone: HeadAlone | None = None
 
     @property
     def task(self) -> Task:

@@ -42,6 +42,8 @@ from memtok.training.settings import SAVE_SECONDS, Plan, Settings, make_plan
 from memtok.training.state import RunState, Validation, check_same_run
 from memtok.training.together_state import SavedRun, TaskState, read_run, write_run
 
+OF_ONE_TASK = ("out", "resume", "overwrite", "save_every", "validate_every", "compare_head")
+
 
 def train_together(
     tasks: Sequence[Task],
@@ -71,7 +73,7 @@ def train_together(
     A task that diverged has `diverged_at` set in its result, an accuracy of 0, and its initial values.
     Raises MemtokError for tasks that cannot share a pass and for bad arguments.
     """
-    for name in ("out", "resume", "overwrite", "save_every", "validate_every", "learning_rate", "weight_decay"):
+    for name in (*OF_ONE_TASK, "learning_rate", "weight_decay"):
         if name in shared:
             raise MemtokError(f"expected no {name} for tasks trained together, found one; leave it out")
     settings = Settings(**shared)
