@@ -263,10 +263,10 @@ def choice_words(choice: Choice) -> list[str]:
         said.append(f"chosen, as the simplest of these: {title(chosen)}, {percent(chosen.top1)} %")
     head, over = choice.head, choice.over_head
     if head is chosen:
-        said.append("that is a head alone: these images do not show that memory helps")
+        said.append("that is a head alone: these images do not show that anything beats it")
     elif head is not None and over is not None:
-        harms = "memory helps" if over.value > 0 else "memory does harm"
-        verdict = "these images do not show that memory helps" if over.tied else harms
+        beats = "it beats a head by more than chance" if over.value > 0 else "a head beats it by more than chance"
+        verdict = "these images do not show that it beats a head" if over.tied else beats
         said.append(f"a head alone has {percent(head.top1)} %; chosen minus head: {over}: {verdict}")
     return said
 

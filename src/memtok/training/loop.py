@@ -1,4 +1,4 @@
-"""`train`: checks everything, sets the stage and runs one session."""
+"""`train`: checks all arguments, prepares data and device, and runs one session."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def train(
         lies. on_bad_image, data_dir, split: as in `open_data`, for data given by name. progress: True for a bar, or an
         object with the hooks of `Progress`.
 
-    keep_traces: "ram", "disk" or "gpu" keeps what the trunk says of each image, so that it says it once; for tasks of
+    keep_traces: "ram", "disk" or "gpu" keeps the trunk's features of each image, so that it runs once; for tasks of
         regimes memory and head. trace_dir: a folder for "disk" (default: one per data set and backbone in the user's
         cache). trace_limit: gigabytes at most (default: half of what is free). views: how many ways each image is
         varied in, where it is varied (default 4): epoch e shows way e % views. See docs/traces.md.
