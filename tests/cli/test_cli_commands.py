@@ -45,6 +45,20 @@ def test_train_writes_a_task_file(workspace: Path, run: Run) -> None:
     assert "memtok evaluate new.safetensors --backbone tiny.safetensors --data new=folder:photos" in found.out
 
 
+def test_train_ends_with_a_head_alone(workspace: Path, run: Run) -> None:
+    words = (*QUICK, "--augment", "none", "--out", "new.safetensors", "--json", "new.json", "--overwrite")
+    assert "head alone" not in run("train", *words).out  # two steps: it would cost as much as the run
+    assert load_json("new.json")["head_alone"] is None
+    found = run("train", *words, "--compare-head")
+    assert found.code == 0, found.err
+    (line,) = [line for line in found.out.splitlines() if line.startswith("head alone")]
+    told = load_json("new.json")["head_alone"]
+    assert f"{100 * told['top1']:.2f} % of the same {told['images']} validation images" in line
+    assert told == load_json("new.run/record.json")["head_alone"]
+    assert told["gain"]["low"] <= told["gain"]["value"] <= told["gain"]["high"]
+    assert "head alone" not in run("train", *words, "--no-compare-head", "--steps", "100").out
+
+
 def test_the_commands_that_train_suggests_work(workspace: Path, run: Run) -> None:
     printed = run("train", *QUICK, "--out", "new.safetensors", "--name", "my task").out
     commands = [line.strip() for line in printed.splitlines() if line.startswith("  memtok ")]

@@ -85,6 +85,7 @@ WRONG_ARGUMENTS = {
         "expected a GPU to keep traces on, found the CPU",
     ),
     "bad image": ((*TRAIN, "--on-bad-image", "eat"), "expected --on-bad-image as one of skip, fail, found 'eat'"),
+    "head beside head": ((*TRAIN, "--regime", "head", "--compare-head"), "expected no --compare-head in regime 'head'"),
     "memory without regime": ((*TRAIN, "--regime", "head", "--memory", "3"), "expected no --memory in regime 'head'"),
     "full and extends": (
         (*TRAIN, "--regime", "full", "--extends", "pets.safetensors"),

@@ -71,13 +71,15 @@ def configure(parser: Parser) -> None:
     search = "grid tries all, random draws --trials, optuna proposes them"
     add(parser, "--search", one_of("--search", SEARCHES), "S", search, "grid")
     add(parser, "--trials", whole("--trials", 1), "N", "configurations of a random or Optuna search")
-    halving = "stop losers early: at each rung one in ETA goes on (default: nobody stops)"
+    halving = "stop the worse ones early: at each rung one in ETA goes on (default: none is stopped)"
     add(parser, "--halving", whole("--halving", 2), "ETA", halving)
     limit = "memory that a pass may take (default: 60 %% of what is free)"
     add(parser, "--memory-limit", positive("--memory-limit"), "GB", limit)
     together = "configurations that share a pass, at most (default: as many as fit the memory)"
     add(parser, "--together", whole("--together", 1), "N", together)
     add_switch(parser, "--keep-all", "keep the task file of every configuration, not only the winner's")
+    line = "train heads alone beside the others, as the line to beat, or not (default: yes)"
+    add_yes_no(parser, "--compare-head", line)
     add(parser, "--recipe", one_of("--recipe", RECIPES), "R", ", ".join(RECIPES), "default")
     add(parser, "--steps", whole("--steps", 1), "N", "steps to train (default: as the recipe says)")
     add(parser, "--epochs", positive("--epochs"), "X", "the same as times over the data")
@@ -152,6 +154,7 @@ def run(options: Namespace) -> int:
         out=options.out,
         **space,
         **{name: options[name] for name in ("halving", "memory_limit", "together", "keep_all", "name")},
+        compare_head=options.compare_head is not False,
         progress=RichSweepListener(),
         **shared,
     )

@@ -109,6 +109,8 @@ def configure(parser: Parser) -> None:
     add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
     add_data_options(parser, workers=False)
     add_trace_options(parser)
+    head = "train a head alone on the same images too, to see what memory is worth (default: where it costs little)"
+    add_yes_no(parser, "--compare-head", head)
     add_switch(parser, "--resume", "go on with the run in FILE.run, if there is one")
     add_switch(parser, "--overwrite", "start anew where an unfinished run lies")
     add_json(parser)
@@ -160,6 +162,8 @@ def check_regime(options: Namespace) -> None:
     for flag, given in own_tokens.items():
         if given and regime != "memory":
             raise UsageError(f"expected no {flag} in regime {regime!r}, found one; use --regime memory")
+    if options.compare_head and regime in ("head", "full"):
+        raise UsageError(f"expected no --compare-head in regime {regime!r}, found one; leave it out")
     if options.keep_traces and regime not in TRACEABLE:
         raise UsageError(
             f"expected a composable task (--regime memory or head) with --keep-traces, found --regime {regime}, whose "
@@ -189,6 +193,7 @@ def check_settings(options: Namespace) -> dict[str, Any]:
             "precision",
             "compile",
             "workers",
+            "compare_head",
             "resume",
             "overwrite",
             "on_bad_image",
@@ -291,6 +296,7 @@ def summary(trainable: Trainable, result: TrainResult) -> dict[str, Any]:
         "skipped_images": len(result.left_out),
         "left_out": [one._asdict() for one in result.left_out],
         "split_digest": result.split_digest,
+        "head_alone": None if result.head_alone is None else result.head_alone.to_json(),
         "record": result.record,
     }
 
@@ -311,6 +317,8 @@ def show(trainable: Trainable, result: TrainResult, options: Namespace, *, has_t
         ("time", f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"),
         ("file", f"{out}, {size(out.stat().st_size)}"),
     ]
+    if result.head_alone is not None:
+        rows.insert(2, ("head alone", str(result.head_alone)))
     kept = result.record.get("traces")
     if kept:
         taken = size(kept["bytes"] + kept["validation_bytes"])

@@ -287,6 +287,7 @@ class Grid:
                 out=path,
                 resume=(folder / "state.safetensors").exists(),
                 validate_every=steps,  # the last state counts, as it does for those that train together
+                compare_head=False,  # the table has a column of heads
                 progress=self.listener.training(),
                 **settings,
             )

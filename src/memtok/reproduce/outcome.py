@@ -139,6 +139,7 @@ class Outcome:
             "after_masked": "together",
             "before_unmasked": "alone_unmasked",
             "after_unmasked": "together_unmasked",
+            "without_extending": "without_extending",
         }
         rows = [{"task": task, **{key: self.mean(task, name) for key, name in fields.items()}} for task in self.tasks]
         draw_before_after(rows, paths[3])

@@ -27,7 +27,7 @@ class SweepListener:
     def planned(self, data: str, passes: Sequence[int], need: int, limit: int, rungs: Sequence[int]) -> None:
         """These many configurations are in the passes to come over a data set.
 
-        need: bytes of the largest pass, of `limit`. rungs: steps after which losers stop.
+        need: bytes of the largest pass, of `limit`. rungs: steps after which the worse ones stop.
         """
 
     def left(self, amount: float) -> None:
@@ -78,7 +78,7 @@ class RichSweepListener(SweepListener):
         text = f"{data}: {counted(sum(passes), 'configuration')} in {several} over the trunk, "
         text += f"about {shown_bytes(need)} of {shown_bytes(limit)} that may be used"
         if rungs:
-            text += f"; losers stop after step {', '.join(f'{step:,}' for step in rungs)}"
+            text += f"; early stopping after step {', '.join(f'{step:,}' for step in rungs)}"
         self.message(text)
 
     def left(self, amount: float) -> None:

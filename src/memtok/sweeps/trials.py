@@ -1,25 +1,23 @@
-"""What came of the configurations of a sweep, as JSON files, and the rule by which they are ranked."""
+"""What came of the configurations of a sweep, as JSON files, and the order in which they are listed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from memtok.errors import MemtokError
 from memtok.files import write_json
+from memtok.intervals import Right
 from memtok.sweeps.space import Configuration
 from memtok.training.state import Validation
 
 FORMAT_VERSION = 1
 STATES = ("training", "finished", "stopped", "diverged")
-
-RULE = (
-    "the highest top-1 accuracy on the validation part of the training set; of equal ones the lowest validation loss, "
-    "then the fewest trained parameters, then the first in the order of the space"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +27,7 @@ class Trial:
     state: "training", "finished", "stopped" by early stopping, or "diverged" at step `diverged_at`. looks: what was
     found on the validation part, at every rung and at the end. seconds: its equal share of the time of its passes.
     data, split, fingerprint: the data as they were named, the digest of their split, and that of the backbone.
+    right: which validation images the latest look found answered right, as `packed` writes it; None in old records.
     """
 
     configuration: Configuration
@@ -40,6 +39,7 @@ class Trial:
     data: str
     split: str
     fingerprint: str
+    right: str | None = None
 
     @property
     def last(self) -> Validation | None:
@@ -49,6 +49,12 @@ class Trial:
     def look_at(self, step: int) -> Validation | None:
         """What was found after `step` steps, None if nobody looked."""
         return next((look for look in self.looks if look.step == step), None)
+
+    def answered(self, images: int) -> Right | None:
+        """(images,) bool: which of the validation images are answered right; None where that is not known."""
+        if self.right is None or len(self.right) != 2 * -(-images // 8):
+            return None
+        return np.unpackbits(np.frombuffer(bytes.fromhex(self.right), dtype=np.uint8), count=images).astype(np.bool_)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` reads it back."""
@@ -64,6 +70,7 @@ class Trial:
             "data": self.data,
             "split": self.split,
             "fingerprint": self.fingerprint,
+            "right": self.right,
         }
 
     @classmethod
@@ -75,8 +82,14 @@ class Trial:
         return cls(
             configuration=Configuration.of(value["configuration"]),
             looks=tuple(Validation(**look) for look in value["looks"]),
+            right=value.get("right") and bytes.fromhex(value["right"]).hex(),  # earlier versions did not keep it
             **{name: value[name] for name in names},
         )
+
+
+def packed(right: Right | None) -> str | None:
+    """(images,) bool as hexadecimal digits, eight images in two."""
+    return None if right is None else np.packbits(right).tobytes().hex()
 
 
 def write_trial(path: Path, trial: Trial) -> None:
@@ -100,8 +113,9 @@ def read_trial(path: Path) -> Trial | None:
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """Best first, by `RULE`: the finished ones, then those that were stopped, later ones first, then the diverged ones.
+    """Best first: the finished ones, then those that were stopped, later ones first, then the diverged ones.
 
+    The highest top-1 comes first; of equal ones the lowest loss, then the fewest trained parameters, then the first.
     trials: in the order of the space.
     """
     places = {"finished": 0, "training": 1, "stopped": 1, "diverged": 2}
@@ -114,9 +128,3 @@ def ranked(trials: Iterable[Trial]) -> list[Trial]:
         return (place, -look.step, -look.top1, look.loss, trial.trained_parameters, number)
 
     return [trial for _, trial in sorted(enumerate(trials), key=key)]
-
-
-def winner_of(trials: Sequence[Trial]) -> Trial | None:
-    """The best of those that finished, None if all diverged."""
-    best = ranked(trials)[:1]
-    return best[0] if best and best[0].state == "finished" else None

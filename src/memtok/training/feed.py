@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from memtok.backbone import Backbone
-from memtok.data import DataSource, ImageSet, batches
+from memtok.data import DataSource, ImageSet, batches, steps_per_epoch
 from memtok.data.images import warn_if_dark
 from memtok.data.splits import Indices
 from memtok.data.transforms import Transform, evaluation_pixels, training_pixels
@@ -83,6 +83,14 @@ class Feed:
             yield batch
             done += len(batch[1])
             self.progress.validating(done, len(self.validated))
+
+    def in_order(self) -> Batches:
+        """All training images once, in order and without augmentation."""
+        return batches(self.data.train, self.evaluation_pixels, batch_size=self.validation_size, workers=self.workers)
+
+    def missing(self) -> int:
+        """On how many images the trunk has to run for `in_order`."""
+        return self.plan.train_images
 
     def record(self) -> dict[str, Any]:
         """What the record of the run says of the feed."""
@@ -212,6 +220,15 @@ class KeptFeed(Feed):
 
     def validation(self) -> Batches:
         return self.reported(self.held_out.batches(batch_size=self.validation_size, workers=self.workers))
+
+    def in_order(self) -> Batches:
+        """All views of all training images that the run comes to, view after view, in order."""
+        steps = views_seen(self.plan) * steps_per_epoch(self.plan.train_images, self.validation_size)
+        yield from self.train.batches(batch_size=self.validation_size, steps=steps, workers=self.workers)
+
+    def missing(self) -> int:
+        kept = self.train.store.kept_flags()[: views_seen(self.plan) * self.plan.train_images]
+        return int((~kept).sum())
 
     def record(self) -> dict[str, Any]:
         train, held_out = self.train.store, self.held_out.store

@@ -1,4 +1,4 @@
-"""`train`: checks everything, sets the stage and runs one session."""
+"""`train`: checks all arguments, prepares data and device, and runs one session."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from memtok.errors import MemtokError
 from memtok.training.compiler import compiling, make_compiler
 from memtok.training.device import accelerator_for, kept_gpu_state, moved
 from memtok.training.feed import check_traceable, make_feed
+from memtok.training.head_alone import check_comparable
 from memtok.training.progress import Progress, RichProgress
 from memtok.training.recipes import Recipe
 from memtok.training.regimes import Trainable, check_trainable, frozen_parts
@@ -59,6 +60,7 @@ def train(
     trace_limit: float | None = None,
     views: int | None = None,
     compile: bool | str = False,
+    compare_head: bool | None = None,
     progress: bool | Progress = False,
 ) -> TrainResult:
     """Trains a Task, or a FullModel, in place and returns it with its best state loaded.
@@ -80,12 +82,14 @@ def train(
         lies. on_bad_image, data_dir, split: as in `open_data`, for data given by name. progress: True for a bar, or an
         object with the hooks of `Progress`.
 
-    keep_traces: "ram", "disk" or "gpu" keeps what the trunk says of each image, so that it says it once; for tasks of
+    keep_traces: "ram", "disk" or "gpu" keeps the trunk's features of each image, so that it runs once; for tasks of
         regimes memory and head. trace_dir: a folder for "disk" (default: one per data set and backbone in the user's
         cache). trace_limit: gigabytes at most (default: half of what is free). views: how many ways each image is
         varied in, where it is varied (default 4): epoch e shows way e % views. See docs/traces.md.
     compile: True runs trunk and streams, or in other regimes the whole model, through `torch.compile`; a name is that
         of one of its backends. It changes the result by rounding only and may change when a run goes on.
+    compare_head: True also trains a head alone on the same images when the run is over, and `result.head_alone` says
+        how much better the task is; None does so where it costs little beside the run. See docs/training.md.
 
     The backbone, what the task extends and the global random generators stay as they are. Raises MemtokError for bad
     arguments, before anything is written, and when a loss is not finite; see docs/training.md.
@@ -120,8 +124,10 @@ def train(
         trace_limit=trace_limit,
         views=views,
         compile=compile,
+        compare_head=compare_head,
     )
     check_trainable(task)
+    check_comparable(task, compare_head)
     if settings.keep_traces is not None:
         check_traceable([task])
     check_not_unfinished(settings)

@@ -7,17 +7,21 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memtok.data import DataSource
 from memtok.data.images import LeftOut
 from memtok.errors import MemtokError
+from memtok.intervals import Right
 from memtok.metrics import Score
 from memtok.task import Task
 from memtok.training.recipes import images_seen
 from memtok.training.regimes import FullModel, Trainable, count_parameters
 from memtok.training.settings import Plan
 from memtok.training.state import RunState, Validation
+
+if TYPE_CHECKING:
+    from memtok.training.head_alone import HeadAlone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,8 @@ class TrainResult:
     not be read, (path, reason) each; skipped_images: the paths alone. out: the task file, None if nothing was written.
     record: as in the task file.
     diverged_at: the step whose loss or gradient was not finite, of tasks trained together; `train` raises instead.
+    validation_right: (validation images,) bool, which were answered right, of tasks trained together in one process.
+    head_alone: what a head alone gives on the same images, None where that was not looked at.
     """
 
     model: Trainable
@@ -52,6 +58,8 @@ class TrainResult:
     record: dict[str, Any] = field(repr=False)
     score: Score | None = field(default=None, repr=False)
     diverged_at: int | None = None
+    validation_right: Right | None = field(default=None, repr=False, compare=False)
+    head_alone: HeadAlone | None = None
 
     @property
     def warnings(self) -> list[str]:

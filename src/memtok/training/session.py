@@ -24,6 +24,7 @@ from memtok.training.compiler import Compiler
 from memtok.training.device import same_start
 from memtok.training.engine import Engine
 from memtok.training.feed import Feed
+from memtok.training.head_alone import HeadAlone, is_due, train_head
 from memtok.training.logbook import Logbook
 from memtok.training.optim import optimizer_tensors, restore_optimizer
 from memtok.training.progress import Progress, RunInfo
@@ -338,6 +339,7 @@ class Session:
                 write_confusion(self.folder.path, CONFUSION, score, title)
         for warning in [] if score is None else score.warnings():
             self.progress.message(f"warning: {warning} (best state, validation images)")
+        head = self.compare_head()
         trained, total = count_parameters(self.trainable)
         return TrainResult(
             model=self.trainable,
@@ -357,7 +359,22 @@ class Session:
             split_digest=self.data.split_digest,
             out=self.settings.out,
             record=self.trainable.record,
+            head_alone=head,
         )
+
+    def compare_head(self) -> HeadAlone | None:
+        """What a head alone gives on the same images, where that is to be told; the record says it too."""
+        task, processes = self.trainable, self.accelerator.num_processes
+        if not is_due(self.settings.compare_head, task, self.plan, self.feed, processes) or isinstance(task, FullModel):
+            return None
+        self.progress.message("comparing with a head alone on the same images")
+        head = train_head(task, self.plan, self.feed, self.engine)
+        if head is not None:
+            task.record = task.record | {"head_alone": head.to_json()}
+            if self.writes and self.folder:
+                task.save(self.folder.out)
+                write_json(self.folder.record, task.record)
+        return head
 
 
 def configuration(trainable: Trainable, data: DataSource, plan: Plan) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class Settings:
     trace_limit: float | None = None
     views: int | None = None
     compile: bool | str = False
+    compare_head: bool | None = None
 
     def __post_init__(self) -> None:
         find_recipe(self.recipe)
@@ -99,6 +100,8 @@ class Settings:
             raise MemtokError(f"expected flip as True, False or None, found {self.flip!r}; change it")
         if self.flip and self.augment == "none":
             raise MemtokError("expected augment inception or crop where flip is on, found none; leave one of them out")
+        if self.compare_head is not None and not isinstance(self.compare_head, bool):
+            raise MemtokError(f"expected compare_head as True, False or None, found {self.compare_head!r}; change it")
         check_split(self.split)
         check_compile(self.compile)
         self.check_traces()

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from memtok.data import DataSource
 from memtok.errors import MemtokError
+from memtok.intervals import Right
 from memtok.metrics import Score, answered, score_of
 from memtok.model import MemoryViT
 from memtok.task import Task, topological
@@ -41,6 +42,8 @@ from memtok.training.session import configuration
 from memtok.training.settings import SAVE_SECONDS, Plan, Settings, make_plan
 from memtok.training.state import RunState, Validation, check_same_run
 from memtok.training.together_state import SavedRun, TaskState, read_run, write_run
+
+OF_ONE_TASK = ("out", "resume", "overwrite", "save_every", "validate_every", "select", "compare_head")
 
 
 def train_together(
@@ -71,8 +74,7 @@ def train_together(
     A task that diverged has `diverged_at` set in its result, an accuracy of 0, and its initial values.
     Raises MemtokError for tasks that cannot share a pass and for bad arguments.
     """
-    own = ("out", "resume", "overwrite", "save_every", "validate_every", "select", "learning_rate", "weight_decay")
-    for name in own:
+    for name in (*OF_ONE_TASK, "learning_rate", "weight_decay"):
         if name in shared:
             raise MemtokError(f"expected no {name} for tasks trained together, found one; leave it out")
     settings = Settings(**shared)
@@ -232,8 +234,8 @@ class Together:
         )
 
     @torch.no_grad()
-    def validate(self) -> list[tuple[Validation, Score]]:
-        """What every task answers on the N validation images, and its loss."""
+    def validate(self) -> list[tuple[Validation, Score, Right]]:
+        """What every task answers on the N validation images, its loss, and (N,) bool: which are answered right."""
         shape = len(self.tasks), 3, self.plan.validation_images
         given = torch.zeros(shape, dtype=torch.int64, device=self.device)
         losses = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
@@ -245,10 +247,13 @@ class Together:
             losses += torch.stack([F.cross_entropy(one, labels, reduction="sum") for one in logits])
         (losses,) = add_up(self.accelerator, [losses])
         (given,) = add_up(self.accelerator, [given])
-        scores = [score_of(task.classes, own) for task, own in zip(self.tasks, given.cpu(), strict=True)]
-        return [(found(self.step, loss, score), score) for loss, score in zip(losses.cpu(), scores, strict=True)]
+        looks = []
+        for task, loss, own_answers in zip(self.tasks, losses.cpu(), given.cpu(), strict=True):
+            score = score_of(task.classes, own_answers)
+            looks.append((found(self.step, loss, score), score, (own_answers[2] < 1).numpy()))
+        return looks
 
-    def result(self, index: int, validation: Validation, score: Score | None) -> TrainResult:
+    def result(self, index: int, validation: Validation, score: Score | None, right: Right) -> TrainResult:
         """What one task came to; a diverged one gets its initial values back."""
         task, plan, engine = self.tasks[index], self.plans[index], self.engines[index]
         finite = all(bool(parameter.isfinite().all()) for parameter in engine.parameters)
@@ -285,6 +290,7 @@ class Together:
             out=None,
             record=record,
             diverged_at=self.diverged[index],
+            validation_right=None if self.diverged[index] is not None else right,
         )
 
     # The saved state
