@@ -106,7 +106,7 @@ def test_the_bar_of_a_training_fits_the_terminal(width: int) -> None:
     progress = RichProgress(Console(file=stream, width=width, force_terminal=True, color_system=None))
     progress.start(INFO)
     progress.step(159_321)
-    progress.validation({"step": 159_321, "validation_top1": 0.9}, best=True)
+    progress.validation({"step": 159_321, "validation_top1": 0.9, "validation_balanced": 0.9}, best=True)
     progress.log({"loss": 0.5, "learning_rate": 0.01, "images_per_second": 1234.5, "step": 159_321})
     progress.close()
     line = last_line(stream)
