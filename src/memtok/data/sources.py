@@ -11,7 +11,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,10 @@ from memtok.errors import MemtokError
 
 class ImageStore(Protocol):
     """Where pictures lie, by position."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether reading may draw from the global random generators, as code of the user's does."""
 
     def read(self, position: int) -> Image.Image:
         """The picture in RGB; raises MemtokError if it cannot be read."""
@@ -41,6 +45,7 @@ class FileStore:
 
     root: Path
     names: Sequence[str]
+    draws: ClassVar[bool] = False
 
     def read(self, position: int) -> Image.Image:
         return read_image(self.root / self.names[position])
@@ -62,6 +67,7 @@ class ArrayStore:
 
     pixels: NDArray[np.uint8]
     prefix: str
+    draws: ClassVar[bool] = False
 
     def read(self, position: int) -> Image.Image:
         return Image.fromarray(self.pixels[position]).convert("RGB")
@@ -81,6 +87,10 @@ class JoinedStore:
     first: ImageStore
     second: ImageStore
     start: int
+
+    @property
+    def draws(self) -> bool:
+        return self.first.draws or self.second.draws
 
     def read(self, position: int) -> Image.Image:
         return self.first.read(position) if position < self.start else self.second.read(position - self.start)

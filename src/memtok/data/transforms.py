@@ -9,15 +9,16 @@ the bytes, and normalise whole batches where the model is; the numbers are the s
 from __future__ import annotations
 
 import math
+import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torchvision import transforms
 
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
@@ -29,6 +30,11 @@ AUGMENTATIONS = ("inception", "crop", "none")
 CROP_MARGIN = 8 / 7
 """`crop` resizes to this much more than the input size: 224 to 256, the usual ratio of resize and crop."""
 
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+"""Of `inception`: the share of the area that a part covers, and its width over its height."""
+
+ATTEMPTS = 10  # to draw a part that lies within the image, as in timm; then the middle is taken
+
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -37,13 +43,47 @@ INTERPOLATIONS = {
 }
 
 
+class PythonRandom(Protocol):
+    """What is needed of Python's random numbers: a `random.Random`, or the module `random`."""
+
+    def uniform(self, a: float, b: float) -> float: ...
+    def randint(self, a: int, b: int) -> int: ...
+
+
 @dataclass(frozen=True)
-class EvaluationPixels:
+class Generators:
+    """Where an augmentation draws its random numbers. torch None: from torch's global generator."""
+
+    python: PythonRandom
+    torch: torch.Generator | None
+
+    def below(self, end: int) -> int:
+        """A whole number from 0 to `end` - 1, by torch's generator."""
+        return int(torch.randint(0, end, (1,), generator=self.torch))
+
+    def heads(self) -> bool:
+        """True in one of two cases, by torch's generator."""
+        return bool(torch.rand(1, generator=self.torch) < 0.5)
+
+
+GLOBAL_GENERATORS = Generators(random, None)
+
+
+class OwnTransform(ABC):
+    """A transform of memtok's: all that it draws comes from `generators`, so it needs no global one."""
+
+    @abstractmethod
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
+        """The tensor (C, H, W) of an image in RGB."""
+
+
+@dataclass(frozen=True)
+class EvaluationPixels(OwnTransform):
     """The deterministic part of evaluation: resize, centre crop."""
 
     preprocessing: Preprocessing
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
         settings = self.preprocessing
         image = resize(image, settings.resize, settings.interpolation)
         if settings.crop:
@@ -52,13 +92,13 @@ class EvaluationPixels:
 
 
 @dataclass(frozen=True)
-class RandomCropPixels:
+class RandomCropPixels(OwnTransform):
     """Resize to a little more than the input size, random crop, perhaps a random flip."""
 
     preprocessing: Preprocessing
     flip: bool
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
         settings = self.preprocessing
         height, width = settings.image_size
         size: tuple[int, int] | int
@@ -67,20 +107,23 @@ class RandomCropPixels:
         else:
             size = (math.ceil(height * CROP_MARGIN), math.ceil(width * CROP_MARGIN))
         image = resize(image, size, settings.interpolation)
-        image = transforms.RandomCrop((height, width))(image)
-        if self.flip:
-            image = transforms.RandomHorizontalFlip()(image)
-        return pixels_of(image)
+        if image.size != (width, height):
+            top, left = (generators.below(spare + 1) for spare in (image.height - height, image.width - width))
+            image = image.crop((left, top, left + width, top + height))
+        return pixels_of(mirrored(image) if self.flip and generators.heads() else image)
 
 
 @dataclass(frozen=True)
-class TimmPixels:
-    """A transform of timm's that ends in uint8 pixels."""
+class InceptionPixels(OwnTransform):
+    """A random part of the image, resized to the input size, perhaps mirrored; the numbers are timm's."""
 
-    transform: Transform
+    preprocessing: Preprocessing
+    flip: bool
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self.transform(image).contiguous()
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
+        settings = self.preprocessing
+        image = resize(image.crop(random_part(image, generators.python)), settings.image_size, settings.interpolation)
+        return pixels_of(mirrored(image) if self.flip and generators.heads() else image)
 
 
 class Normaliser:
@@ -105,17 +148,17 @@ class Normaliser:
 
 
 @dataclass(frozen=True)
-class Normalised:
+class Normalised(OwnTransform):
     """What a transform to pixels gives, normalised."""
 
-    pixels: Transform
+    pixels: OwnTransform
     normalise: Normaliser
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self.normalise(self.pixels(image))
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
+        return self.normalise(self.pixels(image, generators))
 
 
-def evaluation_transform(preprocessing: Preprocessing) -> Transform:
+def evaluation_transform(preprocessing: Preprocessing) -> OwnTransform:
     """The transform of evaluation: resize, centre crop, normalise, without chance.
 
     It equals the checkpoint's own: transformers' image processors (those on PIL) where the checkpoint came in
@@ -124,13 +167,14 @@ def evaluation_transform(preprocessing: Preprocessing) -> Transform:
     return Normalised(evaluation_pixels(preprocessing), Normaliser(preprocessing))
 
 
-def evaluation_pixels(preprocessing: Preprocessing) -> Transform:
+def evaluation_pixels(preprocessing: Preprocessing) -> OwnTransform:
     """The same without the last step: uint8 pixels (C, H, W), for a `Normaliser`."""
     return EvaluationPixels(preprocessing)
 
 
-def training_transform(preprocessing: Preprocessing, augment: str = "inception", flip: bool = True) -> Transform:
-    """The transform of training. Chance comes from the global generators, which the loader seeds per image.
+def training_transform(preprocessing: Preprocessing, augment: str = "inception", flip: bool = True) -> OwnTransform:
+    """The transform of training. Called with an image alone it draws from the global generators; the data loader gives
+    it generators that are seeded for each image.
 
     `augment`: "inception", a random part of 8 % to 100 % of the area with sides 3:4 to 4:3, resized to the input size
     (GoogLeNet, Szegedy et al. 2015; timm's); "crop", resize to 8/7 of the input size and a random crop; "none", what
@@ -139,25 +183,43 @@ def training_transform(preprocessing: Preprocessing, augment: str = "inception",
     return Normalised(training_pixels(preprocessing, augment, flip), Normaliser(preprocessing))
 
 
-def training_pixels(preprocessing: Preprocessing, augment: str = "inception", flip: bool = True) -> Transform:
+def training_pixels(preprocessing: Preprocessing, augment: str = "inception", flip: bool = True) -> OwnTransform:
     """The same without the last step: uint8 pixels (C, H, W), for a `Normaliser`."""
     if augment == "none":
         return evaluation_pixels(preprocessing)
     if augment == "crop":
         return RandomCropPixels(preprocessing, flip)
     if augment == "inception":
-        transform: Transform = create_transform(
-            input_size=(3, *preprocessing.image_size),
-            is_training=True,
-            scale=(0.08, 1.0),
-            ratio=(3 / 4, 4 / 3),
-            hflip=0.5 if flip else 0.0,
-            color_jitter=None,
-            interpolation=preprocessing.interpolation,
-            normalize=False,
-        )
-        return TimmPixels(transform)
+        return InceptionPixels(preprocessing, flip)
     raise MemtokError(f"expected augment to be one of {', '.join(AUGMENTATIONS)}, found {augment!r}; choose one")
+
+
+def random_part(image: Image.Image, python: PythonRandom) -> tuple[int, int, int, int]:
+    """A box (left, top, right, bottom) of `SCALE` of the area with sides of `RATIO`.
+
+    It draws what timm's RandomResizedCropAndInterpolation draws, in the same order, so a seed gives the same box.
+    """
+    low, high = RATIO
+    for _ in range(ATTEMPTS):
+        area = python.uniform(*SCALE) * (image.width * image.height)
+        ratio = math.exp(python.uniform(math.log(low), math.log(high)))
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if width <= image.width and height <= image.height:
+            top = python.randint(0, image.height - height)
+            left = python.randint(0, image.width - width)
+            return left, top, left + width, top + height
+    width, height = image.size  # the largest part in the middle
+    if width / height < low:
+        height = round(width / low)
+    elif width / height > high:
+        width = round(height * high)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return left, top, left + width, top + height
+
+
+def mirrored(image: Image.Image) -> Image.Image:
+    """Left and right exchanged."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def resize(image: Image.Image, size: tuple[int, int] | int, interpolation: str) -> Image.Image:

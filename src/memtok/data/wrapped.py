@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ class DatasetStore:
     dataset: Any
     labels: Indices
     prefix: str
+    draws: ClassVar[bool] = True  # it may vary its items
 
     def read(self, position: int) -> Image.Image:
         picture, label = _pair(self.dataset, position)

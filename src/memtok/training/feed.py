@@ -26,6 +26,7 @@ from memtok.traces import KeptBatch, Manifest, OpenStores, Store, TraceReader, d
 from memtok.traces.manifest import record_bytes, trace_shape
 from memtok.traces.sizes import default_limit, default_trace_dir, shown_bytes, taken_bytes
 from memtok.training.compiler import Compiler
+from memtok.training.device import OneProcess
 from memtok.training.progress import Progress
 from memtok.training.regimes import Trainable
 from memtok.training.settings import Plan, Settings, default_workers
@@ -88,7 +89,7 @@ class KeptFeed(Feed):
         plan: Plan,
         workers: int,
         settings: Settings,
-        accelerator: Accelerator,
+        accelerator: Accelerator | OneProcess,
         progress: Progress,
         stores: OpenStores | None = None,
         compiler: Compiler | None = None,
@@ -223,7 +224,7 @@ def make_feed(
     data: DataSource,
     plan: Plan,
     settings: Settings,
-    accelerator: Accelerator,
+    accelerator: Accelerator | OneProcess,
     device: torch.device,
     progress: Progress,
     stores: OpenStores | None = None,

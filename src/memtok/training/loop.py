@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Subset
 
-from memtok.data import DataSource, from_dataset, kept_random_state, open_data
+from memtok.data import DataSource, from_dataset, open_data
 from memtok.errors import MemtokError
 from memtok.training.compiler import compiling, make_compiler
-from memtok.training.device import accelerator_for, kept_gpu_state, moved
+from memtok.training.device import OneProcess, accelerator_for, moved
 from memtok.training.feed import check_traceable, make_feed
 from memtok.training.progress import Progress, RichProgress
 from memtok.training.recipes import Recipe
@@ -83,8 +83,9 @@ def train(
     compile: True runs trunk and streams, or in other regimes the whole model, through `torch.compile`; a name is that
         of one of its backends. It changes the result by rounding only and may change when a run goes on.
 
-    The backbone, what the task extends and the global random generators stay as they are. Raises MemtokError for bad
-    arguments, before anything is written, and when a loss is not finite; see docs/training.md.
+    The backbone, what the task extends and the global random generators stay as they are; runs may go on in several
+    threads at once. Raises MemtokError for bad arguments, before anything is written, and when a loss is not finite;
+    see docs/training.md.
     """
     settings = Settings(
         recipe=recipe,
@@ -134,7 +135,7 @@ def run(
     task: Trainable,
     data: str | DataSource | Any,
     settings: Settings,
-    accelerator: Accelerator,
+    accelerator: Accelerator | OneProcess,
     progress: Progress,
 ) -> TrainResult:
     """The part of `train` that works."""
@@ -147,7 +148,6 @@ def run(
     plan = make_plan(settings, task.regime, source)
     with ExitStack() as stack:
         stack.enter_context(moved([task, *frozen_parts(task)], place))
-        stack.enter_context(kept_gpu_state(place))
         stack.enter_context(compiling(compiler))
         feed = make_feed([task], source, plan, settings, accelerator, place, progress, compiler=compiler)
         stack.enter_context(closing(feed))
@@ -208,11 +208,10 @@ def check_not_unfinished(settings: Settings) -> None:
 
 @contextmanager
 def as_found(task: nn.Module) -> Iterator[None]:
-    """Leaves random generators and training modes as they were, and no gradients behind."""
+    """Leaves training modes as they were, and no gradients behind."""
     modes = [(module, module.training) for module in task.modules()]
     try:
-        with kept_random_state():
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode

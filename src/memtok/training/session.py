@@ -18,7 +18,7 @@ from memtok.data import DataSource
 from memtok.errors import DivergedError
 from memtok.files import write_json
 from memtok.training.compiler import Compiler
-from memtok.training.device import same_start
+from memtok.training.device import OneProcess, same_start
 from memtok.training.engine import Engine
 from memtok.training.feed import Feed
 from memtok.training.logbook import Logbook
@@ -49,7 +49,7 @@ class Session:
         data: DataSource,
         plan: Plan,
         settings: Settings,
-        accelerator: Accelerator,
+        accelerator: Accelerator | OneProcess,
         device: torch.device,
         progress: Progress,
         feed: Feed,

@@ -26,7 +26,7 @@ from memtok.model import MemoryViT
 from memtok.task import Task, topological
 from memtok.traces import KeptBatch, OpenStores
 from memtok.training.compiler import Compiler, compiling, make_compiler
-from memtok.training.device import accelerator_for, add_up, kept_gpu_state, moved, same_start
+from memtok.training.device import OneProcess, accelerator_for, add_up, moved, same_start
 from memtok.training.engine import Engine, found, share_of_loss, tallied
 from memtok.training.feed import Feed, make_feed
 from memtok.training.loop import as_found, matching, open_source
@@ -97,7 +97,6 @@ def train_together(
             for index in range(len(tasks))
         ]
         stack.enter_context(moved(modules_of(tasks), place))
-        stack.enter_context(kept_gpu_state(place))
         path = None if state is None else Path(state)
         stack.enter_context(compiling(compiler))
         feed = make_feed(tasks, source, common, settings, accelerator, place, listener, stores, compiler)
@@ -139,7 +138,7 @@ class Together:
         tasks: Sequence[Task],
         data: DataSource,
         plans: Sequence[Plan],
-        accelerator: Accelerator,
+        accelerator: Accelerator | OneProcess,
         device: torch.device,
         progress: Progress,
         path: Path | None,
