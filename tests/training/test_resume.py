@@ -202,7 +202,7 @@ def test_state_holds_every_tensor_of_the_optimizer(
     assert names >= {f"parameters.{name}" for name in own}
     assert names >= {f"optimizer.{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq") for name in own}
     with safe_open(RunFolder(interrupted).state, framework="pt") as stream:
-        assert set(stream.metadata()) == {"memtok-run"}
+        assert set(stream.metadata()) == {"memtok-run", "sha256"}
 
 
 def test_remains_of_a_kill_while_writing_are_removed(

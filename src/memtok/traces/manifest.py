@@ -23,6 +23,7 @@ from memtok.checkpoint.architecture import trunk_tensors
 from memtok.data.loader import Samples
 from memtok.data.sources import ImageSet
 from memtok.data.transforms import Transform
+from memtok.digests import digest_of
 from memtok.errors import MemtokError
 from memtok.files import write_json
 from memtok.preprocessing import Preprocessing
@@ -199,14 +200,6 @@ def content_digest(images: ImageSet, transform: Transform) -> str:
     if not isinstance(samples, list):
         raise MemtokError(samples.message)
     return digest_of(pixels.numpy().tobytes() for pixels, _, _ in samples)
-
-
-def digest_of(parts: Any) -> str:
-    """`sha256:` over byte strings, each with its length before it."""
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(len(part).to_bytes(8, "little") + part)
-    return f"sha256:{total.hexdigest()}"
 
 
 def spread(count: int, most: int = SPREAD) -> list[int]:

@@ -27,6 +27,7 @@ from memtok.training.progress import Progress, RunInfo
 from memtok.training.recipes import images_seen
 from memtok.training.regimes import FullModel, Trainable, count_parameters
 from memtok.training.result import TrainResult, make_record
+from memtok.training.saved import read_saved
 from memtok.training.settings import SAVE_SECONDS, SAVE_SHARE, Plan, Settings
 from memtok.training.state import (
     RunFolder,
@@ -34,7 +35,6 @@ from memtok.training.state import (
     Validation,
     check_same_run,
     first_non_finite,
-    read_header,
     read_state,
     write_state,
 )
@@ -85,15 +85,15 @@ class Session:
 
     def restore(self) -> bool:
         """Takes over the saved state where there is one to go on from, and returns whether there is."""
-        header = read_header(self.folder.state) if self.folder and self.settings.resume else None
-        if self.folder is None or header is None:
+        saved = read_saved(self.folder.state) if self.folder and self.settings.resume else None
+        if self.folder is None or saved is None:
             if self.folder and self.settings.resume:
                 self.progress.message(f"no saved state in {self.folder.path}: starting anew")
             same_start(self.accelerator, self.engine.parameters)
             return False
-        check_same_run(header["config"], self.config, self.folder.path)
+        check_same_run(saved.header["config"], self.config, self.folder.path)
         named = dict(self.trainable.named_parameters())
-        self.state, parameters, optimizer = read_state(self.folder.state, header, named)
+        self.state, parameters, optimizer = read_state(self.folder.state, saved, named)
         self.state.pending = [values.to(self.device) for values in self.state.pending]
         self.engine.load(parameters)
         restore_optimizer(self.trainable, self.engine.optimizer, optimizer, str(self.folder.state))
@@ -212,7 +212,7 @@ class Session:
         if plan.precision != "float32":
             hint += " or precision='float32'"
         if self.folder and self.saved_step:
-            kept = f"; the state of step {self.saved_step} stays in {self.folder.path}, start anew with overwrite"
+            kept = f"; the state of step {self.saved_step} stays in {self.folder.path}, overwrite=True starts anew"
         else:
             best = self.state.best
             kept = f"; the task holds its values of step {best.step}" if best else "; the task is as it was before"

@@ -7,7 +7,8 @@
     metrics.jsonl       one line per log entry and validation; tensorboard/ the same for TensorBoard
     config.json, split.json, record.json
 
-Only safetensors and JSON are written and read, nothing is ever unpickled.
+Only safetensors and JSON are written and read, nothing is ever unpickled. `state.safetensors` alone is read when a run
+goes on, and it has a checksum.
 """
 
 from __future__ import annotations
@@ -21,14 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from memtok.errors import MemtokError
-from memtok.files import atomic_write
-
-FORMAT = 1
+from memtok.training.saved import Saved, read_saved, write_saved
 
 
 @dataclass(frozen=True)
@@ -139,59 +136,40 @@ def write_state(
         tensors |= {f"best.{name}": value for name, value in state.best_tensors.items()}
     if state.pending:
         tensors["pending"] = torch.stack(state.pending)
-    tensors = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
-    header = {"format": FORMAT, "config": config, **state.header()}
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"memtok-run": json.dumps(header, allow_nan=False)})
+    write_saved(path, {"config": config, **state.header()}, tensors)
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """The JSON header of a saved state, None if there is no file; MemtokError if it is something else."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as stream:
-            header = json.loads((stream.metadata() or {})["memtok-run"])
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']!r}")
-        return dict(header)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MemtokError(
-            f"expected the state of a run of memtok (format {FORMAT}) in {path}, found something else "
-            f"({' '.join(str(error).split())}); delete it, or start anew with overwrite"
-        ) from error
+    """The JSON header of a saved state, None if there is no file; MemtokError if it is something else, or damaged."""
+    saved = read_saved(path)
+    return None if saved is None else saved.header
 
 
 def read_state(
-    path: Path, header: Mapping[str, Any], parameters: Mapping[str, Tensor]
+    path: Path, saved: Saved, parameters: Mapping[str, Tensor]
 ) -> tuple[RunState, dict[str, Tensor], dict[str, Tensor]]:
-    """The state, the parameters and the optimizer's tensors of `path`, on the CPU.
+    """The state, the parameters and the optimizer's tensors of what was read from `path`, on the CPU.
 
     `parameters` are those of the task to train: names and shapes must be the same.
     """
-    with safe_open(path, framework="pt") as stream:
-        tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {key.removeprefix(prefix): tensors.pop(key) for key in sorted(tensors) if key.startswith(prefix)}
-
-    own, optimizer, best_tensors = part("parameters."), part("optimizer."), part("best.")
-    pending = list(tensors.pop("pending", torch.empty(0, 2)))
+    header, own, optimizer = saved.header, saved.part("parameters."), saved.part("optimizer.")
+    best_tensors, pending = saved.part("best."), list(saved.tensors.get("pending", torch.empty(0, 2)))
+    foreign = len(saved.tensors) - len(own) - len(optimizer) - len(best_tensors) - ("pending" in saved.tensors)
     try:
         best, last = (Validation(**header[key]) if header[key] else None for key in ("best", "last"))
         history = [dict(row) for row in header["history"]]
         step, seconds, training_seconds = header["step"], header["seconds"], header["training_seconds"]
         finished = step == header["config"]["steps"]
     except (KeyError, TypeError, ValueError) as error:
-        raise MemtokError(f"expected a whole state in {path}, found a damaged one; overwrite it") from error
+        raise MemtokError(f"expected a whole state in {path}, found a damaged one; delete it to start anew") from error
     if finished and not (best and last):
-        raise MemtokError(f"expected the best and the last state in {path}, found none; start anew with overwrite")
+        raise MemtokError(f"expected the best and the last state in {path}, found none; delete it to start anew")
     if best and best.step == step:
         best_tensors = {name: value.clone() for name, value in own.items()}
     expected = {name: tuple(value.shape) for name, value in parameters.items()}
     for found in (own, best_tensors) if best else (own,):
-        if tensors or {name: tuple(value.shape) for name, value in found.items()} != expected:
-            raise MemtokError(f"expected the tensors of this task in {path}, found others; start anew with overwrite")
+        if foreign or {name: tuple(value.shape) for name, value in found.items()} != expected:
+            raise MemtokError(f"expected the tensors of this task in {path}, found others; delete it to start anew")
     state = RunState(
         step=step,
         seconds=seconds,
@@ -206,7 +184,7 @@ def read_state(
 
 
 def check_same_run(
-    found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path, anew: str = "overwrite to start anew"
+    found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path, anew: str = "overwrite=True to start anew"
 ) -> None:
     """MemtokError that names the first difference, unless a saved run was configured as this one is.
 
