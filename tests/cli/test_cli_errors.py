@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -408,14 +410,18 @@ def test_training_over_an_unfinished_run(workspace: Path, run: Run, monkeypatch:
         patch.setattr("memtok.training.settings.VALIDATIONS", 4)
         stopped = run(*quick)
         assert stopped.code == 130
-        assert stopped.err.splitlines()[-1] == (
-            "memtok train: interrupted, what was written stays; the same command with --resume goes on"
-        )
+        last = stopped.err.splitlines()[-1]
+        resumed = shlex.join(("memtok", *quick, "--resume"))
+        assert last == f"memtok train: interrupted, what was written stays; go on with: {resumed}"
         assert run(*quick).code == 1
         assert "found one at step 2 of 4" in run(*quick).error
-    done = run(*quick, "--resume")
+    done = run(*shlex.split(resumed)[1:])
     assert done.code == 0
     assert "going on after step 2" in done.err
+    again = run(*quick)
+    assert again.code == 1
+    assert "found one at step 4 of 4" in again.error
+    assert "--resume goes on with it, --overwrite starts anew" in again.error
     assert run(*quick, "--overwrite").code == 0
 
 
@@ -522,3 +528,34 @@ def test_compile_without_a_compiler(words: tuple[str, ...], workspace: Path, run
         "example), or leave --compile out"
     )
     assert listing(workspace) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_training(
+    workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    from memtok.training import RichProgress
+
+    original = RichProgress.step
+
+    def stop(self: RichProgress, step: int) -> None:
+        original(self, step)
+        if step == 3:
+            signal.raise_signal(number)
+
+    quick = (*TRAIN, "--steps", "9", "--batch-size", "4")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("memtok.training.settings.VALIDATIONS", 2)
+            patch.setattr(RichProgress, "step", stop)
+            stopped = run(*quick)
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    assert stopped.code == code
+    assert stopped.err.splitlines()[-1].endswith(shlex.join((*quick, "--resume")))
+    again = run(*quick)
+    assert again.code == 1
+    assert "found one at step 3 of 9" in again.error

@@ -90,7 +90,7 @@ def configure(parser: Parser) -> None:
     add_data_options(parser, workers=False)
     add_trace_options(parser)
     add_switch(parser, "--resume", "go on with the run in FILE.run, if there is one")
-    add_switch(parser, "--overwrite", "start anew where an unfinished run lies")
+    add_switch(parser, "--overwrite", "start anew where FILE.run has a run already")
     add_json(parser)
 
 

@@ -25,6 +25,7 @@ from memtok.data import DataSource, ImageSet, open_data
 from memtok.errors import MemtokError
 from memtok.evaluation import BASE, evaluate
 from memtok.files import atomic_write, write_json
+from memtok.folders import locked
 from memtok.model import MemoryViT
 from memtok.prediction import predict
 from memtok.quickstart.console import Listener, RichListener
@@ -64,7 +65,7 @@ def run(
     check_folder(out)
     listener = progress if isinstance(progress, Listener) else RichListener() if progress else Listener()
     try:
-        with one_thread():
+        with locked(out), one_thread():
             result = Quickstart(out, seed, settings or QuickstartSettings(), listener).run()
         listener.finish(result)
         return result

@@ -43,6 +43,7 @@ from memtok.training import TrainResult, create, train, train_together
 from memtok.training.regimes import FULL, Trainable, count_parameters
 from memtok.training.result import versions
 from memtok.training.settings import Plan, Settings, default_workers, make_plan
+from memtok.training.together import lock_of
 
 LOCK_SECONDS = 60.0  # to wait for another process that reads or writes what all runs share
 
@@ -262,6 +263,7 @@ class Grid:
             result.task.name = run.column.name
             self.keep(data, run, result, together=len(runs), model=result.task)
         state.unlink(missing_ok=True)
+        lock_of(state).unlink(missing_ok=True)
         state.with_suffix(".json").unlink()
         self.listener.done(data, runs, [read_record(self.path(data, run)) for run in runs])
         self.listener.left(self.left())

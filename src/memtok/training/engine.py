@@ -6,7 +6,7 @@ Letters for shapes: B images of a batch, C classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -99,11 +99,15 @@ class Engine:
         return self.normalise(moved) if isinstance(moved, Tensor) else moved
 
     @torch.no_grad()
-    def validate(self, step: int, feed: Feed) -> Validation:
-        """Accuracy and mean cross-entropy on the validation images of the run, without augmentation."""
+    def validate(self, step: int, feed: Feed, check: Callable[[], None]) -> Validation:
+        """Accuracy and mean cross-entropy on the validation images of the run, without augmentation.
+
+        check: called before each batch; may raise.
+        """
         self.set_mode(training=False)
         sums = [torch.zeros(3, device=self.device)]  # right, right among the first five, loss
         for batch, labels in self.shares(feed.validation()):
+            check()
             with self.accelerator.autocast():
                 logits = self.forward(batch).float()
             sums.append(tallied(logits, labels))

@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 
 from memtok.data import DataSource, from_dataset, open_data
 from memtok.errors import MemtokError
+from memtok.folders import locked
 from memtok.training.compiler import compiling, make_compiler
 from memtok.training.device import OneProcess, accelerator_for, moved
 from memtok.training.feed import check_traceable, make_feed
@@ -20,9 +21,9 @@ from memtok.training.progress import Progress, RichProgress
 from memtok.training.recipes import Recipe
 from memtok.training.regimes import Trainable, check_trainable, frozen_parts
 from memtok.training.result import TrainResult
-from memtok.training.session import Session
+from memtok.training.session import Session, check_replaces_nothing
 from memtok.training.settings import Settings, make_plan
-from memtok.training.state import RunFolder, read_header
+from memtok.training.state import RunFolder
 
 
 def train(
@@ -72,9 +73,9 @@ def train(
     validate_every: steps between validations, by default a tenth of the run; validation_images: how many each looks
         at. log_every: steps between lines of metrics. save_every: steps between saved states (default: a minute).
     out: the task file, `NAME.safetensors`; the best state goes there, all else into `NAME.run/`. None writes nothing.
-    resume: go on from the saved state in `NAME.run/`, if there is one. overwrite: start anew where an unfinished run
-        lies. on_bad_image, data_dir, split: as in `open_data`, for data given by name. progress: True for a bar, or an
-        object with the hooks of `Progress`.
+    resume: go on from the saved state in `NAME.run/`, if there is one. overwrite: start anew where another run did a
+        step or more. on_bad_image, data_dir, split: as in `open_data`, for data given by name. progress: True for a
+        bar, or an object with the hooks of `Progress`.
 
     keep_traces: "ram", "disk" or "gpu" keeps what the trunk says of each image, so that it says it once; for tasks of
         regimes memory and head. trace_dir: a folder for "disk" (default: one per data set and backbone in the user's
@@ -84,8 +85,9 @@ def train(
         of one of its backends. It changes the result by rounding only and may change when a run goes on.
 
     The backbone, what the task extends and the global random generators stay as they are; runs may go on in several
-    threads at once. Raises MemtokError for bad arguments, before anything is written, and when a loss is not finite;
-    see docs/training.md.
+    threads at once. Raises MemtokError for bad arguments, before anything is written, and when a loss is not finite.
+    Where `out` is given, Ctrl-C and SIGTERM wait until the step is done and saved, a second one does not; see
+    docs/training.md.
     """
     settings = Settings(
         recipe=recipe,
@@ -120,8 +122,11 @@ def train(
     check_trainable(task)
     if settings.keep_traces is not None:
         check_traceable([task])
-    check_not_unfinished(settings)
+    check_replaces_nothing(settings)
     with accelerator_for(settings.device, settings.precision) as accelerator, as_found(task):
+        if settings.out is not None and RunFolder(settings.out).path.exists() and accelerator.is_main_process:
+            with locked(RunFolder(settings.out).path):
+                pass  # another run there is told of before the data are opened
         listener = progress if isinstance(progress, Progress) else RichProgress() if progress else Progress()
         if not accelerator.is_main_process:
             listener = Progress()
@@ -191,19 +196,6 @@ def matching(source: DataSource, task: Trainable) -> DataSource:
         f"expected the {len(task.classes)} classes of {task.name!r} in the data, found {found} "
         f"({len(source.classes)} classes); {advice}"
     )
-
-
-def check_not_unfinished(settings: Settings) -> None:
-    """MemtokError if this run would take the place of one that was interrupted. A finished one is replaced."""
-    if settings.out is None or settings.resume or settings.overwrite:
-        return
-    folder = RunFolder(settings.out)
-    header = read_header(folder.state)
-    if header is not None and 0 < header["step"] < header["config"]["steps"]:
-        raise MemtokError(
-            f"expected no unfinished run beside {settings.out}, found one at step {header['step']} of "
-            f"{header['config']['steps']} in {folder.path}; resume it, or overwrite it"
-        )
 
 
 @contextmanager

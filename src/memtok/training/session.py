@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,12 +16,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from memtok.data import DataSource
-from memtok.errors import DivergedError
+from memtok.errors import DivergedError, MemtokError
 from memtok.files import write_json
+from memtok.folders import locked
 from memtok.training.compiler import Compiler
 from memtok.training.device import OneProcess, same_start
 from memtok.training.engine import Engine
 from memtok.training.feed import Feed
+from memtok.training.interrupts import Interrupted, Interrupts
 from memtok.training.logbook import Logbook
 from memtok.training.optim import optimizer_tensors, restore_optimizer
 from memtok.training.progress import Progress, RunInfo
@@ -35,6 +38,7 @@ from memtok.training.state import (
     Validation,
     check_same_run,
     first_non_finite,
+    read_header,
     read_state,
     write_state,
 )
@@ -64,22 +68,26 @@ class Session:
         self.state = RunState()
         self.logbook: Logbook | None = None
         self.saved_step: int | None = None
+        # Several processes would have to stop after the same step.
+        self.interrupts = Interrupts(active=self.writes and accelerator.num_processes == 1)
 
     def run(self) -> TrainResult:
         """Goes to the last step and returns the result, the best state loaded."""
-        resumed = self.restore()
-        self.start_clocks()
-        self.prepare_folder(resumed)
-        self.good = self.state.best_tensors or self.engine.snapshot()  # what the task falls back to
-        self.progress.start(self.info())
-        try:
+        with ExitStack() as stack:
+            if self.writes and self.folder:
+                stack.enter_context(locked(self.folder.path))
+            check_replaces_nothing(self.settings)
+            resumed = self.restore()
+            self.start_clocks()
+            self.prepare_folder(resumed)
+            self.good = self.state.best_tensors or self.engine.snapshot()  # what the task falls back to
+            self.progress.start(self.info())
             if self.writes and self.folder:
                 self.logbook = Logbook(self.folder, self.state.history)
+                stack.callback(self.logbook.close)
+            stack.enter_context(self.interrupts)
             self.train_steps()
             return self.finish()
-        finally:
-            if self.logbook:
-                self.logbook.close()
 
     # Starting and resuming
 
@@ -154,9 +162,12 @@ class Session:
     def train_steps(self) -> None:
         """All steps that are left, with what is due after each."""
         plan = self.plan
+        self.engine.set_mode(training=True)
+        if self.owes_validation():
+            self.validate()
+            self.save()
         if self.state.step == plan.steps:
             return
-        self.engine.set_mode(training=True)
         for batch, labels, _ in self.feed.training(self.state.step):
             self.state.pending.append(self.engine.step(self.state.step, batch, labels))
             self.state.step += 1
@@ -167,9 +178,10 @@ class Session:
         """Log, validate and save, each when it is due. Nothing is written before the losses since were checked."""
         plan, step = self.plan, self.state.step
         logs = step % plan.log_every == 0 or step == plan.steps
-        validates = step % plan.validate_every == 0 or step == plan.steps
+        validates = self.validation_is_due()
+        stops = self.interrupts.pending is not None
         every = self.settings.save_every
-        saves = validates or (step % every == 0 if every else logs and self.save_is_due())
+        saves = validates or stops or (step % every == 0 if every else logs and self.save_is_due())
         if not (logs or saves):
             return
         values = self.check_pending()  # waits for the device
@@ -183,6 +195,8 @@ class Session:
             self.validate()
         if saves:
             self.save()
+        if stops:
+            self.interrupts.deliver()
         self.training_since = time.perf_counter()
 
     def check_pending(self) -> Tensor:
@@ -250,10 +264,28 @@ class Session:
         if self.logbook:
             self.logbook.write(row)
 
+    def validation_is_due(self) -> bool:
+        """Whether the task looks at the validation images after this step."""
+        return self.state.step % self.plan.validate_every == 0 or self.state.step == self.plan.steps
+
+    def owes_validation(self) -> bool:
+        """Whether the run was interrupted between a step and its validation."""
+        last = self.state.last
+        return self.state.step > 0 and self.validation_is_due() and (last is None or last.step < self.state.step)
+
+    def look(self) -> Validation:
+        """What is found on the validation images. A signal breaks it off; the state that is saved then owes it."""
+        while True:
+            try:
+                return self.engine.validate(self.state.step, self.feed, self.interrupts.check)
+            except Interrupted:
+                self.save()
+                self.interrupts.deliver()
+
     def validate(self) -> None:
         """Looks at the validation images; the best state so far is written to the task file."""
         state = self.state
-        found = self.engine.validate(state.step, self.feed)
+        found = self.look()
         if not math.isfinite(found.loss):
             raise self.stopped("validation loss", found.loss, state.step)
         best = found.beats(state.best)
@@ -331,6 +363,19 @@ class Session:
             split_digest=self.data.split_digest,
             out=self.settings.out,
             record=self.trainable.record,
+        )
+
+
+def check_replaces_nothing(settings: Settings) -> None:
+    """MemtokError if this run would take the place of one that did a step already, finished or not."""
+    if settings.out is None or settings.resume or settings.overwrite:
+        return
+    folder = RunFolder(settings.out)
+    header = read_header(folder.state)
+    if header is not None and header["step"] > 0:
+        raise MemtokError(
+            f"expected no run beside {settings.out}, found one at step {header['step']} of "
+            f"{header['config']['steps']} in {folder.path}; resume=True goes on with it, overwrite=True starts anew"
         )
 
 

@@ -159,11 +159,8 @@ def read_state(
         best, last = (Validation(**header[key]) if header[key] else None for key in ("best", "last"))
         history = [dict(row) for row in header["history"]]
         step, seconds, training_seconds = header["step"], header["seconds"], header["training_seconds"]
-        finished = step == header["config"]["steps"]
     except (KeyError, TypeError, ValueError) as error:
         raise MemtokError(f"expected a whole state in {path}, found a damaged one; delete it to start anew") from error
-    if finished and not (best and last):
-        raise MemtokError(f"expected the best and the last state in {path}, found none; delete it to start anew")
     if best and best.step == step:
         best_tensors = {name: value.clone() for name, value in own.items()}
     expected = {name: tuple(value.shape) for name, value in parameters.items()}
