@@ -16,17 +16,12 @@ from memtok.data import DataSource, open_data
 from memtok.errors import MemtokError
 from memtok.training import train_together
 from memtok.training.state import RunFolder
+from tests.flips import flip
 from tests.tiny import bytes_of
 from tests.training.helpers import Recorder, new_task, quick
 
 RUN: dict[str, Any] = {"steps": 4, "log_every": 2, "validate_every": 2, "save_every": 1, "validation_images": 8}
 FLIPS = 48
-
-
-def flip(whole: bytes, bit: int) -> bytes:
-    """The same bytes with one bit changed."""
-    place, number = divmod(bit, 8)
-    return whole[:place] + bytes([whole[place] ^ (1 << number)]) + whole[place + 1 :]
 
 
 def some_bits(size: int, seed: int) -> list[int]:

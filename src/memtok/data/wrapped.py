@@ -42,7 +42,7 @@ class DatasetStore:
     def identity(self, position: int) -> str:
         return f"{self.prefix}/{position}"
 
-    def mark(self, position: int) -> bytes | None:
+    def content(self, positions: Indices) -> list[bytes] | None:
         return None  # only its owner knows when an item changes
 
 

@@ -26,6 +26,7 @@ import torch
 from memtok.backbone import Backbone, load_backbone
 from memtok.bundle import load_task
 from memtok.data import DataSource, ImageSet, open_data
+from memtok.data.content import training_content
 from memtok.errors import DivergedError, MemtokError
 from memtok.evaluation import evaluate
 from memtok.files import write_json
@@ -71,6 +72,7 @@ class Grid:
         self.folder = folder or settings.out
         self.extends = extends
         self.sources: dict[str, DataSource] = {}
+        self.contents: dict[str, str] = {}
         self.stores = OpenStores()
 
     def run(self) -> list[RunRecord]:
@@ -118,6 +120,12 @@ class Grid:
                 )
             self.sources[data] = source
         return self.sources[data]
+
+    def content(self, data: str) -> str:
+        """The digest of the images that runs on a data set see, taken once."""
+        if data not in self.contents:
+            self.contents[data] = training_content(self.source(data))
+        return self.contents[data]
 
     def task(self, data: str, column: Column, seed: int) -> Task:
         """The trained task of a composable or variant column at its chosen rate, called after the data set."""
@@ -177,7 +185,7 @@ class Grid:
         """
         for path in self.runs(data).rglob(".*.part"):
             path.unlink(missing_ok=True)
-        digest = self.source(data).split_digest
+        digest, content = self.source(data).split_digest, self.content(data)
         for path in sorted(self.runs(data).glob("*/rate-*.json")):
             record = read_record(path)
             run = Run(find_column(record.column), record.learning_rate, record.seed)
@@ -191,6 +199,11 @@ class Grid:
                 raise MemtokError(
                     f"expected {data} split as it was for {path} ({found[:19]}), found {digest[:19]}; restore the "
                     "data, give the same --split, or use another --out"
+                )
+            if record.split.get("content", content) != content:  # version 0.1 did not write it down
+                raise MemtokError(
+                    f"expected the images of {data} as they were for {path}, found others under the same names; "
+                    "restore the data, or use another --out"
                 )
 
     def left(self) -> float:
@@ -347,7 +360,7 @@ class Grid:
             fingerprint=self.backbone.fingerprint,
             image_size=(height, width),
             data=data,
-            split=self.source(data).split,
+            split=self.source(data).split | {"content": self.content(data)},
             column=run.column.name,
             regime=run.column.regime,
             cells=run.column.cells or 0,

@@ -42,7 +42,7 @@ class Job:
 
     spec: the data as they were named. plan: every number of a run but those of its configuration. shared: arguments of
     `train_together`. eta: of successive halving, None for none. name: of the tasks that are written. stores: of kept
-    traces, which the first pass fills for all.
+    traces, which the first pass fills for all. content: the digest of the images.
     """
 
     backbone: Backbone
@@ -56,6 +56,7 @@ class Job:
     eta: int | None
     listener: SweepListener
     stores: OpenStores
+    content: str
 
 
 class Stages:
@@ -86,6 +87,7 @@ class Stages:
             "data": (found.data, job.spec),
             "split": (found.split, job.source.split_digest),
             "backbone": (found.fingerprint, job.backbone.fingerprint),
+            "images": (found.content or job.content, job.content),
         }
         for what, (here, wanted) in facts.items():
             if here != wanted:
@@ -110,6 +112,7 @@ class Stages:
             data=job.spec,
             split=job.source.split_digest,
             fingerprint=job.backbone.fingerprint,
+            content=job.content,
         )
 
     def create(self, configuration: Configuration) -> Task:

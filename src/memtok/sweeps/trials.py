@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from memtok.digests import sealed, unsealed
 from memtok.errors import MemtokError
 from memtok.files import write_json
 from memtok.sweeps.space import Configuration
@@ -29,6 +30,7 @@ class Trial:
     state: "training", "finished", "stopped" by early stopping, or "diverged" at step `diverged_at`. looks: what was
     found on the validation part, at every rung and at the end. seconds: its equal share of the time of its passes.
     data, split, fingerprint: the data as they were named, the digest of their split, and that of the backbone.
+    content: the digest of the images, "" in records of version 0.1.
     """
 
     configuration: Configuration
@@ -40,6 +42,7 @@ class Trial:
     data: str
     split: str
     fingerprint: str
+    content: str = ""
 
     @property
     def last(self) -> Validation | None:
@@ -64,6 +67,7 @@ class Trial:
             "data": self.data,
             "split": self.split,
             "fingerprint": self.fingerprint,
+            "content": self.content,
         }
 
     @classmethod
@@ -72,7 +76,11 @@ class Trial:
         if value["format_version"] != FORMAT_VERSION or value["state"] not in STATES:
             raise ValueError("another format")
         names = ("state", "trained_parameters", "seconds", "diverged_at", "data", "split", "fingerprint")
+        unknown = set(value) - {"format_version", "name", "configuration", "looks", "content", *names}
+        if unknown:
+            raise ValueError(f"the unknown {min(unknown)!r}")
         return cls(
+            content=value.get("content", ""),
             configuration=Configuration.of(value["configuration"]),
             looks=tuple(Validation(**look) for look in value["looks"]),
             **{name: value[name] for name in names},
@@ -80,14 +88,14 @@ class Trial:
 
 
 def write_trial(path: Path, trial: Trial) -> None:
-    """Writes the record of a configuration, atomically."""
-    write_json(path, trial.to_dict())
+    """Writes the record of a configuration, atomically and with a checksum."""
+    write_json(path, sealed(trial.to_dict()))
 
 
 def read_trial(path: Path) -> Trial | None:
     """What `write_trial` wrote, None where nothing is; MemtokError for another file."""
     try:
-        return Trial.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return Trial.from_dict(unsealed(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         return None
     except OSError as error:

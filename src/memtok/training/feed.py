@@ -100,8 +100,8 @@ class KeptFeed(Feed):
         self.trunk = compiler.layers.trunk if compiler else None
         assert plan.views is not None
         manifests = (
-            self.manifest(data.train, self.training_pixels, plan.augment, plan.views),
-            self.manifest(data.validation, self.evaluation_pixels, "none", 1),
+            self.manifest(data.train, plan.augment, plan.views),
+            self.manifest(data.validation, "none", 1),
         )
         rows = np.arange(views_seen(plan) * manifests[0].images), self.validated
         with ExitStack() as stack:
@@ -125,13 +125,12 @@ class KeptFeed(Feed):
                 reader.check_content()
             self.stack = stack.pop_all()
 
-    def manifest(self, images: ImageSet, transform: Transform, augment: str, views: int) -> Manifest:
+    def manifest(self, images: ImageSet, augment: str, views: int) -> Manifest:
         """What the traces of one part of the data are of."""
         return describe(
             self.trainable.backbone,
             self.trainable.preprocessing,
             images,
-            transform,
             augment=augment,
             flip=self.plan.flip,
             seed=self.plan.seed,

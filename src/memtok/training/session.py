@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from memtok.data import DataSource
+from memtok.data.content import training_content
 from memtok.errors import DivergedError, MemtokError
 from memtok.files import write_json
 from memtok.folders import locked
@@ -64,7 +65,7 @@ class Session:
         self.folder = RunFolder(settings.out) if settings.out else None
         self.writes = self.folder is not None and accelerator.is_main_process
         self.engine = Engine(trainable, plan, accelerator, device, compiler)
-        self.config = configuration(trainable, data, plan)
+        self.config = configuration(trainable, data, plan, training_content(data)) if self.folder else {}
         self.state = RunState()
         self.logbook: Logbook | None = None
         self.saved_step: int | None = None
@@ -379,8 +380,8 @@ def check_replaces_nothing(settings: Settings) -> None:
         )
 
 
-def configuration(trainable: Trainable, data: DataSource, plan: Plan) -> dict[str, Any]:
-    """All that must agree when a run is resumed, as JSON-able values."""
+def configuration(trainable: Trainable, data: DataSource, plan: Plan, content: str) -> dict[str, Any]:
+    """All that must agree when a run is resumed, as JSON-able values. content: of the data, by `training_content`."""
     own: dict[str, Any] = {
         "regime": trainable.regime,
         "name": trainable.name,
@@ -389,6 +390,7 @@ def configuration(trainable: Trainable, data: DataSource, plan: Plan) -> dict[st
         "shapes": {name: list(parameter.shape) for name, parameter in trainable.named_parameters()},
         "data": data.name,
         "split": data.split_digest,
+        "content": content,
     }
     if isinstance(trainable, FullModel):
         own["backbone"] = trainable.backbone_fingerprint

@@ -185,9 +185,16 @@ def check_same_run(
 ) -> None:
     """MemtokError that names the first difference, unless a saved run was configured as this one is.
 
-    anew: what to do to start anew.
+    Data are held to what they are, not to what they are called; version 0.1 knew no more than the name. anew: what to
+    do to start anew.
     """
-    for key in sorted(found.keys() | expected.keys()):
+    left_out = "data" if "content" in found else "content"
+    for key in sorted((found.keys() | expected.keys()) - {left_out}):
+        if key == "content" and found.get(key) != expected.get(key):
+            raise MemtokError(
+                f"expected the images of the run in {folder} to resume it, found others under the same names (or other "
+                f"labels); restore them, or {anew}"
+            )
         if found.get(key) != expected.get(key):
             raise MemtokError(
                 f"expected the configuration of the run in {folder} to resume it, found "

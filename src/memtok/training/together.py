@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from memtok.data import DataSource
+from memtok.data.content import training_content
 from memtok.errors import MemtokError
 from memtok.folders import locked
 from memtok.model import MemoryViT
@@ -163,7 +164,8 @@ class Together:
         self.model = MemoryViT(tasks[0].backbone, topological(tasks)).select(names)
         self.model.run_with(compiler.layers if compiler else None)
         self.initial = [engine.snapshot() for engine in self.engines]
-        self.configs = [configuration(task, data, plan) for task, plan in zip(tasks, plans, strict=True)]
+        content = "" if path is None and begun is None else training_content(data)
+        self.configs = [configuration(task, data, plan, content) for task, plan in zip(tasks, plans, strict=True)]
         self.step, self.seconds = 0, 0.0
         self.pending: list[Tensor] = []
         self.history: list[list[dict[str, Any]]] = [[] for _ in tasks]
