@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch._inductor.config
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -559,3 +560,27 @@ def test_a_signal_saves_the_training(
     again = run(*quick)
     assert again.code == 1
     assert "found one at step 3 of 9" in again.error
+
+
+def test_a_bad_image_names_the_flag(workspace: Path, run: Run) -> None:
+    for name in ("one", "two"):
+        Path("photos", name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (40, 40), (80 * number, 0, 0)).save(Path("photos", name, f"{number}.png"))
+    Path("photos", "one", "broken.png").write_bytes(b"nothing")
+    words = (
+        "train",
+        *BACKBONE,
+        "--data",
+        "folder:photos",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--out",
+        "new.safetensors",
+    )
+    found = run(*words)
+    assert found.code == 1
+    assert "--on-bad-image skip" in found.error
+    assert run(*words, "--on-bad-image", "skip").code == 0

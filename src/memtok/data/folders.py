@@ -263,7 +263,7 @@ def _too_bad(root: Path, bad: Mapping[str, str]) -> MemtokError:
         return error
     return MemtokError(
         f"expected readable images, found {len(bad)} that are not, the first one {shown(root / name)} ({reason}); mend "
-        "or remove them, or skip bad images"
+        "or remove them, or leave bad images out with on_bad_image='skip'"
     )
 
 

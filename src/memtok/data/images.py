@@ -67,7 +67,8 @@ class UnreadableImageError(MemtokError):
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(
-            f"expected a readable image, found {shown(path)} ({reason}); mend or remove it, or skip bad images"
+            f"expected a readable image, found {shown(path)} ({reason}); mend or remove it, or leave bad images "
+            "out with on_bad_image='skip'"
         )
         self.path = str(path)
         self.reason = reason
