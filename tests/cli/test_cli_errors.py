@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -531,35 +532,47 @@ def test_compile_without_a_compiler(words: tuple[str, ...], workspace: Path, run
     assert listing(workspace) == before
 
 
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Those of a command in a terminal, whatever shell started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGTERM, before[1])
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_the_training(
-    workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+    workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch, handlers: None, number: signal.Signals, code: int
 ) -> None:
     from memtok.training import RichProgress
 
-    original = RichProgress.step
-
     def stop(self: RichProgress, step: int) -> None:
-        original(self, step)
         if step == 3:
             signal.raise_signal(number)
 
     quick = (*TRAIN, "--steps", "9", "--batch-size", "4")
-    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr("memtok.training.settings.VALIDATIONS", 2)
-            patch.setattr(RichProgress, "step", stop)
-            stopped = run(*quick)
-            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+    with monkeypatch.context() as patch:
+        patch.setattr("memtok.training.settings.VALIDATIONS", 2)
+        patch.setattr(RichProgress, "step", stop)
+        stopped = run(*quick)
     assert stopped.code == code
     assert stopped.err.splitlines()[-1].endswith(shlex.join((*quick, "--resume")))
     again = run(*quick)
     assert again.code == 1
     assert "found one at step 3 of 9" in again.error
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_data_are_opened(
+    workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch, handlers: None, number: signal.Signals, code: int
+) -> None:
+    from memtok.training import RichProgress
+
+    monkeypatch.setattr(RichProgress, "reading", lambda self, done, total: signal.raise_signal(number))
+    assert run(*TRAIN, "--steps", "9").code == code
+    assert not Path("new.run").exists()
 
 
 def test_a_bad_image_names_the_flag(workspace: Path, run: Run) -> None:

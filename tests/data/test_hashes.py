@@ -66,6 +66,13 @@ def test_files_that_are_new_may_change_unseen_and_are_read_again(
     assert sorted(read) == sorted(2 * NAMES)
 
 
+def test_a_damaged_memory_is_done_without(folder: Path, tmp_path: Path, read: list[str]) -> None:
+    memory = tmp_path / "hashes.json"
+    expected = file_hashes(folder, NAMES, memory)
+    memory.write_text(memory.read_text().replace(expected[1], expected[0]))
+    assert file_hashes(folder, NAMES, memory) == expected
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"version": 1, "files": {"a": [1]}}', '{"version": 9, "files": {}}'])
 def test_a_memory_that_is_none_is_done_without(folder: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "hashes.json").write_text(content)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from memtok.data.images import FRESH_SECONDS
+from memtok.digests import sealed, unsealed
 from memtok.errors import MemtokError
 from memtok.files import atomic_write
 
@@ -68,7 +69,7 @@ def read_memory(path: Path | None) -> dict[str, tuple[Mark, str]]:
     if path is None:
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = unsealed(json.loads(path.read_text(encoding="utf-8")))
         if content["version"] != VERSION:
             return {}
         return {name: ([int(number) for number in row[:3]], str(row[3])) for name, row in content["files"].items()}
@@ -81,6 +82,6 @@ def write_memory(path: Path, files: dict[str, tuple[Mark, str]]) -> None:
     content = {"version": VERSION, "files": {name: [*mark, digest] for name, (mark, digest) in files.items()}}
     try:
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
+            temporary.write_text(json.dumps(sealed(content)), encoding="utf-8")
     except (MemtokError, OSError):
         pass
