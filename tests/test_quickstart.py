@@ -128,7 +128,7 @@ def text_of(page: str) -> str:
 
 
 def test_files(result: QuickstartResult, folder: Path) -> None:
-    assert files_in(folder) == {f"out/{name}" for name in FILES | {"notes.txt"}}
+    assert files_in(folder) == {f"out/{name}" for name in FILES | {"notes.txt", ".lock"}}
     assert (folder / "out" / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
@@ -315,7 +315,7 @@ def test_again_into_the_same_folder(result: QuickstartResult, folder: Path) -> N
     again = run(out, seed=3, settings=SETTINGS)
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.get_num_threads() == threads
-    assert files_in(folder) == {f"out/{name}" for name in FILES | {"notes.txt"}}
+    assert files_in(folder) == {f"out/{name}" for name in FILES | {"notes.txt", ".lock"}}
     assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
     assert "<h1>" in (out / "report.html").read_text(encoding="utf-8")
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch._inductor.config
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -473,14 +477,18 @@ def test_training_over_an_unfinished_run(workspace: Path, run: Run, monkeypatch:
         patch.setattr("memtok.training.settings.VALIDATIONS", 4)
         stopped = run(*quick)
         assert stopped.code == 130
-        assert stopped.err.splitlines()[-1] == (
-            "memtok train: interrupted, what was written stays; the same command with --resume goes on"
-        )
+        last = stopped.err.splitlines()[-1]
+        resumed = shlex.join(("memtok", *quick, "--resume"))
+        assert last == f"memtok train: interrupted, what was written stays; go on with: {resumed}"
         assert run(*quick).code == 1
         assert "found one at step 2 of 4" in run(*quick).error
-    done = run(*quick, "--resume")
+    done = run(*shlex.split(resumed)[1:])
     assert done.code == 0
     assert "going on after step 2" in done.err
+    again = run(*quick)
+    assert again.code == 1
+    assert "found one at step 4 of 4" in again.error
+    assert "--resume goes on with it, --overwrite starts anew" in again.error
     assert run(*quick, "--overwrite").code == 0
 
 
@@ -587,3 +595,70 @@ def test_compile_without_a_compiler(words: tuple[str, ...], workspace: Path, run
         "example), or leave --compile out"
     )
     assert listing(workspace) == before
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Those of a command in a terminal, whatever shell started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGTERM, before[1])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_training(
+    workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch, handlers: None, number: signal.Signals, code: int
+) -> None:
+    from memtok.training import RichProgress
+
+    def stop(self: RichProgress, step: int) -> None:
+        if step == 3:
+            signal.raise_signal(number)
+
+    quick = (*TRAIN, "--steps", "9", "--batch-size", "4")
+    with monkeypatch.context() as patch:
+        patch.setattr("memtok.training.settings.VALIDATIONS", 2)
+        patch.setattr(RichProgress, "step", stop)
+        stopped = run(*quick)
+    assert stopped.code == code
+    assert stopped.err.splitlines()[-1].endswith(shlex.join((*quick, "--resume")))
+    again = run(*quick)
+    assert again.code == 1
+    assert "found one at step 3 of 9" in again.error
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_data_are_opened(
+    workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch, handlers: None, number: signal.Signals, code: int
+) -> None:
+    from memtok.training import RichProgress
+
+    monkeypatch.setattr(RichProgress, "reading", lambda self, done, total: signal.raise_signal(number))
+    assert run(*TRAIN, "--steps", "9").code == code
+    assert not Path("new.run").exists()
+
+
+def test_a_bad_image_names_the_flag(workspace: Path, run: Run) -> None:
+    for name in ("one", "two"):
+        Path("photos", name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (40, 40), (80 * number, 0, 0)).save(Path("photos", name, f"{number}.png"))
+    Path("photos", "one", "broken.png").write_bytes(b"nothing")
+    words = (
+        "train",
+        *BACKBONE,
+        "--data",
+        "folder:photos",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--out",
+        "new.safetensors",
+    )
+    found = run(*words)
+    assert found.code == 1
+    assert "--on-bad-image skip" in found.error
+    assert run(*words, "--on-bad-image", "skip").code == 0

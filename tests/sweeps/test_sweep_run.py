@@ -9,17 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import memtok
 from memtok.backbone import Backbone
 from memtok.data import DataSource
-from memtok.sweeps import RichSweepListener, SweepListener, Trial
+from memtok.sweeps import RichSweepListener, SweepListener, SweepResult, Trial
 from memtok.sweeps.memory import Budget
 from memtok.sweeps.trials import ranked, read_trial
 from memtok.training import Progress, train
 from memtok.training.state import Validation
+from tests.flips import flip
 from tests.sweeps.conftest import QUICK, Quick
 
 Trained = Callable[..., dict[str, memtok.Task]]
@@ -346,6 +349,44 @@ def test_a_damaged_record_is_named(quick: Quick, tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(memtok.MemtokError, match="expected the record of a configuration"):
             read_trial(path)
+
+
+def test_one_flipped_bit_of_a_record_is_refused_or_harmless(quick: Quick, tmp_path: Path) -> None:
+    quick(learning_rates=[0.02], steps=1)
+    folder = tmp_path / "sweep" / "runs" / "digits"
+    path = folder / "memory-5-rate-0.02-decay-0.01-seed-0.json"
+    whole, expected = path.read_bytes(), read_trial(path)
+    for bit in range(0, 8 * len(whole), 53):
+        path.write_bytes(flip(whole, bit))
+        try:
+            found = read_trial(path)
+        except memtok.MemtokError:
+            continue
+        assert found == expected, f"bit {bit}"
+
+
+def test_other_images_under_the_same_names_are_refused(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memtok.sweeps.picture.draw", lambda result, path: None)
+    generator = np.random.default_rng(0)
+
+    def picture(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (36, 36, 3), dtype=np.uint8)).save(path)
+
+    for name in ("a/0", "a/1", "a/2", "b/0", "b/1", "b/2"):
+        picture(tmp_path / "photos" / f"{name}.bmp")
+
+    def run() -> SweepResult:
+        arguments: dict[str, Any] = {"learning_rates": [0.02], "steps": 1, "data_dir": tmp_path / "data"}
+        return memtok.sweep(backbone, f"folder:{tmp_path / 'photos'}", out=tmp_path / "sweep", **(QUICK | arguments))
+
+    run()
+    run()
+    picture(tmp_path / "photos" / "a" / "1.bmp")
+    with pytest.raises(memtok.MemtokError, match="of the images sha256"):
+        run()
 
 
 def test_the_console_listener_says_what_is_going_on(quick: Quick) -> None:

@@ -157,16 +157,19 @@ def test_another_task_or_data_is_named(backbone: memtok.Backbone, data: DataSour
             quick(task, source, out=interrupted, resume=True, **RUN)
 
 
-def test_an_unfinished_run_is_not_lost_by_mistake(
+def test_a_run_with_progress_is_not_lost_by_mistake(
     backbone: memtok.Backbone, data: DataSource, interrupted: Path
 ) -> None:
-    with pytest.raises(MemtokError, match=r"found one at step 6 of 12 in .*digits\.run; resume it, or overwrite it"):
+    with pytest.raises(MemtokError, match=r"found one at step 6 of 12 in .*digits\.run; resume=True .* overwrite=True"):
         quick(new_task(backbone, data), data, out=interrupted, **RUN)
     listener = Recorder()
     quick(new_task(backbone, data), data, out=interrupted, overwrite=True, progress=listener, **RUN)
     assert listener.said("start")[0].start_step == 0
     assert len(end_of(interrupted)["lines"]) == 7
-    quick(new_task(backbone, data), data, out=interrupted, **(RUN | {"steps": 3}))  # a finished one is replaced
+    with pytest.raises(MemtokError, match=r"found one at step 12 of 12 in .*digits\.run"):  # nor a finished one
+        quick(new_task(backbone, data), data, out=interrupted, **(RUN | {"steps": 3}))
+    assert len(end_of(interrupted)["lines"]) == 7
+    quick(new_task(backbone, data), data, out=interrupted, overwrite=True, **(RUN | {"steps": 3}))
     assert len(end_of(interrupted)["lines"]) == 2
 
 
@@ -176,7 +179,7 @@ def test_a_new_run_leaves_nothing_of_the_old_one_in_its_folder(
     quick(new_task(backbone, data), data, out=out, **RUN)
     old = out.read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        quick(new_task(backbone, data), data, out=out, progress=Recorder(1), **(RUN | {"seed": 1}))
+        quick(new_task(backbone, data), data, out=out, overwrite=True, progress=Recorder(1), **(RUN | {"seed": 1}))
     folder = RunFolder(out)
     assert not folder.last.exists()
     assert not folder.record.exists()
@@ -202,7 +205,7 @@ def test_state_holds_every_tensor_of_the_optimizer(
     assert names >= {f"parameters.{name}" for name in own}
     assert names >= {f"optimizer.{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq") for name in own}
     with safe_open(RunFolder(interrupted).state, framework="pt") as stream:
-        assert set(stream.metadata()) == {"memtok-run"}
+        assert set(stream.metadata()) == {"memtok-run", "sha256"}
 
 
 def test_remains_of_a_kill_while_writing_are_removed(

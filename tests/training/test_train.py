@@ -193,7 +193,7 @@ def test_files_of_a_run(backbone: Backbone, data: DataSource, out: Path) -> None
     run = out.with_suffix(".run")
     assert sorted(path.name for path in out.parent.iterdir()) == ["digits.run", "digits.safetensors"]
     assert sorted(path.name for path in run.iterdir()) == [
-        *("config.json", "confusion.csv", "confusion.json", "confusion.png"),
+        *(".lock", "config.json", "confusion.csv", "confusion.json", "confusion.png"),
         *("last.safetensors", "metrics.jsonl", "record.json"),
         *("split.json", "state.safetensors", "tensorboard"),
     ]

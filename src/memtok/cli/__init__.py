@@ -4,7 +4,7 @@ Each sub-command is a module beside this one with `configure(parser)` and `run(o
 the command that was typed is imported, and torch only once its work starts, so help is answered at once.
 
 Exit codes: 0 done; 1 the check or the work failed; 2 wrong arguments, which the arguments and the configuration file
-show by themselves; 130 interrupted. See docs/cli.md.
+show by themselves; 130 interrupted by Ctrl-C, 143 by SIGTERM. See docs/cli.md.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import importlib
 import io
 import logging
 import os
+import shlex
+import signal
 import sys
 import textwrap
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +26,7 @@ from memtok import __version__
 from memtok.cli.errors import UsageError, as_typed
 from memtok.errors import MemtokError, printable
 
-DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 # Command -> what it does, in the order in which a newcomer meets them. The module has the command's name,
 # with underscores for hyphens.
@@ -55,17 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = [word for word in words if word != "--debug"]
     program = f"memtok {known[0]}" if known and known[0] in COMMANDS else "memtok"
     try:
-        code = dispatch(known)
+        with terminable():
+            code = dispatch(known)
         sys.stdout.flush()  # a closed pipe shows here, not when Python ends
         return code
-    except KeyboardInterrupt:
-        hint = {
-            "memtok train": "; the same command with --resume goes on",
-            "memtok reproduce": "; the same command goes on",
-            "memtok sweep": "; the same command goes on",
-        }.get(program, "")
-        complain(program, f"interrupted, what was written stays{hint}")
-        return INTERRUPTED
+    except (KeyboardInterrupt, Terminated) as error:
+        complain(program, f"interrupted, what was written stays{going_on(known)}")
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
     except BrokenPipeError:
         # Whoever read our output is gone. Without this Python complains once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,6 +74,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         complain(program, "error: " + describe(error, debug))
         return WRONG_ARGUMENTS if isinstance(error, UsageError) else FAILED
+
+
+class Terminated(BaseException):
+    """SIGTERM came. Like KeyboardInterrupt no Exception, so that nobody takes it for an error of theirs."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM raises Terminated in the block, so that all is left in order; if somebody handles it already, they do."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def going_on(words: Sequence[str]) -> str:
+    """How interrupted work goes on, for a message."""
+    if words[:1] == ["train"]:
+        resumed = [word for word in words if word not in ("--overwrite", "--resume")]
+        return f"; go on with: {shlex.join(['memtok', *resumed, '--resume'])}"
+    return "; the same command goes on" if words[:1] in (["sweep"], ["reproduce"]) else ""
 
 
 def dispatch(words: list[str]) -> int:

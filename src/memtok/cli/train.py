@@ -112,7 +112,7 @@ def configure(parser: Parser) -> None:
     head = "train a head alone on the same images too, to see what memory is worth (default: where it costs little)"
     add_yes_no(parser, "--compare-head", head)
     add_switch(parser, "--resume", "go on with the run in FILE.run, if there is one")
-    add_switch(parser, "--overwrite", "start anew where an unfinished run lies")
+    add_switch(parser, "--overwrite", "start anew where FILE.run has a run already")
     add_json(parser)
 
 

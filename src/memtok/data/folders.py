@@ -106,7 +106,8 @@ def open_folder(
             readable[part] = {name: label for name, label in whole.items() if written.parts[name] == part}
         kind, drawn_seed, fraction = split or "drawn", written.seed, written.fraction
         _check_drawn(root, classes, readable, SPLIT_FILE_80_20 if split == EIGHTY_TWENTY else SPLIT_FILE)
-    sets = {part: _image_set(root, files) for part, files in readable.items()}
+    hashes = check_cache_file(data_dir / "content", root)
+    sets = {part: _image_set(root, files, hashes) for part, files in readable.items()}
     if left_out:
         logger.warning("%s: %s", shown(root), summary(left_out))
     return DataSource(
@@ -265,6 +266,6 @@ def _check_drawn(root: Path, classes: tuple[str, ...], parts: Mapping[str, Files
         )
 
 
-def _image_set(root: Path, files: Files) -> ImageSet:
+def _image_set(root: Path, files: Files, hashes: Path) -> ImageSet:
     labels = np.fromiter(files.values(), dtype=np.int64, count=len(files))
-    return ImageSet(FileStore(root, tuple(files)), np.arange(len(files)), labels)
+    return ImageSet(FileStore(root, tuple(files), hashes), np.arange(len(files)), labels)

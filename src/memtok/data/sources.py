@@ -11,13 +11,14 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from memtok.checks import composed, new_classes
+from memtok.data.hashes import MISSING, file_hashes, mark_of
 from memtok.data.images import LeftOut, as_rgb, read_upright
 from memtok.data.splits import Indices, check_seed, digest, stratified_order
 from memtok.errors import MemtokError
@@ -26,22 +27,33 @@ from memtok.errors import MemtokError
 class ImageStore(Protocol):
     """Where pictures lie, by position."""
 
+    @property
+    def draws(self) -> bool:
+        """Whether reading may draw from the global random generators, as code of the user's does."""
+
     def read(self, position: int) -> Image.Image:
         """The picture in RGB, or grey of more than 8 bits as it is; raises MemtokError if it cannot be read."""
 
     def identity(self, position: int) -> str:
         """The name under which the picture goes into a split: a relative path, or part and number."""
 
-    def mark(self, position: int) -> bytes | None:
-        """Something that changes with the picture and is known without decoding it; None where nothing is."""
+    def content(self, positions: Indices) -> list[bytes] | None:
+        """For each of these positions, bytes that change with the picture; None where nobody knows without reading."""
 
 
 @dataclass(frozen=True)
 class FileStore:
-    """Image files under `root`; `names` are relative paths with forward slashes."""
+    """Image files under `root`; `names` are relative paths with forward slashes.
+
+    `hashes`: a file in which the hashes of the images are remembered. `published`: of a published data set, whose files
+    nobody changes: their sizes tell enough.
+    """
 
     root: Path
     names: Sequence[str]
+    hashes: Path | None = None
+    published: bool = False
+    draws: ClassVar[bool] = False
 
     def read(self, position: int) -> Image.Image:
         return read_upright(self.root / self.names[position])
@@ -49,12 +61,12 @@ class FileStore:
     def identity(self, position: int) -> str:
         return self.names[position]
 
-    def mark(self, position: int) -> bytes | None:
-        try:
-            found = (self.root / self.names[position]).stat()
-        except OSError:
-            return b"missing"
-        return f"{found.st_size} {found.st_mtime_ns}".encode()
+    def content(self, positions: Indices) -> list[bytes] | None:
+        names = [self.names[int(position)] for position in positions]
+        if not self.published:
+            return [found.encode() for found in file_hashes(self.root, names, self.hashes)]
+        marks = (mark_of(self.root / name) for name in names)
+        return [MISSING.encode() if mark is None else str(mark[0]).encode() for mark in marks]
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,7 @@ class ArrayStore:
 
     pixels: NDArray[np.uint8]
     prefix: str
+    draws: ClassVar[bool] = False
 
     def read(self, position: int) -> Image.Image:
         return Image.fromarray(self.pixels[position]).convert("RGB")
@@ -70,9 +83,9 @@ class ArrayStore:
     def identity(self, position: int) -> str:
         return f"{self.prefix}/{position}"
 
-    def mark(self, position: int) -> bytes | None:
-        pixels: NDArray[np.uint8] = self.pixels[position]
-        return pixels.tobytes()
+    def content(self, positions: Indices) -> list[bytes] | None:
+        shape = str(self.pixels.shape[1:]).encode()
+        return [shape + self.pixels[int(position)].tobytes() for position in positions]
 
 
 @dataclass(frozen=True)
@@ -83,14 +96,23 @@ class JoinedStore:
     second: ImageStore
     start: int
 
+    @property
+    def draws(self) -> bool:
+        return self.first.draws or self.second.draws
+
     def read(self, position: int) -> Image.Image:
         return self.first.read(position) if position < self.start else self.second.read(position - self.start)
 
     def identity(self, position: int) -> str:
         return self.first.identity(position) if position < self.start else self.second.identity(position - self.start)
 
-    def mark(self, position: int) -> bytes | None:
-        return self.first.mark(position) if position < self.start else self.second.mark(position - self.start)
+    def content(self, positions: Indices) -> list[bytes] | None:
+        early = positions < self.start
+        first, second = self.first.content(positions[early]), self.second.content(positions[~early] - self.start)
+        if first is None or second is None:
+            return None
+        parts = iter(first), iter(second)
+        return [next(parts[0] if before else parts[1]) for before in early]
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,7 +44,7 @@ def read_sun397(data_dir: Path) -> Published:
     labels = np.repeat(np.arange(len(folders)), [len(files) for files in listed])
     return Published(
         tuple(folder.split("/", 1)[-1] for folder in folders),  # without the letter that they are sorted under
-        ImageSet(FileStore(root, names), np.arange(len(names)), labels),
+        ImageSet(FileStore(root, names, published=True), np.arange(len(names)), labels),
         official_parts(LISTS, [data_dir / folder for folder in LIST_FOLDERS], _read_list, names, root),
         lists=f"no {' and '.join(LISTS)} in {shown(root)}",
     )

@@ -9,30 +9,22 @@ the bytes, and normalise whole batches where the model is; the numbers are the s
 from __future__ import annotations
 
 import math
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torchvision import transforms
 
 from memtok.data.images import as_rgb
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
 
 Transform = Callable[[Image.Image], Tensor]
-
-
-class OwnTransform(ABC):
-    """A transform of memtok's: it takes images of any mode, and knows the range of those with more than 8 bits."""
-
-    @abstractmethod
-    def __call__(self, image: Image.Image) -> Tensor:
-        """The tensor (C, H, W) of an image."""
 
 
 AUGMENTATIONS = ("inception", "crop", "none")
@@ -43,6 +35,11 @@ CROP_MARGIN = 8 / 7
 LARGEST_RESIZED = 2**24
 """Pixels that a picture may have after the resize to be resized as a whole: 50 MB in RGB."""
 
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+"""Of `inception`: the share of the area that a part covers, and its width over its height."""
+
+ATTEMPTS = 10  # to draw a part that lies within the image, as in timm; then the middle is taken
+
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -51,13 +48,50 @@ INTERPOLATIONS = {
 }
 
 
+class PythonRandom(Protocol):
+    """What is needed of Python's random numbers: a `random.Random`, or the module `random`."""
+
+    def uniform(self, a: float, b: float) -> float: ...
+    def randint(self, a: int, b: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class Generators:
+    """Where an augmentation draws its random numbers. torch None: from torch's global generator."""
+
+    python: PythonRandom
+    torch: torch.Generator | None
+
+    def below(self, end: int) -> int:
+        """A whole number from 0 to `end` - 1, by torch's generator."""
+        return int(torch.randint(0, end, (1,), generator=self.torch))
+
+    def heads(self) -> bool:
+        """True in one of two cases, by torch's generator."""
+        return bool(torch.rand(1, generator=self.torch) < 0.5)
+
+
+GLOBAL_GENERATORS = Generators(random, None)
+
+
+class OwnTransform(ABC):
+    """A transform of memtok's: it takes images of any mode, and knows the range of those with more than 8 bits.
+
+    All that it draws comes from `generators`, so it needs no global one.
+    """
+
+    @abstractmethod
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
+        """The tensor (C, H, W) of an image."""
+
+
 @dataclass(frozen=True)
 class EvaluationPixels(OwnTransform):
     """The deterministic part of evaluation: resize, centre crop."""
 
     preprocessing: Preprocessing
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
         settings = self.preprocessing
         image = as_rgb(image, settings.pixel_range)
         resized = resized_size(image, settings.resize)
@@ -73,7 +107,7 @@ class RandomCropPixels(OwnTransform):
     preprocessing: Preprocessing
     flip: bool
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
         settings = self.preprocessing
         image = as_rgb(image, settings.pixel_range)
         height, width = settings.image_size
@@ -83,23 +117,27 @@ class RandomCropPixels(OwnTransform):
         else:
             size = (math.ceil(height * CROP_MARGIN), math.ceil(width * CROP_MARGIN))
         resized = resized_size(image, size)
-        # Asked of a tensor without elements: all that counts is its height and width.
-        top, left, _, _ = transforms.RandomCrop.get_params(torch.empty(0, *resized), (height, width))
+        top, left = 0, 0
+        if resized != (height, width):
+            top, left = (
+                generators.below(whole - part + 1) for whole, part in zip(resized, (height, width), strict=True)
+            )
         image = resize_and_crop(image, resized, (top, left), (height, width), settings.interpolation)
-        if self.flip:
-            image = transforms.RandomHorizontalFlip()(image)
-        return pixels_of(image)
+        return pixels_of(mirrored(image) if self.flip and generators.heads() else image)
 
 
 @dataclass(frozen=True)
-class TimmPixels(OwnTransform):
-    """A transform of timm's that ends in uint8 pixels."""
+class InceptionPixels(OwnTransform):
+    """A random part of the image, resized to the input size, perhaps mirrored; the numbers are timm's."""
 
-    transform: Transform
-    pixel_range: tuple[float, float] | None
+    preprocessing: Preprocessing
+    flip: bool
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self.transform(as_rgb(image, self.pixel_range)).contiguous()
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
+        settings = self.preprocessing
+        image = as_rgb(image, settings.pixel_range)
+        image = resize(image.crop(random_part(image, generators.python)), settings.image_size, settings.interpolation)
+        return pixels_of(mirrored(image) if self.flip and generators.heads() else image)
 
 
 class Normaliser:
@@ -127,14 +165,14 @@ class Normaliser:
 class Normalised(OwnTransform):
     """What a transform to pixels gives, normalised."""
 
-    pixels: Transform
+    pixels: OwnTransform
     normalise: Normaliser
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self.normalise(self.pixels(image))
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
+        return self.normalise(self.pixels(image, generators))
 
 
-def evaluation_transform(preprocessing: Preprocessing) -> Transform:
+def evaluation_transform(preprocessing: Preprocessing) -> OwnTransform:
     """The transform of evaluation: resize, centre crop, normalise, without chance.
 
     It equals the checkpoint's own: transformers' image processors (those on PIL) where the checkpoint came in
@@ -143,13 +181,14 @@ def evaluation_transform(preprocessing: Preprocessing) -> Transform:
     return Normalised(evaluation_pixels(preprocessing), Normaliser(preprocessing))
 
 
-def evaluation_pixels(preprocessing: Preprocessing) -> Transform:
+def evaluation_pixels(preprocessing: Preprocessing) -> OwnTransform:
     """The same without the last step: uint8 pixels (C, H, W), for a `Normaliser`."""
     return EvaluationPixels(preprocessing)
 
 
-def training_transform(preprocessing: Preprocessing, augment: str = "inception", flip: bool = True) -> Transform:
-    """The transform of training. Chance comes from the global generators, which the loader seeds per image.
+def training_transform(preprocessing: Preprocessing, augment: str = "inception", flip: bool = True) -> OwnTransform:
+    """The transform of training. Called with an image alone it draws from the global generators; the data loader gives
+    it generators that are seeded for each image.
 
     `augment`: "inception", a random part of 8 % to 100 % of the area with sides 3:4 to 4:3, resized to the input size
     (GoogLeNet, Szegedy et al. 2015; timm's); "crop", resize to 8/7 of the input size and a random crop; "none", what
@@ -158,25 +197,43 @@ def training_transform(preprocessing: Preprocessing, augment: str = "inception",
     return Normalised(training_pixels(preprocessing, augment, flip), Normaliser(preprocessing))
 
 
-def training_pixels(preprocessing: Preprocessing, augment: str = "inception", flip: bool = True) -> Transform:
+def training_pixels(preprocessing: Preprocessing, augment: str = "inception", flip: bool = True) -> OwnTransform:
     """The same without the last step: uint8 pixels (C, H, W), for a `Normaliser`."""
     if augment == "none":
         return evaluation_pixels(preprocessing)
     if augment == "crop":
         return RandomCropPixels(preprocessing, flip)
     if augment == "inception":
-        transform: Transform = create_transform(
-            input_size=(3, *preprocessing.image_size),
-            is_training=True,
-            scale=(0.08, 1.0),
-            ratio=(3 / 4, 4 / 3),
-            hflip=0.5 if flip else 0.0,
-            color_jitter=None,
-            interpolation=preprocessing.interpolation,
-            normalize=False,
-        )
-        return TimmPixels(transform, preprocessing.pixel_range)
+        return InceptionPixels(preprocessing, flip)
     raise MemtokError(f"expected augment to be one of {', '.join(AUGMENTATIONS)}, found {augment!r}; choose one")
+
+
+def random_part(image: Image.Image, python: PythonRandom) -> tuple[int, int, int, int]:
+    """A box (left, top, right, bottom) of `SCALE` of the area with sides of `RATIO`.
+
+    It draws what timm's RandomResizedCropAndInterpolation draws, in the same order, so a seed gives the same box.
+    """
+    low, high = RATIO
+    for _ in range(ATTEMPTS):
+        area = python.uniform(*SCALE) * (image.width * image.height)
+        ratio = math.exp(python.uniform(math.log(low), math.log(high)))
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if width <= image.width and height <= image.height:
+            top = python.randint(0, image.height - height)
+            left = python.randint(0, image.width - width)
+            return left, top, left + width, top + height
+    width, height = image.size  # the largest part in the middle
+    if width / height < low:
+        height = round(width / low)
+    elif width / height > high:
+        width = round(height * high)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return left, top, left + width, top + height
+
+
+def mirrored(image: Image.Image) -> Image.Image:
+    """Left and right exchanged."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def resize(image: Image.Image, size: tuple[int, int] | int, interpolation: str) -> Image.Image:

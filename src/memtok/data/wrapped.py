@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ class DatasetStore:
     dataset: Any
     labels: Indices
     prefix: str
+    draws: ClassVar[bool] = True  # it may vary its items
 
     def read(self, position: int) -> Image.Image:
         picture, label = _pair(self.dataset, position)
@@ -42,7 +43,7 @@ class DatasetStore:
     def identity(self, position: int) -> str:
         return f"{self.prefix}/{position}"
 
-    def mark(self, position: int) -> bytes | None:
+    def content(self, positions: Indices) -> list[bytes] | None:
         return None  # only its owner knows when an item changes
 
 

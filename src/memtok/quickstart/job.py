@@ -26,6 +26,7 @@ from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
 from memtok.evaluation import BASE, evaluate, undisturbed
 from memtok.files import atomic_write, write_json
+from memtok.folders import locked
 from memtok.metrics import ranks
 from memtok.model import MemoryViT
 from memtok.prediction import predict
@@ -66,7 +67,7 @@ def run(
     check_folder(out)
     listener = progress if isinstance(progress, Listener) else RichListener() if progress else Listener()
     try:
-        with one_thread():
+        with locked(out), one_thread():
             result = Quickstart(out, seed, settings or QuickstartSettings(), listener).run()
         listener.finish(result)
         return result

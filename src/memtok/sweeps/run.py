@@ -14,6 +14,8 @@ from memtok.backbone import Backbone
 from memtok.bundle import load_task
 from memtok.checks import check_name
 from memtok.data import DataSource, open_data
+from memtok.data.content import training_content
+from memtok.digests import sealed, unsealed
 from memtok.errors import MemtokError
 from memtok.evaluation import evaluate
 from memtok.files import atomic_write, write_json
@@ -189,6 +191,7 @@ class Sweep:
             heads=settings.heads(),
             listener=self.listener,
             stores=OpenStores(),
+            content=training_content(source),
         )
 
     def run_data(self, job: Job) -> DataResult:
@@ -259,7 +262,7 @@ class Sweep:
         model = MemoryViT(self.backbone, [task])
         score: Score = evaluate(model, source.test, batch_size=job.plan.batch_size, workers=workers).tasks[task.name]
         found = Test(top1=score.top1, top5=score.top5, images=score.images)
-        write_json(path, key | {"top1": found.top1, "top5": found.top5, "images": found.images})
+        write_json(path, sealed(key | {"top1": found.top1, "top5": found.top5, "images": found.images}))
         self.listener.tested(job.spec, winner, found.top1, found.images)
         return found
 
@@ -275,7 +278,7 @@ class Sweep:
 def read_test(path: Path, key: dict[str, str]) -> Test | None:
     """What an earlier look at the test part found, if it was of the same task."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = unsealed(json.loads(path.read_text(encoding="utf-8")))
         if {name: found[name] for name in key} != key:
             return None
         return Test(top1=float(found["top1"]), top5=float(found["top5"]), images=int(found["images"]))

@@ -42,7 +42,8 @@ class Job:
 
     spec: the data as they were named. plan: every number of a run but those of its configuration. shared: arguments of
     `train_together`. eta: of successive halving, None for none. heads: the line to beat, which is not stopped early.
-    name: of the tasks that are written. stores: of kept traces, which the first pass fills for all.
+    name: of the tasks that are written. stores: of kept traces, which the first pass fills for all. content: the digest
+    of the images.
     """
 
     backbone: Backbone
@@ -57,6 +58,7 @@ class Job:
     heads: Sequence[Configuration]
     listener: SweepListener
     stores: OpenStores
+    content: str
 
 
 class Stages:
@@ -87,6 +89,7 @@ class Stages:
             "data": (found.data, job.spec),
             "split": (found.split, job.source.split_digest),
             "backbone": (found.fingerprint, job.backbone.fingerprint),
+            "images": (found.content or job.content, job.content),
         }
         for what, (here, wanted) in facts.items():
             if here != wanted:
@@ -111,6 +114,7 @@ class Stages:
             data=job.spec,
             split=job.source.split_digest,
             fingerprint=job.backbone.fingerprint,
+            content=job.content,
         )
 
     def create(self, configuration: Configuration) -> Task:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from memtok.digests import sealed, unsealed
 from memtok.errors import MemtokError
 from memtok.files import write_json
 from memtok.intervals import Right
@@ -28,6 +29,7 @@ class Trial:
     found on the validation part, at every rung and at the end. seconds: its equal share of the time of its passes.
     data, split, fingerprint: the data as they were named, the digest of their split, and that of the backbone.
     right: which validation images the latest look found answered right, as `packed` writes it; None in old records.
+    content: the digest of the images, "" in records of version 0.1.
     """
 
     configuration: Configuration
@@ -40,6 +42,7 @@ class Trial:
     split: str
     fingerprint: str
     right: str | None = None
+    content: str = ""
 
     @property
     def last(self) -> Validation | None:
@@ -71,6 +74,7 @@ class Trial:
             "split": self.split,
             "fingerprint": self.fingerprint,
             "right": self.right,
+            "content": self.content,
         }
 
     @classmethod
@@ -79,7 +83,11 @@ class Trial:
         if value["format_version"] != FORMAT_VERSION or value["state"] not in STATES:
             raise ValueError("another format")
         names = ("state", "trained_parameters", "seconds", "diverged_at", "data", "split", "fingerprint")
+        unknown = set(value) - {"format_version", "name", "configuration", "looks", "content", *names}
+        if unknown:
+            raise ValueError(f"the unknown {min(unknown)!r}")
         return cls(
+            content=value.get("content", ""),
             configuration=Configuration.of(value["configuration"]),
             looks=tuple(Validation(**look) for look in value["looks"]),
             right=value.get("right") and bytes.fromhex(value["right"]).hex(),  # earlier versions did not keep it
@@ -93,14 +101,14 @@ def packed(right: Right | None) -> str | None:
 
 
 def write_trial(path: Path, trial: Trial) -> None:
-    """Writes the record of a configuration, atomically."""
-    write_json(path, trial.to_dict())
+    """Writes the record of a configuration, atomically and with a checksum."""
+    write_json(path, sealed(trial.to_dict()))
 
 
 def read_trial(path: Path) -> Trial | None:
     """What `write_trial` wrote, None where nothing is; MemtokError for another file."""
     try:
-        return Trial.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return Trial.from_dict(unsealed(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         return None
     except OSError as error:

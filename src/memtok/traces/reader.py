@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from memtok.backbone import INPUTS, Backbone
+from memtok.data.content import spread
 from memtok.data.loader import BatchPlan, Key, Samples, load, steps_per_epoch
 from memtok.data.sources import ImageSet
 from memtok.data.splits import Indices
@@ -25,7 +26,6 @@ from memtok.data.transforms import Normaliser, Transform
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
 from memtok.trace import Kept, Trace
-from memtok.traces.manifest import spread
 from memtok.traces.store import Flags, Notify, Rows, Store, sent
 
 

@@ -27,6 +27,7 @@ from memtok.traces import KeptBatch, Manifest, OpenStores, Store, TraceReader, d
 from memtok.traces.manifest import record_bytes, trace_shape
 from memtok.traces.sizes import default_limit, default_trace_dir, shown_bytes, taken_bytes
 from memtok.training.compiler import Compiler
+from memtok.training.device import OneProcess
 from memtok.training.progress import Progress
 from memtok.training.regimes import Trainable
 from memtok.training.settings import Plan, Settings, default_workers
@@ -110,7 +111,7 @@ class KeptFeed(Feed):
         plan: Plan,
         workers: int,
         settings: Settings,
-        accelerator: Accelerator,
+        accelerator: Accelerator | OneProcess,
         progress: Progress,
         stores: OpenStores | None = None,
         compiler: Compiler | None = None,
@@ -121,8 +122,8 @@ class KeptFeed(Feed):
         self.trunk = compiler.layers.trunk if compiler else None
         assert plan.views is not None
         manifests = (
-            self.manifest(data.train, self.training_pixels, plan.augment, plan.views),
-            self.manifest(data.validation, self.evaluation_pixels, "none", 1),
+            self.manifest(data.train, plan.augment, plan.views),
+            self.manifest(data.validation, "none", 1),
         )
         rows = np.arange(views_seen(plan) * manifests[0].images), self.validated
         with ExitStack() as stack:
@@ -146,13 +147,12 @@ class KeptFeed(Feed):
                 reader.check_content()
             self.stack = stack.pop_all()
 
-    def manifest(self, images: ImageSet, transform: Transform, augment: str, views: int) -> Manifest:
+    def manifest(self, images: ImageSet, augment: str, views: int) -> Manifest:
         """What the traces of one part of the data are of."""
         return describe(
             self.trainable.backbone,
             self.trainable.preprocessing,
             images,
-            transform,
             augment=augment,
             flip=self.plan.flip,
             seed=self.plan.seed,
@@ -254,7 +254,7 @@ def make_feed(
     data: DataSource,
     plan: Plan,
     settings: Settings,
-    accelerator: Accelerator,
+    accelerator: Accelerator | OneProcess,
     device: torch.device,
     progress: Progress,
     stores: OpenStores | None = None,

@@ -12,19 +12,20 @@ from torch import nn
 from torch.utils.data import Subset
 
 from memtok.checks import composed
-from memtok.data import DataSource, from_dataset, kept_random_state, open_data
+from memtok.data import DataSource, from_dataset, open_data
 from memtok.errors import MemtokError
+from memtok.folders import locked
 from memtok.training.compiler import compiling, make_compiler
-from memtok.training.device import accelerator_for, kept_gpu_state, moved
+from memtok.training.device import OneProcess, accelerator_for, moved
 from memtok.training.feed import check_traceable, make_feed
 from memtok.training.head_alone import check_comparable
 from memtok.training.progress import Progress, RichProgress
 from memtok.training.recipes import Recipe
 from memtok.training.regimes import Trainable, check_trainable, frozen_parts
 from memtok.training.result import TrainResult
-from memtok.training.session import Session
+from memtok.training.session import Session, check_replaces_nothing
 from memtok.training.settings import Settings, make_plan
-from memtok.training.state import RunFolder, read_header
+from memtok.training.state import RunFolder
 
 
 def train(
@@ -78,9 +79,9 @@ def train(
     select: what the best state is chosen by: "balanced", the mean recall of the classes (the default), "top1" or
         "loss"; of equal ones the lowest loss.
     out: the task file, `NAME.safetensors`; the best state goes there, all else into `NAME.run/`. None writes nothing.
-    resume: go on from the saved state in `NAME.run/`, if there is one. overwrite: start anew where an unfinished run
-        lies. on_bad_image, data_dir, split: as in `open_data`, for data given by name. progress: True for a bar, or an
-        object with the hooks of `Progress`.
+    resume: go on from the saved state in `NAME.run/`, if there is one. overwrite: start anew where another run did a
+        step or more. on_bad_image, data_dir, split: as in `open_data`, for data given by name. progress: True for a
+        bar, or an object with the hooks of `Progress`.
 
     keep_traces: "ram", "disk" or "gpu" keeps the trunk's features of each image, so that it runs once; for tasks of
         regimes memory and head. trace_dir: a folder for "disk" (default: one per data set and backbone in the user's
@@ -91,8 +92,10 @@ def train(
     compare_head: True also trains a head alone on the same images when the run is over, and `result.head_alone` says
         how much better the task is; None does so where it costs little beside the run. See docs/training.md.
 
-    The backbone, what the task extends and the global random generators stay as they are. Raises MemtokError for bad
-    arguments, before anything is written, and when a loss is not finite; see docs/training.md.
+    The backbone, what the task extends and the global random generators stay as they are; runs may go on in several
+    threads at once. Raises MemtokError for bad arguments, before anything is written, and when a loss is not finite.
+    Where `out` is given, Ctrl-C and SIGTERM wait until the step is done and saved, a second one does not; see
+    docs/training.md.
     """
     settings = Settings(
         recipe=recipe,
@@ -130,8 +133,11 @@ def train(
     check_comparable(task, compare_head)
     if settings.keep_traces is not None:
         check_traceable([task])
-    check_not_unfinished(settings)
+    check_replaces_nothing(settings)
     with accelerator_for(settings.device, settings.precision) as accelerator, as_found(task):
+        if settings.out is not None and RunFolder(settings.out).path.exists() and accelerator.is_main_process:
+            with locked(RunFolder(settings.out).path):
+                pass  # another run there is told of before the data are opened
         listener = progress if isinstance(progress, Progress) else RichProgress() if progress else Progress()
         if not accelerator.is_main_process:
             listener = Progress()
@@ -145,7 +151,7 @@ def run(
     task: Trainable,
     data: str | DataSource | Any,
     settings: Settings,
-    accelerator: Accelerator,
+    accelerator: Accelerator | OneProcess,
     progress: Progress,
 ) -> TrainResult:
     """The part of `train` that works."""
@@ -158,7 +164,6 @@ def run(
     plan = make_plan(settings, task.regime, source)
     with ExitStack() as stack:
         stack.enter_context(moved([task, *frozen_parts(task)], place))
-        stack.enter_context(kept_gpu_state(place))
         stack.enter_context(compiling(compiler))
         feed = make_feed([task], source, plan, settings, accelerator, place, progress, compiler=compiler)
         stack.enter_context(closing(feed))
@@ -205,26 +210,12 @@ def matching(source: DataSource, task: Trainable) -> DataSource:
     )
 
 
-def check_not_unfinished(settings: Settings) -> None:
-    """MemtokError if this run would take the place of one that was interrupted. A finished one is replaced."""
-    if settings.out is None or settings.resume or settings.overwrite:
-        return
-    folder = RunFolder(settings.out)
-    header = read_header(folder.state)
-    if header is not None and 0 < header["step"] < header["config"]["steps"]:
-        raise MemtokError(
-            f"expected no unfinished run beside {settings.out}, found one at step {header['step']} of "
-            f"{header['config']['steps']} in {folder.path}; resume it, or overwrite it"
-        )
-
-
 @contextmanager
 def as_found(task: nn.Module) -> Iterator[None]:
-    """Leaves random generators and training modes as they were, and no gradients behind."""
+    """Leaves training modes as they were, and no gradients behind."""
     modes = [(module, module.training) for module in task.modules()]
     try:
-        with kept_random_state():
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode

@@ -22,16 +22,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memtok.data import DataSource
+from memtok.data.content import training_content
 from memtok.errors import MemtokError
+from memtok.folders import locked
 from memtok.intervals import Right
 from memtok.metrics import Score, answered, score_of
 from memtok.model import MemoryViT
 from memtok.task import Task, topological
 from memtok.traces import KeptBatch, OpenStores
 from memtok.training.compiler import Compiler, compiling, make_compiler
-from memtok.training.device import accelerator_for, add_up, kept_gpu_state, moved, same_start
+from memtok.training.device import OneProcess, accelerator_for, add_up, moved, same_start
 from memtok.training.engine import Engine, found, share_of_loss
 from memtok.training.feed import Feed, make_feed
+from memtok.training.interrupts import Interrupts
 from memtok.training.loop import as_found, matching, open_source
 from memtok.training.optim import optimizer_tensors, restore_optimizer
 from memtok.training.progress import Progress, RichProgress, RunInfo
@@ -102,13 +105,19 @@ def train_together(
             for index in range(len(tasks))
         ]
         stack.enter_context(moved(modules_of(tasks), place))
-        stack.enter_context(kept_gpu_state(place))
         path = None if state is None else Path(state)
+        if path is not None and accelerator.is_main_process:
+            stack.enter_context(locked(path.parent, lock_of(path).name))
         stack.enter_context(compiling(compiler))
         feed = make_feed(tasks, source, common, settings, accelerator, place, listener, stores, compiler)
         stack.enter_context(closing(feed))
         together = Together(tasks, source, plans, accelerator, place, listener, path, feed, begun, compiler)
         return together.run(until)
+
+
+def lock_of(state: Path) -> Path:
+    """The file that is locked while tasks train together with this saved state. It stays; nobody needs it then."""
+    return state.with_name(f".{state.name}.lock")
 
 
 def check_together(tasks: Sequence[Task], per_task: Mapping[str, Sequence[float] | None]) -> None:
@@ -144,7 +153,7 @@ class Together:
         tasks: Sequence[Task],
         data: DataSource,
         plans: Sequence[Plan],
-        accelerator: Accelerator,
+        accelerator: Accelerator | OneProcess,
         device: torch.device,
         progress: Progress,
         path: Path | None,
@@ -160,7 +169,8 @@ class Together:
         self.model = MemoryViT(tasks[0].backbone, topological(tasks)).select(names)
         self.model.run_with(compiler.layers if compiler else None)
         self.initial = [engine.snapshot() for engine in self.engines]
-        self.configs = [configuration(task, data, plan) for task, plan in zip(tasks, plans, strict=True)]
+        content = "" if path is None and begun is None else training_content(data)
+        self.configs = [configuration(task, data, plan, content) for task, plan in zip(tasks, plans, strict=True)]
         self.step, self.seconds = 0, 0.0
         self.pending: list[Tensor] = []
         self.history: list[list[dict[str, Any]]] = [[] for _ in tasks]
@@ -177,16 +187,21 @@ class Together:
         self.progress.start(self.info())
         begun = saved = time.perf_counter()
         before = self.seconds
-        for batch, labels, _ in self.feed.training(self.step, self.until):
-            self.pending.append(self.train_step(batch, labels))
-            self.step += 1
-            self.progress.step(self.step)
-            self.seconds = before + time.perf_counter() - begun
-            if self.step % self.plan.log_every == 0 or self.step == self.until:
-                self.log()
-            if self.path and (self.step == self.until or time.perf_counter() - saved >= SAVE_SECONDS):
-                self.save()
-                saved = time.perf_counter()
+        with Interrupts(active=self.path is not None and self.accelerator.num_processes == 1) as interrupts:
+            for batch, labels, _ in self.feed.training(self.step, self.until):
+                self.pending.append(self.train_step(batch, labels))
+                self.step += 1
+                self.progress.step(self.step)
+                self.seconds = before + time.perf_counter() - begun
+                if self.step % self.plan.log_every == 0 or self.step == self.until:
+                    self.log()
+                stops = interrupts.pending is not None
+                due = self.step == self.until or time.perf_counter() - saved >= SAVE_SECONDS
+                if self.path and (stops or due):
+                    self.save()
+                    saved = time.perf_counter()
+                if stops:
+                    interrupts.deliver()
         validations = self.validate()
         return [self.result(index, *validations[index]) for index in range(len(self.tasks))]
 
