@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -13,6 +15,7 @@ from memtok.attention import can_absorb
 from memtok.backbone import INPUTS, KEYS_AND_VALUES, NOTHING, Backbone
 from memtok.compiling import Compiled, shared_layers
 from memtok.errors import MemtokError
+from memtok.folding import Folding, Snapshot
 from memtok.outputs import Outputs, TaskAttention
 from memtok.preprocessing import Preprocessing
 from memtok.reference import variant_outputs
@@ -52,6 +55,8 @@ class MemoryViT(nn.Module):
         self.streams = (
             TaskStreams(composable, extends, backbone.device) if any(task.queries for task in composable) else None
         )
+        self._built_for = tuple(sizes_of(task) for task in tasks)
+        self._folding = Folding()
         self._compiled: Compiled | None = None
 
     @property
@@ -89,28 +94,39 @@ class MemoryViT(nn.Module):
         """Takes over compiled layers, for itself and for models made from it; None takes them away."""
         self._compiled = compiled
 
+    def folded(self) -> AbstractContextManager[None]:
+        """A block in which what follows from the tasks alone is computed once: `with model.folded(), torch.no_grad():`.
+
+        In it the model answers as it stood on entry, in every thread; what changes in a task meanwhile shows after the
+        block. Blocks may be nested and may overlap. The model may be moved, copied and pickled in it; models made from
+        it start outside. No gradient reaches the tasks: with gradients on, a model whose tasks train is refused.
+        """
+        self._check()
+        return self._folding.block(self.tasks)
+
     def forward(self, images: Tensor, *, base: bool = True, attention: bool = False) -> Outputs:
         """Answers (B, 3, height, width) images that went through `self.preprocessing`.
 
         base: also the backbone's own output and features; without it the rest of the trunk's last layer is skipped.
-        attention: also where the class tokens look, as `TaskAttention`. Raises MemtokError for images that do not fit.
+        attention: also where the class tokens look, as `TaskAttention`. Images that require a gradient get one.
+        Raises MemtokError for images that do not fit, and for tasks that no longer fit this model.
         """
-        tasks = self.tasks
+        tasks, snapshot = self._standing()
         if tasks and not tasks[0].composable:
             own = variant_outputs(self.backbone, tasks[0], images, attention=attention)
             features, answer = self.backbone(images) if base else (None, None)
-            return Outputs(features, answer, own.logits, own.attention)
+            return Outputs(features, answer, own.logits, own.attention, own.embeddings)
         if self.streams is None:
-            return self._collect(self.trace(images, base=base), None, base)
+            return self._collect(tasks, self.trace(images, base=base), None, base)
         if self._trains():
             # The trace stays for the backward pass anyway. What the streams keep for it would lie between what a layer
             # of the trunk gives back and the next one needs, and the heap would grow by that in every layer.
             trace = self._run_trunk(images, self._form_of_trace(), base)
             return self.answer(trace, base=base, attention=attention)
         # Layer by layer, the streams right behind the trunk: what a layer leaves need not outlive it.
-        walk = self._begin(len(images), attention)
+        walk = self._begin(tasks, snapshot, self.backbone.check_images(images).shape[0], attention)
         trace = self._run_trunk(images, KEYS_AND_VALUES, base, walk.step)
-        return self._collect(trace, walk, base)
+        return self._collect(tasks, trace, walk, base)
 
     def trace(self, images: Tensor, *, base: bool = True) -> Trace:
         """The trunk's pass over images; `answer` turns it into outputs, for this model or one made from it."""
@@ -123,23 +139,47 @@ class MemoryViT(nn.Module):
         been made in another precision, under autocast or without. Raises MemtokError for a trace of another backbone.
         """
         check_trace(self.backbone, trace)
-        tasks = self.tasks
+        tasks, snapshot = self._standing()
         if tasks and not tasks[0].composable:
             raise MemtokError(
                 f"expected composable tasks to answer from a trace, found {tasks[0].name!r} of regime "
                 f"{tasks[0].regime!r}, whose image tokens see the task; call the model on the images"
             )
         if self.streams is None:
-            return self._collect(trace, None, base)
+            return self._collect(tasks, trace, None, base)
         layers = trace.layers
         if not layers:
             raise MemtokError(
                 "expected a trace that task streams can read, found none; make it with a model that has tasks"
             )
-        walk = self._begin(len(layers[0][0]), attention)
+        walk = self._begin(tasks, snapshot, layers[0][0].shape[0], attention)
         for index, kept in enumerate(layers):
             walk.step(index, matched(kept, self.backbone.dtype))
-        return self._collect(trace, walk, base)
+        return self._collect(tasks, trace, walk, base)
+
+    def _standing(self) -> tuple[tuple[Task, ...], Snapshot | None]:
+        """The tasks to answer with: as they are, or in a folded block as they were on entry."""
+        snapshot = self._folding.snapshot
+        if snapshot is None:
+            self._check()
+            return self.tasks, None
+        if self._trains():
+            raise MemtokError(
+                "expected no gradients for the tasks of a folded model, found tasks that train; answer under "
+                "torch.no_grad(), or leave the block `with model.folded()` to train"
+            )
+        return snapshot.on(self.backbone.device), snapshot
+
+    def _check(self) -> None:
+        """MemtokError unless the tasks are those that this model was built for: of these sizes, and told apart."""
+        named(self.tasks)
+        for task, built_for in zip(self.tasks, self._built_for, strict=True):
+            task.check()
+            if sizes_of(task) != built_for:
+                raise MemtokError(
+                    f"expected {task.name!r} with the sizes and the extended tasks that it had when this model was "
+                    "made, found others; make the model anew with MemoryViT(backbone, tasks)"
+                )
 
     def _run_trunk(
         self, images: Tensor, keep: str, base: bool, visit: Callable[[int, Kept], None] | None = None
@@ -151,11 +191,13 @@ class MemoryViT(nn.Module):
         run = self._compiled.trunk if self._compiled else None
         return self.backbone.trace(images, keep=keep, outputs=outputs, visit=visit, run=run)
 
-    def _begin(self, batch: int, attention: bool) -> Walk:
+    def _begin(self, tasks: Sequence[Task], snapshot: Snapshot | None, batch: int, attention: bool) -> Walk:
         """The class tokens before the first layer, of a batch of so many images."""
         assert self.streams is not None
         run = self._compiled.streams if self._compiled else None
-        return self.streams.begin(self.backbone, self.tasks, batch, attention=attention, run=run)
+        compute = partial(self.streams.values, self.backbone, tasks)
+        values = compute() if snapshot is None else snapshot.values(self.backbone, compute)
+        return self.streams.begin(self.backbone, values, batch, attention=attention, run=run)
 
     def _trains(self) -> bool:
         """Whether a backward pass may follow."""
@@ -173,15 +215,14 @@ class MemoryViT(nn.Module):
         cheap = cost <= INPUTS_SHARE * trunk_cost(block, tokens) and can_absorb(block.attn)
         return INPUTS if cheap else KEYS_AND_VALUES
 
-    def _collect(self, trace: Trace, walk: Walk | None, base: bool) -> Outputs:
+    def _collect(self, tasks: Sequence[Task], trace: Trace, walk: Walk | None, base: bool) -> Outputs:
         """Outputs from the class tokens at the end of their walk, and from the trunk's own output."""
-        tasks = self.tasks
         tokens: dict[int, Tensor] = {}
         looks: dict[int, TaskAttention] = {}
         if walk is not None and self.streams is not None:
             tokens = self.streams.split(walk.finish())
             looks = self.streams.layout.split_attention(tasks, walk.looks) if walk.attention else {}
-        logits, looked = {}, {}
+        logits, looked, embeddings = {}, {}, {}
         for position in self._answered:
             task = tasks[position]
             features = tokens.get(position, trace.features)
@@ -189,10 +230,10 @@ class MemoryViT(nn.Module):
                 raise MemtokError(
                     f"expected a trace with features for {task.name!r}, found none; make it with base=True"
                 )
-            logits[task.name] = task(features)
+            logits[task.name], embeddings[task.name] = task(features), features.flatten(1)
             if position in looks:
                 looked[task.name] = looks[position]
-        return Outputs(trace.features if base else None, trace.base if base else None, logits, looked)
+        return Outputs(trace.features if base else None, trace.base if base else None, logits, looked, embeddings)
 
     def concat(self, other: MemoryViT, *, preprocessing: Preprocessing | None = None) -> MemoryViT:
         """A model with the tasks of both. A task that tasks of both extend is taken once."""
@@ -239,7 +280,7 @@ class MemoryViT(nn.Module):
         self._check_known(names)
         if len(set(names)) != len(names):
             raise MemtokError(f"expected each task once, found {list(names)}; remove the repetition")
-        by_name = {task.name: task for task in self.tasks}
+        by_name = named(self.tasks)
         needed = {task.name for task in topological([by_name[name] for name in names])}
         return self._derive([task for task in self.tasks if task.name in needed], tuple(names), self._explicit)
 
@@ -258,7 +299,7 @@ class MemoryViT(nn.Module):
         return f"answers {list(self.names)}"
 
     def _check_known(self, names: Sequence[str]) -> None:
-        known = {task.name for task in self.tasks}
+        known = named(self.tasks)
         for name in names:
             if not isinstance(name, str) or name not in known:
                 listed = ", ".join(repr(other) for other in sorted(known)) or "none"
@@ -288,9 +329,24 @@ class MemoryViT(nn.Module):
         return clone
 
 
+def sizes_of(task: Task) -> tuple[object, ...]:
+    """What a model's layout is made for."""
+    return task.regime, task.queries, task.cells, task.adapter_rank, tuple(task.extends)
+
+
 def two_of_one_name(name: str) -> MemtokError:
     """The error for two tasks that cannot be told apart."""
     return MemtokError(f"expected tasks of different names, found {name!r} twice; rename one (task.name = ...)")
+
+
+def named(tasks: Sequence[Task]) -> dict[str, Task]:
+    """The tasks by name; MemtokError for two of one name, as one comes to be when it is renamed in a model."""
+    found: dict[str, Task] = {}
+    for task in tasks:
+        if task.name in found:
+            raise two_of_one_name(task.name)
+        found[task.name] = task
+    return found
 
 
 def refuse_alone(verb: str, tasks: Sequence[Task]) -> None:
@@ -305,9 +361,9 @@ def refuse_alone(verb: str, tasks: Sequence[Task]) -> None:
 
 def merge(tasks: Sequence[Task], others: Sequence[Task]) -> list[Task]:
     """Both, where a task that others extend and that stands in both (by content) is taken once."""
-    merged = {task.name: task for task in tasks}
+    merged = named(tasks)
     extended = {id(ancestor) for task in (*tasks, *others) for ancestor in task.ancestors()}
-    for other in others:
+    for other in named(others).values():
         same = merged.get(other.name)
         if same is None:
             merged[other.name] = other
@@ -340,11 +396,8 @@ def check_tasks(backbone: Backbone, tasks: Sequence[Task]) -> None:
     if not isinstance(tasks, Sequence) or not all(isinstance(task, Task) for task in tasks):
         raise MemtokError("expected a list of memtok tasks, found something else; write MemoryViT(backbone, [task])")
     topological(tasks)  # names a cycle
-    seen: set[str] = set()
+    named(tasks)
     for task in tasks:
-        if task.name in seen:
-            raise two_of_one_name(task.name)
-        seen.add(task.name)
         if task.backbone.fingerprint != backbone.fingerprint:
             raise MemtokError(
                 f"expected tasks of backbone {backbone.source} ({backbone.fingerprint[:19]}), found {task.name!r} of "

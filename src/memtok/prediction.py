@@ -20,6 +20,7 @@ from memtok.errors import MemtokError
 from memtok.evaluation import BASE, Progress, classes_of, undisturbed
 from memtok.files import write_text
 from memtok.model import MemoryViT
+from memtok.surroundings import plain_torch
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Predictions:
         write_text(path, text.getvalue())
 
 
+@plain_torch()
 def predict(
     model: MemoryViT,
     paths: Sequence[str | Path],
@@ -89,7 +91,7 @@ def predict(
     rows: list[Prediction] = []
     skipped: list[str] = []
     done = 0
-    with undisturbed(model):
+    with undisturbed(model), model.folded():
         for batch in read_batches(model, found, batch_size, on_bad_image, skipped):
             rows += answer(model, classes, batch, top)
             done += len(batch)

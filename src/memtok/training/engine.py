@@ -54,7 +54,7 @@ class Engine:
         is that before clipping.
         """
         self.begin(number)
-        loss = torch.zeros((), device=self.device)
+        loss = torch.zeros((), device=self.device, dtype=torch.float32)
         for part, answers, weight in self.parts(batch, labels):
             with self.accelerator.autocast():
                 logits = self.forward(part)
@@ -99,11 +99,12 @@ class Engine:
     def validate(self, step: int, feed: Feed) -> Validation:
         """Accuracy and mean cross-entropy on the validation images of the run, without augmentation."""
         self.set_mode(training=False)
-        sums = [torch.zeros(3, device=self.device)]  # right, right among the first five, loss
-        for batch, labels in self.shares(feed.validation()):
-            with self.accelerator.autocast():
-                logits = self.forward(batch).float()
-            sums.append(tallied(logits, labels))
+        sums = [torch.zeros(3, device=self.device, dtype=torch.float32)]  # right, right among the first five, loss
+        with self.forward.folded():
+            for batch, labels in self.shares(feed.validation()):
+                with self.accelerator.autocast():
+                    logits = self.forward(batch).float()
+                sums.append(tallied(logits, labels))
         total = torch.stack(sums).to("cpu", torch.float64).sum(dim=0)
         (total,) = add_up(self.accelerator, [total.to(self.device, torch.float32)])
         self.set_mode(training=True)

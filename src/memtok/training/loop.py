@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 
 from memtok.data import DataSource, from_dataset, kept_random_state, open_data
 from memtok.errors import MemtokError
+from memtok.surroundings import plain_torch
 from memtok.training.compiler import compiling, make_compiler
 from memtok.training.device import accelerator_for, kept_gpu_state, moved
 from memtok.training.feed import check_traceable, make_feed
@@ -25,6 +26,7 @@ from memtok.training.settings import Settings, make_plan
 from memtok.training.state import RunFolder, read_header
 
 
+@plain_torch()
 def train(
     task: Trainable,
     data: str | DataSource | Any,

@@ -176,7 +176,7 @@ def read_state(
         return {key.removeprefix(prefix): tensors.pop(key) for key in sorted(tensors) if key.startswith(prefix)}
 
     own, optimizer, best_tensors = part("parameters."), part("optimizer."), part("best.")
-    pending = list(tensors.pop("pending", torch.empty(0, 2)))
+    pending = list(tensors.pop("pending", torch.empty(0, 2, dtype=torch.float32)))
     try:
         best, last = (Validation(**header[key]) if header[key] else None for key in ("best", "last"))
         history = [dict(row) for row in header["history"]]

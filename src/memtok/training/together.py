@@ -23,6 +23,7 @@ from torch import Tensor
 from memtok.data import DataSource
 from memtok.errors import MemtokError
 from memtok.model import MemoryViT
+from memtok.surroundings import plain_torch
 from memtok.task import Task, topological
 from memtok.traces import KeptBatch, OpenStores
 from memtok.training.compiler import Compiler, compiling, make_compiler
@@ -41,6 +42,7 @@ from memtok.training.state import RunState, Validation, check_same_run
 from memtok.training.together_state import SavedRun, TaskState, read_run, write_run
 
 
+@plain_torch()
 def train_together(
     tasks: Sequence[Task],
     data: str | DataSource | Any,
@@ -189,7 +191,7 @@ class Together:
         """One step of every task on a batch and its labels (B,); returns (tasks, 2): losses, gradient norms."""
         for engine in self.engines:
             engine.begin(self.step)
-        losses = [torch.zeros((), device=self.device) for _ in self.tasks]
+        losses = [torch.zeros((), device=self.device, dtype=torch.float32) for _ in self.tasks]
         for part, targets, weight in self.engines[0].parts(batch, labels):
             with self.accelerator.autocast():
                 out = answers(self.model, part)
@@ -232,10 +234,11 @@ class Together:
     def validate(self) -> list[Validation]:
         """Accuracy and loss of every task on the validation images."""
         sums = torch.zeros(len(self.tasks), 3, device=self.device, dtype=torch.float64)
-        for batch, labels in self.engines[0].shares(self.feed.validation()):
-            with self.accelerator.autocast():
-                out = answers(self.model, batch)
-            sums += torch.stack([tallied(out[task.name].float(), labels) for task in self.tasks])
+        with self.model.folded():
+            for batch, labels in self.engines[0].shares(self.feed.validation()):
+                with self.accelerator.autocast():
+                    out = answers(self.model, batch)
+                sums += torch.stack([tallied(out[task.name].float(), labels) for task in self.tasks])
         (total,) = add_up(self.accelerator, [sums])
         return [found(self.step, row, self.plan.validation_images) for row in total.cpu()]
 
