@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -402,6 +403,19 @@ def test_captured_graphs_leave_nothing_behind(
         found = transform(model, tiny_images(2))
         assert alike(answers(model), expected)
     torch.testing.assert_close(found, expected[0], atol=1e-5, rtol=0)
+    assert alike(answers(model), expected)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_pass_without_numbers_leaves_nothing_behind(folded: bool) -> None:
+    """As tools make it that measure memory or shapes."""
+    model = model_of()
+    expected = answers(model)
+    with model.folded() if folded else nullcontext(), torch.no_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            shapes = [tuple(logits.shape) for logits in model(torch.empty(2, 3, 32, 32)).logits.values()]
+        assert shapes == [tuple(logits.shape) for logits in expected]
+        assert alike(answers(model), expected)
     assert alike(answers(model), expected)
 
 

@@ -78,7 +78,12 @@ class TaskStreams(nn.Module):
         for number, members in enumerate(self.groups):
             rows = [self.layout.rows[position] for position in members]
             index = [row for task in rows for row in range(task.token_start, task.token_start + task.tokens)]
-            self.register_buffer(f"rows_{number}", torch.tensor(index, device="cpu"), persistent=False)
+            # Adapters that act on all rows need no index. An optimiser of ONNX takes adding to all rows of a tensor for
+            # replacing it.
+            all_rows = index == list(range(self.layout.tokens))
+            self.register_buffer(
+                f"rows_{number}", None if all_rows else torch.tensor(index, device="cpu"), persistent=False
+            )
         self.placed = self.placements(tasks)
         mixed = len({before for before, cells in self.placed if cells}) > 1
         self.register_buffer("mixed", rows_before_norm(self.placed) if mixed else None, persistent=False)
@@ -95,10 +100,14 @@ class TaskStreams(nn.Module):
     ) -> Walk:
         """A walk of all class tokens beside a trunk pass over `batch` images. run: a compiled `stream_layer`."""
         device = values.start.device  # models share backbone and tasks, which another model may have moved
-        found = [getattr(self, f"mask_{number}") for number in range(len(self.shapes))]
-        masks = [None if mask is None else mask.to(device) for mask in found]
-        rows = [self.get_buffer(f"rows_{number}").to(device) for number in range(len(self.groups))]
+        masks = self.placed_buffers("mask", len(self.shapes), device)
+        rows = self.placed_buffers("rows", len(self.groups), device)
         return Walk(backbone, self.shapes, masks, rows, values, batch, attention, run or stream_layer)
+
+    def placed_buffers(self, name: str, count: int, device: torch.device) -> list[Tensor | None]:
+        """The buffers `name_0`, `name_1`, ... on a device."""
+        found: list[Tensor | None] = [getattr(self, f"{name}_{number}") for number in range(count)]
+        return [None if buffer is None else buffer.to(device) for buffer in found]
 
     def split(self, tokens: Tensor) -> dict[int, Tensor]:
         """The class tokens (B, T, D) of all tasks as (B, queries, D) for each task that has some, by position."""
@@ -189,7 +198,7 @@ class Walk:
         backbone: Backbone,
         shapes: Sequence[BucketShape],
         masks: Sequence[Tensor | None],
-        rows: Sequence[Tensor],
+        rows: Sequence[Tensor | None],
         values: Values,
         batch: int,
         attention: bool,
@@ -219,7 +228,7 @@ def stream_layer(
     block: Any,
     shapes: Sequence[BucketShape],
     masks: Sequence[Tensor | None],
-    rows: Sequence[Tensor],
+    rows: Sequence[Tensor | None],
     memory: Sequence[Pair],
     adapters: Sequence[dict[str, Pair]],
     x: Tensor,
@@ -228,7 +237,7 @@ def stream_layer(
     """Class tokens (B, T, D) after one layer, and for each bucket where they look, (B, H, G t, N + t + m).
 
     masks: for each bucket (t, t + m) bool or None. rows: for each group of adapters the rows (K queries,) that it acts
-    on. It meets neither tasks nor names, so that it can be compiled once for all tasks of the same shapes.
+    on, None for all. It meets neither tasks nor names, so that it can be compiled once for all tasks of equal shapes.
     """
     attention = block.attn
     normed = block.norm1(x)
@@ -299,16 +308,18 @@ def split_families(shape: BucketShape, rows: Tensor) -> Tensor:
 
 
 def adapt(
-    name: str, adapters: Sequence[dict[str, Pair]], rows: Sequence[Tensor], tokens: Tensor, total: Tensor
+    name: str, adapters: Sequence[dict[str, Pair]], rows: Sequence[Tensor | None], tokens: Tensor, total: Tensor
 ) -> Tensor:
     """`total`, the output (B, T, outputs) of a frozen projection of `tokens`, with the tasks' adapters added."""
     for index, group in zip(rows, adapters, strict=True):
         down, up = group[name]  # (K, rank, inputs), (K, outputs, rank)
-        batch, count, queries = tokens.shape[0], down.shape[0], index.shape[0] // down.shape[0]
+        picked = tokens if index is None else tokens.index_select(1, index)  # (B, K queries, inputs)
+        batch, count, queries = tokens.shape[0], down.shape[0], picked.shape[1] // down.shape[0]
         # The images of a task are rows of one product, or the adapters would be copied for every image.
-        picked = tokens.index_select(1, index).reshape(batch, count, queries, tokens.shape[2])
+        picked = picked.reshape(batch, count, queries, tokens.shape[2])
         grouped = picked.transpose(0, 1).flatten(1, 2)  # (K, B queries, inputs)
         update = grouped @ down.transpose(-2, -1) @ up.transpose(-2, -1)  # (K, B queries, outputs)
         update = update.reshape(count, batch, queries, up.shape[1]).transpose(0, 1).flatten(1, 2)
-        total = total.index_add(1, index, update.to(total.dtype))
+        update = update.to(total.dtype)
+        total = total + update if index is None else total.index_add(1, index, update)
     return total
