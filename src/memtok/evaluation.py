@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from memtok.files import csv_text, write_csv
 from memtok.folders import slug
 from memtok.metrics import Score, Tally
 from memtok.model import MemoryViT
+from memtok.surroundings import plain_torch
 
 BASE = "base"  # no task may have this name
 PARTS = ("test", "validation", "train")
@@ -143,6 +144,7 @@ class Tallies:
     alone: dict[str, Tally] = field(default_factory=dict)
 
 
+@plain_torch()
 def evaluate(
     model: MemoryViT,
     data: Data | Mapping[str, Data],
@@ -179,7 +181,9 @@ def evaluate(
     tallies = Tallies()
     total, done = sum(len(walk.images) for walk in passes), 0
     transform, normalise = evaluation_pixels(model.preprocessing), Normaliser(model.preprocessing)
-    with undisturbed(model):
+    with undisturbed(model), ExitStack() as stack:
+        for answering in (model, *singles.values()):
+            stack.enter_context(answering.folded())
         for walk in passes:
             for pixels, labels, _ in batches(walk.images, transform, batch_size=batch_size, workers=workers):
                 images = normalise(pixels.to(model.backbone.device, non_blocking=True))

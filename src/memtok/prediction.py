@@ -24,6 +24,7 @@ from memtok.files import csv_text, write_csv
 from memtok.inputs import Picture, Pictures, check_picture, listed, normalised, opened
 from memtok.model import MemoryViT
 from memtok.preprocessing import Preprocessing
+from memtok.surroundings import plain_torch
 
 logger = logging.getLogger("memtok")
 
@@ -94,6 +95,7 @@ class Predictions:
         write_csv(path, csv_text(rows))
 
 
+@plain_torch()
 def predict(
     model: MemoryViT,
     images: Pictures,
@@ -134,7 +136,7 @@ def predict(
     unreadable: list[LeftOut] = []
     peaks: list[float] = []
     done = 0
-    with undisturbed(model):
+    with undisturbed(model), model.folded():
         for batch in read_batches(model, found, batch_size, on_bad_image, unreadable, peaks):
             rows += answer(model, classes, batch, top, thresholds)
             done += len(batch)

@@ -27,6 +27,7 @@ from memtok.assets import shipped_backbone
 from memtok.checkpoint.architecture import Architecture, build, describe, shape_text
 from memtok.checkpoint.conversion import convert, layout_name
 from memtok.checkpoint.fingerprint import fingerprint_of
+from memtok.checkpoint.objects import check_unchanged
 from memtok.checkpoint.positions import resize_positions
 from memtok.checkpoint.processors import read_processor, usual_preprocessing
 from memtok.checkpoint.tensor_files import (
@@ -255,8 +256,7 @@ def _read_file(path: Path, size: tuple[int, int] | None, architecture: str | Non
 
 def _read_object(model: nn.Module, size: tuple[int, int] | None) -> Found:
     """A copy of a model in memory. A transformers model is saved and read back: its files keep their names."""
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise MemtokError("expected a model with its weights, found one on the meta device; load its weights first")
+    check_unchanged(model)
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "model_type") or not hasattr(model, "save_pretrained"):
         return read_timm_object(model, size)

@@ -148,8 +148,9 @@ class Normaliser:
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         # 255 as a tensor: by a plain number a GPU does not divide, it multiplies with 1 / 255, which is another number.
-        self.constants = torch.tensor([(255.0,) * 3, preprocessing.mean, preprocessing.std])[:, :, None, None]
-        self.placed: dict[torch.device, Tensor] = {}
+        rows = [(255.0,) * 3, preprocessing.mean, preprocessing.std]
+        self.constants = torch.tensor(rows, dtype=torch.float32, device="cpu")[:, :, None, None]
+        self.placed = {self.constants.device: self.constants}
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """float32 (..., C, H, W) of uint8 pixels (..., C, H, W)."""

@@ -57,7 +57,7 @@ class Engine:
         is that before clipping.
         """
         self.begin(number)
-        loss = torch.zeros((), device=self.device)
+        loss = torch.zeros((), device=self.device, dtype=torch.float32)
         with self.dropout(number):
             for part, answers, weight in self.parts(batch, labels):
                 with self.accelerator.autocast():
@@ -107,13 +107,14 @@ class Engine:
         """
         self.set_mode(training=False)
         answers = torch.zeros(3, self.plan.validation_images, dtype=torch.int64, device=self.device)
-        losses = [torch.zeros((), device=self.device)]
-        for batch, labels, own in self.shares(feed.validation()):
-            check()
-            with self.accelerator.autocast():
-                logits = self.forward(batch).float()
-            answers[:, own] = answered(logits, labels)
-            losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+        losses = [torch.zeros((), device=self.device, dtype=torch.float32)]
+        with self.forward.folded():
+            for batch, labels, own in self.shares(feed.validation()):
+                check()
+                with self.accelerator.autocast():
+                    logits = self.forward(batch).float()
+                answers[:, own] = answered(logits, labels)
+                losses.append(F.cross_entropy(logits, labels, reduction="sum"))
         loss = torch.stack(losses).to("cpu", torch.float64).sum()
         (loss,) = add_up(self.accelerator, [loss.to(self.device, torch.float32)])
         (answers,) = add_up(self.accelerator, [answers])

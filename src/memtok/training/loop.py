@@ -15,6 +15,7 @@ from memtok.checks import composed
 from memtok.data import DataSource, from_dataset, open_data
 from memtok.errors import MemtokError
 from memtok.folders import locked
+from memtok.surroundings import plain_torch
 from memtok.training.compiler import compiling, make_compiler
 from memtok.training.device import OneProcess, accelerator_for, moved
 from memtok.training.feed import check_traceable, make_feed
@@ -28,6 +29,7 @@ from memtok.training.settings import Settings, make_plan
 from memtok.training.state import RunFolder
 
 
+@plain_torch()
 def train(
     task: Trainable,
     data: str | DataSource | Any,

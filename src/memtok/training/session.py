@@ -291,7 +291,10 @@ class Session:
         return self.state.step > 0 and self.validation_is_due() and (last is None or last.step < self.state.step)
 
     def look(self) -> tuple[Validation, Tensor]:
-        """What is found on the validation images, and the answers. A signal breaks it off; the state that is saved then owes it."""
+        """What is found on the validation images, and the answers to them.
+
+        A signal breaks it off; the state that is saved then owes it.
+        """
         while True:
             try:
                 return self.engine.validate(self.state.step, self.feed, self.interrupts.check)

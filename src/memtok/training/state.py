@@ -173,7 +173,10 @@ def read_state(
     `parameters` are those of the task to train: names and shapes must be the same.
     """
     header, own, optimizer = saved.header, saved.part("parameters."), saved.part("optimizer.")
-    best_tensors, pending = saved.part("best."), list(saved.tensors.get("pending", torch.empty(0, 2)))
+    best_tensors, pending = (
+        saved.part("best."),
+        list(saved.tensors.get("pending", torch.empty(0, 2, dtype=torch.float32))),
+    )
     best_answers = saved.tensors.get("answers")
     others = sum(name in saved.tensors for name in ("pending", "answers"))
     foreign = len(saved.tensors) - len(own) - len(optimizer) - len(best_tensors) - others

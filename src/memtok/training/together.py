@@ -28,6 +28,7 @@ from memtok.folders import locked
 from memtok.intervals import Right
 from memtok.metrics import Score, answered, score_of
 from memtok.model import MemoryViT
+from memtok.surroundings import plain_torch
 from memtok.task import Task, topological
 from memtok.traces import KeptBatch, OpenStores
 from memtok.training.compiler import Compiler, compiling, make_compiler
@@ -49,6 +50,7 @@ from memtok.training.together_state import SavedRun, TaskState, read_run, write_
 OF_ONE_TASK = ("out", "resume", "overwrite", "save_every", "validate_every", "select", "compare_head")
 
 
+@plain_torch()
 def train_together(
     tasks: Sequence[Task],
     data: str | DataSource | Any,
@@ -209,7 +211,7 @@ class Together:
         """One step of every task on a batch and its labels (B,); returns (tasks, 2): losses, gradient norms."""
         for engine in self.engines:
             engine.begin(self.step)
-        losses = [torch.zeros((), device=self.device) for _ in self.tasks]
+        losses = [torch.zeros((), device=self.device, dtype=torch.float32) for _ in self.tasks]
         for part, targets, weight in self.engines[0].parts(batch, labels):
             with self.accelerator.autocast():
                 out = answers(self.model, part)
@@ -254,12 +256,13 @@ class Together:
         shape = len(self.tasks), 3, self.plan.validation_images
         given = torch.zeros(shape, dtype=torch.int64, device=self.device)
         losses = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
-        for batch, labels, own in self.engines[0].shares(self.feed.validation()):
-            with self.accelerator.autocast():
-                out = answers(self.model, batch)
-            logits = [out[task.name].float() for task in self.tasks]
-            given[:, :, own] = torch.stack([answered(one, labels) for one in logits])
-            losses += torch.stack([F.cross_entropy(one, labels, reduction="sum") for one in logits])
+        with self.model.folded():
+            for batch, labels, own in self.engines[0].shares(self.feed.validation()):
+                with self.accelerator.autocast():
+                    out = answers(self.model, batch)
+                logits = [out[task.name].float() for task in self.tasks]
+                given[:, :, own] = torch.stack([answered(one, labels) for one in logits])
+                losses += torch.stack([F.cross_entropy(one, labels, reduction="sum") for one in logits])
         (losses,) = add_up(self.accelerator, [losses])
         (given,) = add_up(self.accelerator, [given])
         looks = []

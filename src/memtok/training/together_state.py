@@ -96,4 +96,4 @@ def read_run(path: Path) -> SavedRun | None:
         raise MemtokError(
             f"expected the state of tasks that train together in {path}, found another; delete it to start anew"
         ) from error
-    return SavedRun(tasks, step, seconds, tuple(saved.tensors.get("pending", torch.empty(0))))
+    return SavedRun(tasks, step, seconds, tuple(saved.tensors.get("pending", torch.empty(0, dtype=torch.float32))))
