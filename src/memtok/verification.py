@@ -2,11 +2,14 @@
 
 Three things are checked on the same images. The base output and the features are bitwise those of the source model's
 own forward pass, loaded anew. Every task answers as it does alone, with what it extends, in the literal masked form of
-`memtok.reference`. And not a byte of the weights is different afterwards.
+`memtok.reference`; rounding is told from a fault by that reference in float64, see rounding.py. And not a byte of the
+weights is different afterwards.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,10 +27,11 @@ from memtok.evaluation import Progress, undisturbed
 from memtok.model import MemoryViT
 from memtok.preprocessing import Preprocessing
 from memtok.reference import reference_outputs, variant_outputs
-from memtok.task import Task
+from memtok.rounding import Rounding, TaskDifferences, difference, jsonable, largest
+from memtok.task import Task, topological
 
-TOLERANCE = 1e-5  # in float32; DESIGN section 4
 IMAGES = 32
+SAMPLES = 8  # of what rounding does to the reference, beside the reference itself
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,15 @@ class VerifyReport:
 
     features_bitwise, base_bitwise: equal to the source model's own, bit by bit; base_bitwise is None for a source
     without classifier. base_difference: the largest absolute difference of either, 0 where all is well.
-    tasks: for each task the largest difference of a logit from the reference, over the largest logit of that image if
-    that is above 1. unchanged: the weights' bytes are the same before and after.
+    differences: of each task from the reference. unchanged: the weights' bytes are the same before and after.
     """
 
     features_bitwise: bool
     base_bitwise: bool | None
     base_difference: float
-    tasks: dict[str, float]
+    differences: dict[str, TaskDifferences]
     unchanged: bool
     images: int
-    tolerance: float
 
     @property
     def ok(self) -> bool:
@@ -54,9 +56,19 @@ class VerifyReport:
         return self.images > 0 and not self.failures
 
     @property
+    def tasks(self) -> dict[str, float]:
+        """For each task the difference of its composed answers from the reference."""
+        return {name: found.composed for name, found in self.differences.items()}
+
+    @property
     def largest_difference(self) -> float:
         """Of all tasks; 0 without tasks."""
-        return max(self.tasks.values(), default=0.0)
+        return functools.reduce(largest, self.tasks.values(), 0.0)
+
+    @property
+    def tolerance(self) -> float:
+        """The largest difference that rounding explains in any task; 0 without tasks."""
+        return max((found.tolerance for found in self.differences.values()), default=0.0)
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -65,9 +77,8 @@ class VerifyReport:
         if not self.features_bitwise or self.base_bitwise is False:
             what = "base output" if self.base_bitwise is False else "features"
             found.append(f"the {what} differ from the source model's own by up to {self.base_difference:.3g}")
-        for name, difference in self.tasks.items():
-            if not difference <= self.tolerance:  # so that a NaN fails
-                found.append(f"task {name!r} differs from the reference by up to {difference:.3g}")
+        for name, differences in self.differences.items():
+            found += [f"task {name!r} {failure}" for failure in differences.failures]
         if not self.unchanged:
             found.append("the weights changed while the model ran")
         return tuple(found)
@@ -77,13 +88,13 @@ class VerifyReport:
         return {
             "ok": self.ok,
             "images": self.images,
-            "tolerance": self.tolerance,
+            "tolerance": jsonable(self.tolerance),
             "base": {
                 "bitwise": self.base_bitwise,
                 "features_bitwise": self.features_bitwise,
                 "difference": jsonable(self.base_difference),
             },
-            "tasks": {name: {"difference": jsonable(value)} for name, value in self.tasks.items()},
+            "tasks": {name: found.to_json() for name, found in self.differences.items()},
             "largest_difference": jsonable(self.largest_difference),
             "weights_unchanged": self.unchanged,
             "failures": list(self.failures),
@@ -92,11 +103,10 @@ class VerifyReport:
 
 def verify(
     backbone: Backbone,
-    tasks: Sequence[Task],
+    tasks: Sequence[Task] | MemoryViT,
     data: str | DataSource | ImageSet | Tensor | None = None,
     *,
     source: str | Path | nn.Module | None = None,
-    tolerance: float = TOLERANCE,
     images: int = IMAGES,
     batch_size: int = 16,
     seed: int = 0,
@@ -107,10 +117,13 @@ def verify(
 ) -> VerifyReport:
     """Checks that `tasks` change neither the backbone nor each other.
 
-    tasks: with all that they extend; those that compose are put into one model, any other is checked by itself.
-    data: a spec or source, of whose test part `images` are taken; or (B, 3, height, width) normalised images; or None
-    for random ones drawn from `seed`. source: where the backbone was loaded from, if it was made from an object.
-    Raises MemtokError where the check cannot be made; a check that fails is said by the report.
+    tasks: with all that they extend; those that compose are put into one model, any other is checked by itself. Or a
+    model of this backbone, to check that very object, uncompiled. data: a spec or source, of whose test part `images`
+    are taken; or (B, 3, height, width) normalised images; or None for random ones drawn from `seed`. source: where the
+    backbone was loaded from, if it was made from an object.
+
+    It costs, for each task and image, a forward pass in float32 and one in float64, and needs room for the backbone in
+    float64. Raises MemtokError where the check cannot be made; a check that fails is said by the report.
     """
     if backbone.dtype != torch.float32:
         raise MemtokError(
@@ -118,44 +131,69 @@ def verify(
         )
     if images < 1 or batch_size < 1 or (isinstance(data, Tensor) and not len(data)):
         raise MemtokError("expected at least one image to verify on, found none; give images, and batch_size from 1 on")
-    models = [MemoryViT(backbone, [task for task in tasks if task.composable], preprocessing=preprocessing)]
-    models += [MemoryViT(backbone, [task], preprocessing=preprocessing) for task in tasks if not task.composable]
+    models = models_of(backbone, tasks, preprocessing)
     original = read_original(backbone, source)
     prepared = next((model for model in models if model.tasks), models[0]).preprocessing
     chosen = choose_images(backbone, prepared, data, images, seed, data_dir, on_bad_image)
-    before = digest(backbone, tasks)
-    seen = Differences()
+    everything = [task for model in models for task in model.tasks]
+    before = digest(backbone, everything)
+    seen = Seen(Rounding(seed))
     with undisturbed(nn.ModuleList(models)):
+        doubles = in_double(models)
         for batch in split(chosen, prepared, batch_size):
-            compare(models, original, batch.to(backbone.device), seen)
+            compare(models, doubles, original, batch.to(backbone.device, backbone.dtype), seen)
             if progress is not None:
                 progress(seen.images, len(chosen))
+    answered = tasks.names if isinstance(tasks, MemoryViT) else [task.name for task in tasks]
     return VerifyReport(
         features_bitwise=seen.features_bitwise,
         base_bitwise=seen.base_bitwise,
         base_difference=seen.base,
-        tasks={task.name: seen.tasks[task.name] for task in tasks},
-        unchanged=digest(backbone, tasks) == before,
+        differences={name: seen.rounding.differences(name) for name in answered},
+        unchanged=digest(backbone, everything) == before,
         images=seen.images,
-        tolerance=tolerance,
     )
 
 
-class Differences:
-    """What has been seen so far."""
+@dataclass
+class Seen:
+    """What has been seen so far; of the base and the features as in VerifyReport."""
 
-    def __init__(self) -> None:
-        self.images = 0
-        self.features_bitwise = True
-        self.base_bitwise: bool | None = None
-        self.base = 0.0
-        self.tasks: dict[str, float] = {}
+    rounding: Rounding
+    images: int = 0
+    features_bitwise: bool = True
+    base_bitwise: bool | None = None
+    base: float = 0.0
 
 
-def compare(models: Sequence[MemoryViT], original: nn.Module, images: Tensor, seen: Differences) -> None:
-    """Adds what one batch (B, 3, height, width) shows."""
+def models_of(
+    backbone: Backbone, tasks: Sequence[Task] | MemoryViT, preprocessing: Preprocessing | None
+) -> list[MemoryViT]:
+    """One model of all tasks that compose, and one for each other; or the given model alone."""
+    if isinstance(tasks, MemoryViT):
+        if tasks.backbone is not backbone:
+            raise MemtokError("expected a model of this backbone to verify, found one of another; give model.backbone")
+        return [tasks]
+    models = [MemoryViT(backbone, [task for task in tasks if task.composable], preprocessing=preprocessing)]
+    return models + [MemoryViT(backbone, [task], preprocessing=preprocessing) for task in tasks if not task.composable]
+
+
+def in_double(models: Sequence[MemoryViT]) -> list[MemoryViT]:
+    """New models of the same tasks in float64, with one copy of the backbone. On the CPU where the device has none."""
+    fresh = [MemoryViT(model.backbone, model.tasks, preprocessing=model.preprocessing) for model in models]
+    copies = copy.deepcopy(nn.ModuleList(fresh))
+    if models[0].backbone.device.type == "mps":
+        copies.cpu()
+    copies.double()
+    return [model for model in copies if isinstance(model, MemoryViT)]
+
+
+def compare(
+    models: Sequence[MemoryViT], doubles: Sequence[MemoryViT], original: nn.Module, images: Tensor, seen: Seen
+) -> None:
+    """Adds what one batch (B, 3, height, width) shows. doubles: the same models in float64."""
     features, base = own_forward(original, images)
-    for model in models:
+    for model, double in zip(models, doubles, strict=True):
         out = model(images)
         assert out.features is not None
         seen.features_bitwise &= torch.equal(out.features, features)
@@ -164,18 +202,62 @@ def compare(models: Sequence[MemoryViT], original: nn.Module, images: Tensor, se
             assert out.base is not None
             seen.base_bitwise = seen.base_bitwise is not False and torch.equal(out.base, base)
             seen.base = largest(seen.base, difference(out.base, base))
-        for task in model.tasks:
-            alone = reference_outputs if task.composable else reference_of_variant
-            expected = alone(model.backbone, [task], images)[task.name]
-            scale = expected.abs().amax(dim=1, keepdim=True).clamp(min=1.0)  # (B, 1)
-            found = difference(out[task.name] / scale, expected / scale)
-            seen.tasks[task.name] = largest(seen.tasks.get(task.name, 0.0), found)
+        compare_tasks(model, double, images, out.logits, seen.rounding)
     seen.images += len(images)
 
 
-def reference_of_variant(backbone: Backbone, tasks: Sequence[Task], images: Tensor) -> Any:
-    """The reference of a task that is not composable, which is the only form in which it is computed at all."""
-    return variant_outputs(backbone, tasks[0], images)
+def compare_tasks(
+    model: MemoryViT, double: MemoryViT, images: Tensor, composed: dict[str, Tensor], rounding: Rounding
+) -> None:
+    """Adds what one batch shows of each task. composed: its answers in `model`."""
+    exact_images = images.to(double.backbone.device).double()
+    alone = answers_alone(model, images) if all(task.composable for task in model.tasks) else composed
+    streams = double(exact_images, base=False)
+    for task, exact_task in zip(model.tasks, double.tasks, strict=True):
+        if task.name not in composed:
+            continue
+        exact = reference(double.backbone, exact_task, exact_images)
+        if task.name not in rounding.sizes:  # the first batch
+            add_rounded_references(model.backbone, task, images, exact, rounding)
+        rounding.add(
+            task.name,
+            exact,
+            composed=composed[task.name],
+            alone=alone[task.name],
+            reference=reference(model.backbone, task, images),
+            double=streams[task.name],
+        )
+
+
+def add_rounded_references(backbone: Backbone, task: Task, images: Tensor, exact: Tensor, rounding: Rounding) -> None:
+    """Adds answers of the reference with noise of the size of rounding in the task, what it extends and the images.
+
+    Each sample looks at other images if there are enough, so that together they cost about one pass over the batch.
+    """
+    for sample in range(SAMPLES):
+        rows = slice(sample % len(images), None, SAMPLES)
+        copies = copy.deepcopy(topological([task]))  # the last is the task itself
+        for parameter in nn.ModuleList(copies).parameters():
+            parameter.copy_(rounding.noisy(parameter))
+        answers = reference(backbone, copies[-1], rounding.noisy(images[rows]))
+        rounding.add(task.name, exact[rows], reference=answers)
+
+
+def answers_alone(model: MemoryViT, images: Tensor) -> dict[str, Tensor]:
+    """(B, classes) answers of each task in a model of its own, with what it extends, from one pass of the trunk."""
+    trace = model.trace(images)
+    alone = {}
+    for task in model.tasks:
+        own = MemoryViT(model.backbone, topological([task]), preprocessing=model.preprocessing)
+        alone[task.name] = own.select([task.name]).answer(trace)[task.name]
+    return alone
+
+
+def reference(backbone: Backbone, task: Task, images: Tensor) -> Tensor:
+    """(B, classes) answers of one task, with what it extends, in the dense form; the only form of some regimes."""
+    if task.composable:
+        return reference_outputs(backbone, [task], images)[task.name]
+    return variant_outputs(backbone, task, images)[task.name]
 
 
 def own_forward(vit: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -234,16 +316,6 @@ def split(images: ImageSet | Tensor, preprocessing: Preprocessing, batch_size: i
         yield batch
 
 
-def difference(found: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference; NaN if one of the numbers is."""
-    return float((found - expected).abs().max()) if found.numel() else 0.0
-
-
-def largest(one: float, other: float) -> float:
-    """The larger number, NaN if either is: a NaN must not get lost on the way."""
-    return one if one != one or one > other else other
-
-
 def digest(backbone: Backbone, tasks: Sequence[Task]) -> str:
     """A hash over the bytes of all weights."""
     found = hashlib.sha256()
@@ -252,8 +324,3 @@ def digest(backbone: Backbone, tasks: Sequence[Task]) -> str:
             found.update(name.encode())
             found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-def jsonable(value: float) -> float | str:
-    """JSON knows no NaN and no infinity."""
-    return value if value == value and abs(value) != float("inf") else str(value)

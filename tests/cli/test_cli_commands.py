@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import shlex
@@ -440,6 +441,30 @@ def test_verify_that_fails_exits_with_1(workspace: Path, run: Run, monkeypatch: 
     assert "NOT verified" in found.out
     assert load_json("v.json")["failures"][0].startswith("task 'pets' differs from the reference")
     assert found.err == ""
+
+
+@pytest.mark.parametrize("fault", ["memory of two layers swapped", "memory before the last step, in float32 alone"])
+def test_verify_tells_a_fault_from_rounding(
+    workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    def wrong(self: memtok.MemoryViT, images: torch.Tensor, **more: Any) -> memtok.Outputs:
+        other = copy.deepcopy(self)
+        with torch.no_grad():
+            for memory in (task.memory for task in other.tasks):
+                if "swapped" in fault:
+                    memory.copy_(memory.flip(0))
+                elif memory.dtype == torch.float32:
+                    memory.sub_(0.01 * memory.abs())
+        return forward(other, images, **more)
+
+    forward = memtok.MemoryViT.forward
+    monkeypatch.setattr(memtok.MemoryViT, "forward", wrong)
+    found = run("verify", "pets.safetensors", *BACKBONE, "--json", "v.json")
+    assert found.code == 1
+    result = load_json("v.json")
+    assert result["ok"] is result["tasks"]["pets"]["ok"] is False
+    assert result["tasks"]["pets"]["alone"] <= result["tasks"]["pets"]["tolerance"]
+    assert found.out.splitlines()[-1] == "NOT verified"
 
 
 def test_verify_without_tasks(workspace: Path, run: Run) -> None:

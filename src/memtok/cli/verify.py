@@ -84,14 +84,19 @@ def show(result: VerifyReport, data: str | None) -> None:
     rows = [["features of the backbone", "bitwise", verdict(result.features_bitwise)]]
     if result.base_bitwise is not None:
         rows.append(["base output", "bitwise", verdict(result.base_bitwise)])
-    for name, difference in result.tasks.items():
-        passed = difference <= result.tolerance
-        rows.append([f"task {name}", f"{difference:.2e}", verdict(passed)])
     rows.append(["bytes of the weights", "unchanged", verdict(result.unchanged)])
-    table(["what", "difference", "check"], rows, right=["difference"])
-    say(f"{result.images} {'random images' if data is None else f'images of {data}'}, tolerance {result.tolerance:g}")
-    if result.tasks:
-        say(f"largest difference of a task from its answer alone, in the reference: {result.largest_difference:.2e}")
+    table(["what", "expected", "check"], rows)
+    say(f"{result.images} {'random images' if data is None else f'images of {data}'}")
+    if result.differences:
+        say("difference from the dense reference in float64, over the task's largest logit:")
+        columns = ["task", "composed", "alone", "reference", "allowed", "in float64", "allowed", "check"]
+        rows = []
+        for name, found in result.differences.items():
+            float32 = (found.composed, found.alone, found.reference, found.tolerance)
+            numbers = [f"{value:.2e}" for value in (*float32, found.double, found.tolerance_double)]
+            rows.append([name, *numbers, verdict(found.ok)])
+        table(columns, rows, right=columns[1:-1])
+        say(f"largest difference of a composed task: {result.largest_difference:.2e}")
     for failure in result.failures:
         say(f"failed: {failure}")
     say("verified" if result.ok else "NOT verified")
