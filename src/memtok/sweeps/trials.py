@@ -83,7 +83,7 @@ class Trial:
         if value["format_version"] != FORMAT_VERSION or value["state"] not in STATES:
             raise ValueError("another format")
         names = ("state", "trained_parameters", "seconds", "diverged_at", "data", "split", "fingerprint")
-        unknown = set(value) - {"format_version", "name", "configuration", "looks", "content", *names}
+        unknown = set(value) - {"format_version", "name", "configuration", "looks", "right", "content", *names}
         if unknown:
             raise ValueError(f"the unknown {min(unknown)!r}")
         return cls(
