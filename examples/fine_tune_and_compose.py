@@ -25,7 +25,8 @@ def main(backbone_source: str, steps: int, out: Path) -> None:
     # Two tasks, trained apart. Neither run knows of the other; all they share is the backbone.
     short: dict[str, Any] = {"steps": steps, "batch_size": 32, "learning_rate": 0.03, "augment": "none"}
     for name, spec in data.items():
-        source = memtok.open_data(spec)
+        split = "80-20" if spec.startswith("folder:") else None  # sets 20 % aside to test on; digits have a test part
+        source = memtok.open_data(spec, split=split)
         task = memtok.Task.create(backbone, name=name, classes=source.classes, memory=5, seed=0)
         result = memtok.train(task, source, out=out / f"{name}.safetensors", overwrite=True, progress=True, **short)
         print(f"{name}: {result.trainable_parameters:,} of {result.total_parameters:,} parameters trained")
@@ -41,7 +42,9 @@ def main(backbone_source: str, steps: int, out: Path) -> None:
     print(f"verified: {proof.ok}, largest difference {proof.largest_difference:.1e}")
 
     # One pass over the images answers every task.
-    for name, value in memtok.evaluate(model, data):
+    table = memtok.evaluate(model, data)
+    print({name: split["part"] for name, split in table.splits.items()})
+    for name, value in table:
         print(f"{name}: {value:.4g}")
     unseen = make_folder(out / "unseen", part="test", images=5)
     for row in memtok.predict(model, [unseen], base=True).rows:

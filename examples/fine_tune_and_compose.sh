@@ -18,7 +18,8 @@ python "$here/make_folder.py" "$out/photos"
 
 # Two tasks, trained apart. Neither run knows of the other; all they share is the backbone.
 memtok train --backbone small --data digits --out "$out/digits.safetensors" "${short[@]}"
-memtok train --backbone small --data "folder:$out/photos" --out "$out/parity.safetensors" "${short[@]}"
+# Of the folder 20 % are set aside to test on; digits have a test part.
+memtok train --backbone small --data "folder:$out/photos" --split 80-20 --out "$out/parity.safetensors" "${short[@]}"
 
 # Somebody gets the two files and makes them one.
 memtok concat "$out/digits.safetensors" "$out/parity.safetensors" --out "$out/both.safetensors"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -180,13 +182,18 @@ def test_json_csv_and_pairs(model: memtok.MemoryViT, tmp_path: Path) -> None:
     source = source_of(Pictures(7, seed=0))
     table = memtok.evaluate(model, {"pets": source, "more": source}, alone=True)
     assert table.to_json() == {
-        "tasks": {name: dict(score) for name, score in table.tasks.items()},
+        "tasks": {name: score.to_json() for name, score in table.tasks.items()},
         "base": None,
         "alone": {name: dict(score) for name, score in table.alone.items()},
         "skipped_images": 0,
-        "splits": {name: {"spec": "pictures", "part": "test", **source.split} for name in ("pets", "more")},
+        "left_out": [],
+        "splits": {name: {"spec": "pictures", "part": "validation", **source.split} for name in ("pets", "more")},
     }
-    assert table.to_json()["tasks"]["pets"].keys() == {"top1", "top5", "images"}
+    own = table.to_json()["tasks"]["pets"]
+    assert own.keys() == {"top1", "top5", "images", "balanced", "recall", "confusion"}
+    assert own["recall"] == {row.name: row.top1 for row in table.tasks["pets"].per_class}
+    assert [sum(row) for row in own["confusion"]] == [3, 2, 2]
+    assert table.to_json()["alone"]["pets"].keys() == {"top1", "top5", "images", "balanced"}
     pairs = dict(table)
     assert pairs["pets/top1"] == table.tasks["pets"].top1
     assert pairs["more/alone_top5"] == 1.0
@@ -195,7 +202,8 @@ def test_json_csv_and_pairs(model: memtok.MemoryViT, tmp_path: Path) -> None:
     with (tmp_path / "classes.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["task"] for row in rows] == ["pets"] * 3 + ["more"] * 3
-    assert rows[0].keys() == {"task", "class", "images", "top1", "top5"}
+    assert rows[0].keys() == {"task", "class", "images", "top1", "top5", "part"}
+    assert {row["part"] for row in rows} == {"validation"}
     assert [int(row["images"]) for row in rows[:3]] == [3, 2, 2]
     assert float(rows[1]["top1"]) == pytest.approx(table.tasks["pets"].per_class[1].top1, abs=1e-6)
 
@@ -236,6 +244,36 @@ def test_wrong_names_and_parts(model: memtok.MemoryViT, backbone: memtok.Backbon
         memtok.evaluate(model, {"pets": source_of(Pictures(6, 0))}, part="all")
 
 
+def test_confusion_matrices_are_written(model: memtok.MemoryViT, tmp_path: Path) -> None:
+    table = memtok.evaluate(model, {"pets": source_of(Pictures(20, seed=0)), "head": source_of(Pictures(9, seed=1))})
+    written = table.write_confusions(tmp_path / "confusion")
+    assert sorted(path.name for path in written) == [
+        f"{name}.{ending}" for name in ("head", "pets") for ending in ("csv", "json", "png")
+    ]
+    score = table.tasks["pets"]
+    content = json.loads((tmp_path / "confusion" / "pets.json").read_text())
+    assert content["classes"] == list(COLOURS)
+    assert content["confusion"] == score.confusion().tolist()
+    assert content["balanced"] == score.balanced
+    with (tmp_path / "confusion" / "pets.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [[int(row[name]) for name in COLOURS] for row in rows] == content["confusion"]
+    assert [float(row["recall"]) for row in rows] == pytest.approx(list(score.recall.values()), abs=1e-6)
+    with Image.open(tmp_path / "confusion" / "pets.png") as picture:
+        assert min(picture.size) > 200
+
+
+def test_pictures_of_several_threads_leave_the_settings_of_matplotlib(model: memtok.MemoryViT, tmp_path: Path) -> None:
+    import matplotlib
+
+    table = memtok.evaluate(model, {"pets": source_of(Pictures(6, seed=0))})
+    before = dict(matplotlib.rcParams)
+    with ThreadPoolExecutor(4) as pool:
+        written = list(pool.map(lambda number: table.write_confusions(tmp_path / str(number)), range(4)))
+    assert dict(matplotlib.rcParams) == before
+    assert len({path.read_bytes() for paths in written for path in paths if path.suffix == ".png"}) == 1
+
+
 def test_skipped_images_are_in_the_result(backbone: memtok.Backbone, tmp_path: Path) -> None:
     for number, name in enumerate(COLOURS):
         (tmp_path / name).mkdir()
@@ -249,6 +287,21 @@ def test_skipped_images_are_in_the_result(backbone: memtok.Backbone, tmp_path: P
     table = memtok.evaluate(model, spec, on_bad_image="skip", data_dir=tmp_path / "data")
     assert [Path(path).name for path in table.skipped] == ["broken.png"]
     assert table.to_json()["skipped_images"] == 1
+    assert table.to_json()["left_out"] == [
+        {"path": str(tmp_path / COLOURS[0] / "broken.png"), "reason": "not an image that Pillow can read"}
+    ]
+
+
+def test_a_class_is_found_in_any_unicode_form(backbone: memtok.Backbone, tmp_path: Path) -> None:
+    """A task that was trained on a folder of macOS, by a version that took names as they came."""
+    for name in ("cafe\u0301", "caf\u00e9s", "tea"):
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            Image.new("RGB", (32, 32), (index * 60, 0, 0)).save(tmp_path / name / f"{index}.png")
+    task = tiny_task(backbone, classes=3)
+    task.classes = ("tea", "cafe\u0301", "cafe\u0301s")
+    table = memtok.evaluate(memtok.MemoryViT(backbone, [task]), f"folder:{tmp_path}", data_dir=tmp_path / "data")
+    assert table.tasks["pets"].images == 3
 
 
 def test_parts(backbone: memtok.Backbone) -> None:
@@ -258,6 +311,50 @@ def test_parts(backbone: memtok.Backbone) -> None:
         part: memtok.evaluate(model, source, part=part).tasks["pets"].images for part in ("train", "validation", "test")
     }
     assert counts == {"train": 12, "validation": 6, "test": 3}
+    assert memtok.evaluate(model, source).splits["pets"]["part"] == "test"
+
+
+def test_validation_images_are_never_called_test(backbone: memtok.Backbone) -> None:
+    model = memtok.MemoryViT(backbone, [tiny_task(backbone)])
+    source = from_dataset(Pictures(12, 0), validation=Pictures(6, 1))
+    classes = source.only(COLOURS[::-1])  # a source made of another knows it too
+    for data in (source, classes):
+        assert not data.has_test
+        table = memtok.evaluate(model, data)
+        assert table.tasks["pets"].images == 6
+        assert table.splits["pets"]["part"] == table.to_json()["splits"]["pets"]["part"] == "validation"
+        assert data.split["counts"] == {"train": 12, "validation": 6, "test": 0}
+        with pytest.raises(MemtokError, match="expected a test part in dataset, found none apart from its validation"):
+            memtok.evaluate(model, data, part="test")
+    # Nobody says what a torch data set is for.
+    whole = memtok.evaluate(model, Pictures(5, 0)).splits["pets"]
+    assert (whole["part"], whole["counts"]) == ("all", {"all": 5})
+
+
+def test_labels_that_the_base_has_twice_are_counted_by_number() -> None:
+    backbone = tiny_backbone(num_classes=3)
+    pictures = Pictures(30, seed=0)
+    by_number = memtok.evaluate(memtok.MemoryViT(backbone), {}, base=pictures).base
+    assert by_number is not None
+    backbone.classes = ("crane", "ox", "crane")
+    model = memtok.MemoryViT(backbone)
+    told_apart = ("crane (0)", "ox", "crane (2)")
+
+    pictures.classes = ["crane", "ox", "crane"]  # the same labels in the same order: by position
+    same = memtok.evaluate(model, {}, base=pictures).base
+    assert same is not None
+    assert (same.top1, same.confusions) == (by_number.top1, by_number.confusions)
+    assert tuple(same.recall) == told_apart
+    assert list(same.recall.values()) == list(by_number.recall.values())
+
+    turned = from_dataset(pictures, told_apart, validation=pictures).only(("ox", "crane (2)"))  # by name
+    some = memtok.evaluate(model, {}, base=turned).base
+    assert some is not None
+    assert some.recall == {"crane (0)": None, "ox": same.recall["ox"], "crane (2)": same.recall["crane (2)"]}
+
+    for names in (("crane", "ox", "crane (2)"), ("crane", "digger", "bird")):
+        with pytest.raises(MemtokError, match=r"found 'crane', which names 2; rename it to 'crane \(0\)' or"):
+            memtok.evaluate(model, {}, base=from_dataset(pictures, names, validation=pictures))
 
 
 def test_the_base_names_of_a_vit_are_numbers_where_unknown() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -443,3 +444,242 @@ def test_fingerprints_of_a_dense_graph_are_computed_once_each(
     monkeypatch.setattr(module, "content_fingerprint", lambda *a, **k: counted.append(1) or inner(*a, **k))
     assert tasks[-1].fingerprint
     assert len(counted) == 12
+
+
+def test_embeddings_are_what_the_heads_read(backbone: memtok.Backbone) -> None:
+    a = tiny_task(backbone, "a", queries=2)
+    b = tiny_task(backbone, "b", seed=1, extends=[a])
+    c = tiny_task(backbone, "c", seed=2, regime="head")
+    images = tiny_images()
+    with torch.no_grad():
+        out = memtok.MemoryViT(backbone, [a, b, c]).select(["c", "a", "b"])(images)
+        expected = memtok.reference_outputs(backbone, [a, b, c], images).embeddings
+        bare = memtok.MemoryViT(backbone, [a, b, c]).select(["a"])(images, base=False)
+    assert {name: tuple(one.shape) for name, one in out.embeddings.items()} == {
+        "a": (3, 2 * 32),
+        "b": (3, 32),
+        "c": (3, 32),
+    }
+    for task in (a, b, c):
+        torch.testing.assert_close(out.embeddings[task.name], expected[task.name], **CLOSE)
+        assert torch.equal(task.head(out.embeddings[task.name]), out[task.name])
+    assert torch.equal(out.embeddings["c"], out.features)
+    assert set(bare.embeddings) == {"a"}
+    tokens = out.embeddings["a"], out.embeddings["b"]
+    assert tokens[0].untyped_storage().data_ptr() == tokens[1].untyped_storage().data_ptr()  # views, no copies
+
+
+@pytest.mark.parametrize("regime", ["head+class", "memory-shared", "memory-propagated", "memory-additive"])
+def test_embeddings_of_the_variants(backbone: memtok.Backbone, regime: str) -> None:
+    task = tiny_task(backbone, regime=regime)
+    with torch.no_grad():
+        out = memtok.MemoryViT(backbone, [task])(tiny_images())
+    assert out.embeddings["pets"].shape == (3, 32)
+    assert torch.equal(task.head(out.embeddings["pets"]), out["pets"])
+
+
+SALIENT = {
+    "composed": ["a", "b", "c", "d"],
+    "the base": [],
+    "without memory": ["d"],
+    "one that extends": ["c"],
+    "several queries": ["b"],
+}
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("kind", sorted(SALIENT))
+def test_images_get_the_gradient_of_the_dense_form(kind: str, trains: bool) -> None:
+    """And nothing else changes by that: neither the base, bit by bit, nor the gradients of the tasks."""
+    vit = tiny_vit(reg_tokens=1, init_values=0.7)
+    backbone = memtok.load_backbone(vit, dtype=torch.float64)
+    first = tiny_task(backbone, "a", memory=3, seed=1)
+    tasks = [
+        first,
+        tiny_task(backbone, "b", memory=2, queries=2, placement="after-norm", seed=2),
+        tiny_task(backbone, "c", memory=0, adapter_rank=2, extends=[first], seed=3),
+        tiny_task(backbone, "d", regime="head", seed=4),
+    ]
+    model = memtok.MemoryViT(backbone, tasks).requires_grad_(trains).select(SALIENT[kind])
+    images = tiny_images(3).double()
+
+    def run(images: torch.Tensor, dense: bool) -> tuple[memtok.Outputs, dict[str, torch.Tensor | None]]:
+        model.zero_grad()
+        out = memtok.reference_outputs(backbone, tasks, images) if dense else model(images)
+        parts = [out.base, out.features, *(out[name].double() for name in SALIENT[kind])]
+        loss = sum((part.square().sum() for part in parts), torch.zeros(()))
+        if loss.requires_grad:
+            loss.backward()
+        return out, {name: value.grad for name, value in model.named_parameters()}
+
+    plain, own = run(images, dense=False)
+    asking, expected = images.clone().requires_grad_(), images.clone().requires_grad_()
+    found, still_own = run(asking, dense=False)
+    run(expected, dense=True)
+    assert asking.grad is not None
+    torch.testing.assert_close(asking.grad, expected.grad, atol=1e-6, rtol=1e-6)
+    assert bool(asking.grad.any())
+    assert torch.equal(found.base, plain.base)
+    assert torch.equal(found.features, plain.features)
+    for name, gradient in own.items():
+        other = still_own[name]
+        assert (gradient is None) == (other is None), name
+        assert gradient is None or torch.equal(gradient, other), name
+    with torch.no_grad():
+        assert not model(asking).base.requires_grad
+
+
+@pytest.mark.parametrize("regime", ["head+class", "memory-shared", "memory-propagated", "memory-additive"])
+def test_images_get_a_gradient_from_the_variants(regime: str) -> None:
+    """Against differences, for the dense form is the only one that they have."""
+    backbone = memtok.load_backbone(tiny_vit(), dtype=torch.float64)
+    task = tiny_task(backbone, regime=regime).double()
+    model = memtok.MemoryViT(backbone, [task])
+    images = tiny_images(2).double().requires_grad_()
+    direction = tiny_images(2, seed=7).double()
+    model(images)["pets"].square().sum().backward()
+    assert images.grad is not None
+    with torch.no_grad():
+        step = 1e-5 * direction
+        ahead, behind = (model(images + sign * step)["pets"].square().sum() for sign in (1, -1))
+        torch.testing.assert_close((images.grad * direction).sum(), (ahead - behind) / 2e-5, rtol=1e-5, atol=1e-5)
+
+
+def test_the_base_gives_images_the_gradient_that_timm_gives() -> None:
+    vit = tiny_vit()
+    model = memtok.MemoryViT(memtok.load_backbone(vit), [])
+    own, theirs = (tiny_images().requires_grad_() for _ in range(2))
+    answer, expected = model(own).base, vit(theirs)
+    assert torch.equal(answer, expected)
+    answer.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.equal(own.grad, theirs.grad)
+
+
+def test_a_trace_of_images_that_ask_for_gradients_gives_them(backbone: memtok.Backbone) -> None:
+    model = memtok.MemoryViT(backbone, [tiny_task(backbone, memory=2)])
+    direct, traced = (tiny_images().requires_grad_() for _ in range(2))
+    model(direct)["pets"].square().sum().backward()
+    model.answer(model.trace(traced))["pets"].square().sum().backward()
+    torch.testing.assert_close(traced.grad, direct.grad, atol=1e-4, rtol=1e-4)
+
+
+def replaced_memory(task: memtok.Task) -> None:
+    task.memory.data = torch.zeros(2, 7, 32)
+
+
+def assigned_memory(task: memtok.Task) -> None:
+    task.memory = torch.nn.Parameter(torch.zeros(2, 7, 32))  # a sound task of another size
+
+
+def replaced_class_tokens(task: memtok.Task) -> None:
+    task.class_tokens.data = torch.zeros(2, 32)
+
+
+def replaced_head(task: memtok.Task) -> None:
+    task.head.weight = torch.nn.Parameter(torch.zeros(3, 33))
+
+
+def fewer_outputs(task: memtok.Task) -> None:
+    task.head.weight.data, task.head.bias.data = torch.zeros(2, 32), torch.zeros(2)
+
+
+def more_classes(task: memtok.Task) -> None:
+    task.classes = ("w", "x", "y", "z")
+
+
+def other_adapter(task: memtok.Task) -> None:
+    task.adapters["qkv_up"] = torch.nn.Parameter(torch.zeros(2, 96, 3))
+
+
+def no_adapters(task: memtok.Task) -> None:
+    task.adapters.clear()
+
+
+def no_placement(task: memtok.Task) -> None:
+    task.placement = "nowhere"
+
+
+def no_longer_extending(task: memtok.Task) -> None:
+    task.extends = ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replaced_memory,
+        assigned_memory,
+        replaced_class_tokens,
+        replaced_head,
+        fewer_outputs,
+        more_classes,
+        other_adapter,
+        no_adapters,
+        no_placement,
+        no_longer_extending,
+    ],
+)
+def test_a_task_that_no_longer_fits_its_model_is_refused(
+    backbone: memtok.Backbone, change: Callable[[memtok.Task], None]
+) -> None:
+    other = tiny_task(backbone, "other", memory=2, seed=1)
+    task = tiny_task(backbone, memory=5, adapter_rank=2, extends=[other])
+    model = memtok.MemoryViT(backbone, [other, task])
+    trace = model.trace(tiny_images())
+    change(task)
+    for use in (lambda: model(tiny_images()), lambda: model.answer(trace), model.folded):
+        with pytest.raises(MemtokError, match=r"pets|placement") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("memory", torch.nn.Parameter(torch.zeros(3, 5, 32))),
+        ("memory", torch.nn.Parameter(torch.zeros(2, 5, 31))),
+        ("memory", torch.nn.Parameter(torch.zeros(5, 32))),
+        ("memory", None),
+        ("class_tokens", torch.nn.Parameter(torch.zeros(0, 32))),
+        ("class_tokens", torch.nn.Parameter(torch.zeros(2, 32))),
+        ("head", torch.nn.Linear(32, 7)),
+        ("head", torch.nn.Linear(31, 3)),
+        ("head", torch.nn.Linear(32, 3, bias=False)),
+        ("head", torch.nn.Sequential(torch.nn.Linear(32, 3))),
+    ],
+)
+def test_what_does_not_fit_a_task_is_refused_when_it_is_assigned(
+    backbone: memtok.Backbone, name: str, value: object
+) -> None:
+    task = tiny_task(backbone)
+    before = bytes_of(task)
+    with pytest.raises(MemtokError, match="'pets'"):
+        setattr(task, name, value)
+    assert bytes_of(task) == before
+    task.memory = torch.nn.Parameter(torch.zeros(2, 5, 32))
+    task.head = torch.nn.Linear(32, 3)
+    assert memtok.MemoryViT(backbone, [task])(tiny_images())["pets"].shape == (3, 3)
+
+
+def test_renaming_a_task_to_a_name_that_is_there_loses_no_output(backbone: memtok.Backbone) -> None:
+    a, b = tiny_task(backbone, "a"), tiny_task(backbone, "b", seed=1)
+    c = tiny_task(backbone, "c", seed=2, extends=[a])
+    model = memtok.MemoryViT(backbone, [a, b, c])
+    hidden = model.select(["b", "c"])  # computes a and does not answer it
+    trace = model.trace(tiny_images())
+    b.name = "a"
+    for use in (
+        lambda: model(tiny_images()),
+        lambda: model.answer(trace),
+        lambda: hidden(tiny_images()),
+        lambda: model.select(["c"]),
+        lambda: model.remove("c"),
+        lambda: model.add(tiny_task(backbone, "d")),
+        lambda: model.concat(memtok.MemoryViT(backbone, [tiny_task(backbone, "d")])),
+        lambda: memtok.MemoryViT(backbone, [tiny_task(backbone, "d")]).concat(model),
+        model.folded,
+    ):
+        with pytest.raises(MemtokError, match="different names, found 'a' twice"):
+            use()
+    b.name = "free"
+    assert set(model(tiny_images()).names) == {"a", "free", "c"}

@@ -47,6 +47,10 @@ def test_round_trip_through_json() -> None:
         ({"crop": "yes"}, "crop as true or false"),
         ({"interpolation": "box"}, "'box'"),
         ({"position_resize": "linear"}, "'linear'"),
+        ({"pixel_range": [0, 0]}, "pixel_range"),
+        ({"pixel_range": [0]}, "pixel_range"),
+        ({"pixel_range": 4095}, "pixel_range"),
+        ({"pixel_range": [0, float("inf")]}, "pixel_range"),
     ],
 )
 def test_what_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
@@ -54,6 +58,16 @@ def test_what_makes_no_sense_is_refused(change: dict[str, Any], message: str) ->
     with pytest.raises(MemtokError, match=message) as caught:
         Preprocessing.from_dict(stored)
     assert "\n" not in str(caught.value)
+
+
+def test_a_pixel_range_is_stored_where_there_is_one() -> None:
+    """What earlier versions wrote stays as it was."""
+    assert "pixel_range" not in USUAL.to_dict()
+    ranged = replace(USUAL, pixel_range=[0, 4095])
+    assert ranged.pixel_range == (0.0, 4095.0)
+    assert Preprocessing.from_dict(json.loads(json.dumps(ranged.to_dict()))) == ranged
+    assert ranged.with_image_size(56).pixel_range == (0.0, 4095.0)
+    assert ranged.difference(USUAL) == "pixel_range (0.0, 4095.0) and None"
 
 
 def test_from_dict_wants_a_table() -> None:

@@ -21,7 +21,7 @@ from memtok.cli.options import build_parser, parse
 from memtok.quickstart import Listener, QuickstartResult, QuickstartSettings, RichListener, TrainedRun, run
 from memtok.quickstart.page import write_report
 from memtok.quickstart.views import PARTS, View, draw_view
-from memtok.quickstart.words import apart, cells_words, comparison_words, margin, next_commands, verification_words
+from memtok.quickstart.words import comparison_words, memory_words, minus, next_commands, verification_words
 from memtok.report import percent, size
 from memtok.rounding import TaskDifferences
 from memtok.verification import VerifyReport
@@ -128,7 +128,7 @@ def text_of(page: str) -> str:
 
 
 def test_files(result: QuickstartResult, folder: Path) -> None:
-    assert files_in(folder) == {f"out/{name}" for name in FILES | {"notes.txt"}}
+    assert files_in(folder) == {f"out/{name}" for name in FILES | {"notes.txt", ".lock"}}
     assert (folder / "out" / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
@@ -153,6 +153,9 @@ def test_numbers_can_be_measured_again(result: QuickstartResult, folder: Path, m
         source = test if task.classes == test.classes else test.only(task.classes)
         score = memtok.evaluate(memtok.MemoryViT(model.backbone, [task]), source).tasks[task.name]
         assert (run_.test_top1, run_.test_images) == (score.top1, score.images)
+        if run_ in result.comparison:
+            assert run_.right is not None
+            assert (run_.right.count("1"), len(run_.right)) == (round(score.top1 * score.images), score.images)
         assert run_.trainable_parameters == sum(parameter.numel() for parameter in task.parameters())
         assert run_.bytes == path.stat().st_size
         assert (run_.regime, run_.cells, run_.classes) == (task.regime, task.cells, task.classes)
@@ -312,7 +315,7 @@ def test_again_into_the_same_folder(result: QuickstartResult, folder: Path) -> N
     again = run(out, seed=3, settings=SETTINGS)
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.get_num_threads() == threads
-    assert files_in(folder) == {f"out/{name}" for name in FILES | {"notes.txt"}}
+    assert files_in(folder) == {f"out/{name}" for name in FILES | {"notes.txt", ".lock"}}
     assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
     assert "<h1>" in (out / "report.html").read_text(encoding="utf-8")
 
@@ -390,12 +393,13 @@ def test_view(model: memtok.MemoryViT) -> None:
     assert np.allclose(view.maps["7"][1].reshape(len(seen), -1), seen[:, 1:].numpy(), atol=1e-6)
 
 
-def scored(label: str, right: int, images: int, cells: int = 0) -> TrainedRun:
-    """A run of which only the accuracy matters."""
+def scored(label: str, right: int, cells: int = 0, *, start: int = 0, known: bool = True) -> TrainedRun:
+    """A run of which only the answers matter: `right` of 359 images, from number `start` on."""
+    answers = ["1" if start <= number < start + right else "0" for number in range(359)]
     return TrainedRun(
         label=label,
         name="digits",
-        regime="memory",
+        regime="memory" if cells else "head",
         cells=cells,
         classes=("0", "1"),
         file="x",
@@ -405,51 +409,56 @@ def scored(label: str, right: int, images: int, cells: int = 0) -> TrainedRun:
         train_images=1,
         validation_images=1,
         validation_top1=0.5,
-        test_images=images,
-        test_top1=right / images,
+        test_images=359,
+        test_top1=right / 359,
         composed_top1=None,
         base_bitwise=True,
         loss=(),
         validation=(),
         seconds=0.0,
+        right="".join(answers) if known else None,
     )
 
 
-def test_margin_holds_what_it_promises(print_seed: object) -> None:
-    """Of many counts of a known share, about 95 % have it within their margin."""
-    assert callable(print_seed)
-    generator = np.random.default_rng(print_seed(0))
-    for share in (0.5, 0.92, 0.99):
-        counts = generator.binomial(359, share, size=4000) / 359
-        covered = np.mean([abs(count - share) <= margin(count, 359) for count in counts])
-        assert 0.93 <= covered <= 1.0
-    assert margin(1.0, 100) > 0  # all right on few images proves little
+def test_runs_are_compared_image_by_image() -> None:
+    assert not minus(scored("a", 330), scored("b", 320)).tied  # the same images and ten more
+    assert minus(scored("a", 330), scored("b", 320, start=30)).tied  # ten more of many that differ
+    assert minus(scored("a", 330), scored("b", 320, known=False)).tied
 
 
 def test_words_follow_the_numbers() -> None:
-    few = [scored("a", 330, 359), scored("b", 325, 359)]
-    assert not apart(*few)
-    assert comparison_words(few) == (
-        f"Best here: a with {percent(330 / 359)} of 359 test images. "
-        "On so few images none of the others can be told apart from it. "
+    few = [scored("a", 330), scored("b", 328)]
+    said = comparison_words(few)
+    assert said == (
+        f"Highest here: a with {percent(330 / 359)} of 359 test images. "
+        f"These images cannot tell it apart from b ({percent(328 / 359)}). "
         "One run each: another seed may order them differently."
     )
-    far = [scored("a", 200, 359), scored("b", 330, 359), scored("c", 328, 359)]
-    said = comparison_words(far)
-    assert said.startswith(f"Best here: b with {percent(330 / 359)}")
-    assert f"On so few images c ({percent(328 / 359)}) cannot be told apart from it." in said
-    assert f"Behind by more than so few images explain: a ({percent(200 / 359)})." in said
+    said = comparison_words([scored("a", 200), scored("b", 330), scored("c", 328)])
+    assert said.startswith(f"Highest here: b with {percent(330 / 359)}")
+    assert f"cannot tell it apart from c ({percent(328 / 359)})." in said
+    assert f"Behind it by more than chance: a ({percent(200 / 359)})." in said
 
 
-@pytest.mark.parametrize(
-    ("right", "words"),
-    [
-        (300, "More memory made no difference that these images show (10 cells against 1: +0.0 points)."),
-        (340, "More memory helped (10 cells against 1: +11.1 points)."),
-        (200, "More memory did harm (10 cells against 1: -27.9 points)."),
-    ],
-)
-def test_words_on_cells(right: int, words: str) -> None:
-    runs = [scored("1", 300, 359, cells=1), scored("5", 310, 359, cells=5), scored("10", right, 359, cells=10)]
-    assert cells_words(runs) == [words]
-    assert cells_words(runs[:1]) == []
+def test_cells_that_are_behind_are_not_said_to_make_no_difference() -> None:
+    """As it once was: 10 cells behind the best by more than chance, and no difference between 1 and 10 cells."""
+    runs = [scored("head", 326), *(scored(f"{n} cells", right, n) for n, right in ((1, 320), (5, 334), (10, 316)))]
+    said = comparison_words(runs)
+    behind = said[said.index("Behind") :].split(". ")[0]
+    assert "10 cells" in behind
+    assert "10 cells minus 5 cells" in said
+    assert "no difference" not in said
+
+
+def test_words_on_memory() -> None:
+    alike = [scored("head", 300), scored("1", 300, 1), scored("5", 301, 5), scored("10", 300, 10)]
+    head, cells = memory_words(alike)
+    assert head.startswith("“5” minus “head”: +0.3 points")
+    assert "do not show that memory helped" in head
+    assert cells == "Between 1, 5 and 10 cells these images show no difference."
+    better = [scored("head", 280), scored("1", 300, 1), scored("10", 340, 10)]
+    head, cells = memory_words(better)
+    assert head.endswith("more than chance.")
+    assert cells.startswith("The number of cells made a difference: 10 cells minus 1 cell: +11.1 points")
+    assert memory_words(better[:1]) == []
+    assert len(memory_words(better[:2])) == 1

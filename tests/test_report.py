@@ -29,7 +29,7 @@ def draw_charts() -> dict[str, str]:
     curve = ([1, 2, 3], [0.2, 0.5, 0.4])
     return {
         "curves": plots.curves({"one": curve, "two": curve}, {"one": curve, "two": curve}),
-        "bars": plots.bars(["one", "two"], [0.25, 0.5], [0.1, 0.05], "Bars"),
+        "bars": plots.bars(["one", "two"], [0.25, 0.5], [(0.1, 0.3), (0.45, 0.6)], "Bars"),
         "mask": plots.mask(np.eye(3, 5, dtype=bool), [("a", 2), ("b", 1)], [("a", 2), ("b", 1), ("c", 2)]),
         "layers": plots.layer_shares({"left": {"x": [0.9, 0.5], "y": [0.1, 0.5]}, "right": {"x": [1.0], "y": [0.0]}}),
     }
@@ -94,15 +94,14 @@ def test_png_is_the_picture_enlarged() -> None:
         assert np.array_equal(np.asarray(image)[::4, ::4], pixels)
 
 
-def test_overlay_is_brightest_where_the_heat_is() -> None:
-    image = Image.fromarray(np.full((8, 8), 128, dtype=np.uint8))
+def test_a_heat_map_is_darkest_where_the_heat_is() -> None:
     heat = np.zeros((4, 4), dtype=np.float32)
     heat[1, 2] = 0.01  # what counts is which place is the strongest, not how strong it is
-    lit = plots.overlay(image, heat, 40).astype(int).sum(axis=2)
-    inside = np.zeros((40, 40), dtype=bool)
-    inside[10:20, 20:30] = True
-    assert lit[inside].min() > lit[~inside].max()
-    assert plots.overlay(image, np.zeros_like(heat), 40).shape == (40, 40, 3)
+    heat[3, 3] = 0.004
+    light = plots.heat_map(heat).astype(int).sum(axis=2)
+    assert light.shape == (4, 4)
+    assert light[1, 2] < light[3, 3] < light[0, 0] == light.max()
+    assert (plots.heat_map(np.zeros_like(heat)) == plots.heat_map(heat)[0, 0]).all()
 
 
 def test_page_escapes_everything() -> None:

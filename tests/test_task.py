@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,3 +155,29 @@ def test_bad_extensions_are_one_line(backbone: memtok.Backbone) -> None:
             memtok.Task.create(backbone, name="new", classes=["x"], extends=extends)  # type: ignore[arg-type]
     with pytest.raises(MemtokError, match="expected regime 'memory' for a task that extends"):
         memtok.Task.create(backbone, name="new", classes=["x"], extends=[a], regime="head")
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\rb", "a\tb", "a\x00b", "a\x1b[31m", "a\u2028b", "a\x85b"])
+def test_class_names_are_lines_of_text(backbone: memtok.Backbone, name: str) -> None:
+    with pytest.raises(MemtokError, match="rename that class"):
+        memtok.Task.create(backbone, name="pets", classes=["cat", name])
+    with pytest.raises(MemtokError, match="rename that class"):
+        memtok.FullModel.create(backbone, name="pets", classes=["cat", name])
+
+
+def test_class_names_are_in_one_unicode_form(backbone: memtok.Backbone) -> None:
+    task = memtok.Task.create(backbone, name="drinks", classes=["cafe\u0301", "tea"])
+    assert task.classes == ("caf\u00e9", "tea")
+    with pytest.raises(MemtokError, match="twice"):
+        memtok.Task.create(backbone, name="drinks", classes=["cafe\u0301", "caf\u00e9"])
+
+
+def test_files_with_class_names_of_before_are_read_and_written(backbone: memtok.Backbone, tmp_path: Path) -> None:
+    """Earlier versions took any names; their files keep them."""
+    task = tiny_task(backbone, classes=3)
+    task.classes = ("a\tb", "cafe\u0301", "caf\u00e9")
+    task.save(tmp_path / "old.safetensors")
+    found = memtok.load_task(tmp_path / "old.safetensors", backbone)
+    assert found.classes == task.classes
+    memtok.save_tasks([found], tmp_path / "again.safetensors")
+    assert memtok.load_tasks(tmp_path / "again.safetensors", backbone)[0].classes == task.classes

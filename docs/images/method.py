@@ -106,14 +106,12 @@ def draw_layer() -> Figure:
     arrow(axes, (1.87, 2.3), (1.87, 3.1))
     arrow(axes, (3.5, 2.3), (3.5, 3.1))
     arrow(axes, (side, 2.3), (side, 3.1), PETS)
-    axes.text(
-        6.6, 3.58, "tokens ask, under the mask of Table 1; memory is\nonly asked: keys and values, no queries", **note
-    )
+    axes.text(6.6, 3.58, "tokens attend under the mask of Table 1; memory\nhas keys and values, but no queries", **note)
 
     axes.plot([column, column], [4.2, 4.65], color=INK, lw=1.3)
     axes.plot([side, side], [4.2, 4.5], color=PETS, lw=1.3)
     axes.plot([side - 0.22, side + 0.22], [4.5, 4.5], color=PETS, lw=2.6)
-    axes.text(6.6, 4.6, "the rows of the tokens go on; memory ends here", **note)
+    axes.text(6.6, 4.6, "the rows of the tokens go on; memory is dropped", **note)
 
     plus = {"ha": "center", "va": "center", "fontsize": 13, "color": INK}
     for y in (4.98, 7.3):
@@ -169,9 +167,9 @@ def draw_masks() -> Figure:
     for axes, extended in zip(both, (False, True), strict=True):
         tasks = tasks_of(extended)
         draw_mask(axes, memtok.attention_mask(5, tasks).numpy(), tasks)
-        title = "extension: breeds also sees pets" if extended else "concatenation: each sees only its own"
+        title = "extension: breeds also attends to pets" if extended else "concatenation: each attends to its own only"
         axes.set_title(title, fontsize=12, color=INK, loc="left", pad=8)
-    both[0].set_ylabel("who asks", fontsize=10, color=MUTED)
+    both[0].set_ylabel("query: attends", fontsize=10, color=MUTED)
     return figure
 
 
@@ -199,7 +197,7 @@ def draw_mask(axes: Axes, seen: NDArray[np.bool_], tasks: list[memtok.Task]) -> 
         start += task.cells
     axes.set_xticks(places, labels, fontsize=8.5)
     axes.xaxis.tick_bottom()
-    axes.set_xlabel("who is seen", fontsize=10, color=MUTED)
+    axes.set_xlabel("key: attended to", fontsize=10, color=MUTED)
     axes.tick_params(length=0, labelcolor=INK)
     axes.spines[:].set_color(INK)
 
@@ -208,9 +206,9 @@ def draw_variants() -> Figure:
     """Three layers of each variant: what happens to the memory between them, and who sees it."""
     figure, axes = canvas(16.2, 6.2)
     panels = (
-        ("memory", "new cells in every layer;\nseen by the task alone"),
-        ("memory-shared", "new cells in every layer;\nseen by every token"),
-        ("memory-propagated", "cells enter once and walk\nup as ordinary tokens"),
+        ("memory", "new cells in every layer;\nonly the task attends to them"),
+        ("memory-shared", "new cells in every layer;\nevery token attends to them"),
+        ("memory-propagated", "cells enter once and pass\nthrough as ordinary tokens"),
         ("memory-additive", "the same, and every layer\nadds a learned update"),
     )
     for index, (name, words) in enumerate(panels):

@@ -9,8 +9,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+HERE = Path(__file__).resolve().parent
 INK, FROZEN, PAPER = "#22303c", "#dfe6ec", "#ffffff"
 TASKS = (("pets", "#e07a5f", 3), ("birds", "#3d8a6e", 2), ("breeds, extends pets", "#4f6db8", 2))
 LAYERS = ("layer 1", "layer 2", "layer L")
@@ -38,19 +40,19 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colo
     )
 
 
-def main() -> None:
+def draw() -> Figure:
     """The trunk on the left, the streams of three tasks on the right."""
     figure, axes = plt.subplots(figsize=(11, 5.6), dpi=130)
     axes.set_xlim(0, 11)
     axes.set_ylim(-0.15, 6.25)
     axes.axis("off")
-    box(axes, 0.5, 0.35, 2.6, 0.6, PAPER, "image tokens + base class token", fontsize=8.3)
+    box(axes, 0.3, 0.35, 3.0, 0.6, PAPER, "image tokens + base class token", fontsize=8.3)
     for name, y in zip(LAYERS, ROWS, strict=True):
-        box(axes, 0.5, y, 2.6, 0.75, FROZEN, f"{name}   (frozen)")
+        box(axes, 0.3, y, 3.0, 0.75, FROZEN, f"{name}   (frozen)")
     for low, high in ((0.95, 1.55), (2.30, 2.75), (5.10, 5.55)):
         arrow(axes, (1.8, low), (1.8, high))
     axes.text(1.8, 3.93, "...", ha="center", va="center", fontsize=14, color=INK)
-    box(axes, 0.5, 5.55, 2.6, 0.55, PAPER, "base answer, bit for bit unchanged", fontsize=8.3)
+    box(axes, 0.3, 5.55, 3.0, 0.55, PAPER, "base output, bitwise unchanged", fontsize=8.3)
 
     left = 4.9
     for index, (name, color, cells) in enumerate(TASKS):
@@ -67,12 +69,12 @@ def main() -> None:
         box(axes, x - 0.1, 5.55, 1.75, 0.55, color, name, color="white", edge=color, fontsize=8.3)
     for y in ROWS:
         axes.plot(
-            [3.14, 3.4, 3.4, left + 5.1], [y + 0.5, y + 0.5, y + 0.86, y + 0.86], color=INK, lw=1.1, ls=(0, (4, 3))
+            [3.34, 3.55, 3.55, left + 5.1], [y + 0.5, y + 0.5, y + 0.86, y + 0.86], color=INK, lw=1.1, ls=(0, (4, 3))
         )
         for index in range(len(TASKS)):
             x = left + index * 2.05 + 0.25
             arrow(axes, (x, y + 0.86), (x, y + 0.68), lw=1.1)
-        axes.text(4.1, y + 0.94, "keys and values", ha="center", va="bottom", fontsize=8.5, color=INK)
+        axes.text(4.25, y + 0.94, "keys and values", ha="center", va="bottom", fontsize=8.5, color=INK)
         first, last = left + 1.75, left + 2 * 2.05 - 0.03
         axes.annotate(
             "",
@@ -83,13 +85,13 @@ def main() -> None:
     axes.text(
         left + 3.0,
         0.02,
-        "class tokens, memory cells (small bars) and heads are all that learns",
+        "trained: class tokens, memory cells (small bars) and heads; nothing else",
         ha="center",
         fontsize=9,
         color=INK,
     )
-    figure.savefig(Path(__file__).with_suffix(".png"), bbox_inches="tight", facecolor="white")
+    return figure
 
 
 if __name__ == "__main__":
-    main()
+    draw().savefig(HERE / "overview.png", bbox_inches="tight", facecolor="white")

@@ -28,6 +28,7 @@ from memtok.checkpoint import Checkpoint, read_checkpoint
 from memtok.checks import check_choice
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
+from memtok.surroundings import plain_torch
 from memtok.trace import Kept, Trace
 
 logger = logging.getLogger("memtok")
@@ -117,6 +118,22 @@ class Backbone(nn.Module):
         position: Tensor = self.vit.pos_embed[0, 0]
         return position
 
+    @property
+    def base_classes(self) -> int:
+        """How many classes the base answer has, 0 without one; by the head itself, whatever `vit.num_classes` says."""
+        if isinstance(self.vit.head, nn.Linear):
+            return self.vit.head.out_features
+        with torch.no_grad():
+            answer = self.classify(torch.zeros(1, self.tokens, self.dim, device=self.device, dtype=self.dtype))
+        if answer is None:
+            return 0
+        if answer.ndim != 2:
+            raise MemtokError(
+                f"expected a head that gives a number per class, found {type(self.vit.head).__name__}, which gives a "
+                f"tensor of shape {tuple(answer.shape)} for one image; replace it by a classifier"
+            )
+        return answer.shape[1]
+
     def extra_repr(self) -> str:
         height, width = self.preprocessing.image_size
         return f"{self.source!r}, {height}x{width} px, {self.fingerprint[:19]}"
@@ -128,7 +145,7 @@ class Backbone(nn.Module):
         if not isinstance(images, Tensor):
             raise MemtokError(
                 f"expected images as a tensor (batch, {channels}, {height}, {width}), found {type(images).__name__}; "
-                "apply memtok.evaluation_transform(model.preprocessing) to each image and stack them"
+                "make one of them with model.prepare(images)"
             )
         if images.ndim != 4 or tuple(images.shape[1:]) != (channels, height, width):
             raise MemtokError(
@@ -137,8 +154,7 @@ class Backbone(nn.Module):
             )
         if not images.is_floating_point():
             raise MemtokError(
-                f"expected normalised floating-point images, found {images.dtype}; "
-                "apply memtok.evaluation_transform(model.preprocessing)"
+                f"expected normalised floating-point images, found {images.dtype}; make them with model.prepare(images)"
             )
         if images.device != self.device:
             raise MemtokError(
@@ -173,7 +189,7 @@ class Backbone(nn.Module):
         visit: Callable[[int, Kept], None] | None = None,
         run: Callable[..., tuple[Tensor, Kept | tuple[()]]] | None = None,
     ) -> Trace:
-        """Runs the trunk once over (B, 3, height, width) images, without gradient.
+        """Runs the trunk once over (B, 3, height, width) images, without gradient unless the images ask for theirs.
 
         keep: what stays for the task streams: "keys and values", "inputs" (half as much, see `Trace`) or "nothing".
         outputs: compute features and the base answer; without them the last layer stops where the trace of it is
@@ -181,19 +197,20 @@ class Backbone(nn.Module):
         is then not in the result; it may build a graph of gradients. run: a compiled `run_layer`.
         """
         check_choice("keep", keep, (KEYS_AND_VALUES, INPUTS, NOTHING))
-        with torch.no_grad():
-            x = self.vit.norm_pre(self.embed(self.check_images(images)))  # (B, N, D)
+        images = self.check_images(images)
+        with gradients_of(images):
+            x = self.vit.norm_pre(self.embed(images))  # (B, N, D)
         trace = Trace(backbone=self.fingerprint)
         compiled = KEYS_AND_VALUES if keep == NOTHING else keep  # one code with tasks and without: the same bits
         for index, block in enumerate(self.vit.blocks):
             stop = index == self.depth - 1 and not outputs
-            with torch.no_grad():
+            with gradients_of(images):
                 x, kept = (run or run_layer)(block, x, keep if run is None else compiled, stop)
             if keep != NOTHING and kept:
                 (visit(index, kept) if visit else trace.append(kept))
         if not outputs:
             return trace
-        with torch.no_grad():
+        with gradients_of(images):
             return replace(trace, features=self.final_norm(x[:, 0]), base=self.classify(self.vit.norm(x)))
 
     def classify(self, tokens: Tensor) -> Tensor | None:
@@ -208,6 +225,14 @@ class Backbone(nn.Module):
         trace = self.trace(images, keep=NOTHING)
         assert trace.features is not None
         return trace.features, trace.base
+
+
+def gradients_of(images: Tensor) -> torch.set_grad_enabled:
+    """A context for what depends on images and on nothing that trains: no gradients unless the images want theirs.
+
+    So training builds no graph of the trunk, and a saliency map (`images.requires_grad_()`) goes through all of it.
+    """
+    return torch.set_grad_enabled(torch.is_grad_enabled() and images.requires_grad)
 
 
 def run_layer(block: Any, x: Tensor, keep: str, stop: bool) -> tuple[Tensor, Kept | tuple[()]]:
@@ -248,6 +273,7 @@ def refuse_other_weights(backbone: nn.Module, state: dict[str, Any], prefix: str
             )
 
 
+@plain_torch()
 def load_backbone(
     source: str | Path | nn.Module,
     image_size: int | tuple[int, int] | None = None,

@@ -4,15 +4,14 @@ One task: the tensors `class_tokens`, `memory`, `head.weight`, `head.bias`, and 
 the same under `tasks.NAME.`. The metadata entry `memtok` holds JSON: `format_version` and the task's header, or
 `tasks`, a list of headers. docs/task-file.md describes every field. No backbone is ever in such a file.
 
-A file is read strictly: an unknown version, a missing, extra or misshapen tensor, a number that is not finite and a
-content that does not match its fingerprint are errors.
+A file is read strictly: an unknown version, a missing, extra or misshapen tensor, a number that is not finite, a
+content that does not match its fingerprint and a header that does not match its digest are errors.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +21,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from memtok.backbone import Backbone
+from memtok.checkpoint import portable_source
 from memtok.checks import check_classes, check_name
 from memtok.errors import MemtokError
 from memtok.files import atomic_write
-from memtok.header import FORMAT_VERSION, read_header
+from memtok.header import DIGEST, FORMAT_VERSION, TENSORS, digest_of, read_header, tensors_of, without_repeats
 from memtok.preprocessing import Preprocessing
-from memtok.task import Task, content_fingerprint, topological
-
-
-@dataclass(frozen=True)
-class StoredTask:
-    """A task as it lies in a file: its header, and its tensors under their plain names."""
-
-    header: dict[str, Any]
-    tensors: dict[str, Tensor]
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        return str(self.header["name"])
-
-    def fingerprint(self) -> str:
-        """What `Task.fingerprint` would be, of the content as it lies here; no backbone is needed."""
-        header = self.header
-        return content_fingerprint(
-            self.tensors,
-            backbone=header["backbone"]["fingerprint"],
-            extends=[entry["fingerprint"] for entry in header["extends"]],
-            placement=header["placement"],
-            preprocessing=header["preprocessing"],
-            regime=header["regime"],
-        )
+from memtok.stored import StoredTask, as_one_file, resolve
+from memtok.task import Task
 
 
 def header_of(task: Task) -> dict[str, Any]:
     """What a file says of a task beside its tensors."""
+    sees = {"sees": len(task.ancestors())} if task.extends else {}
     return {
         "name": task.name,
         "classes": list(task.classes),
@@ -66,6 +43,7 @@ def header_of(task: Task) -> dict[str, Any]:
         "backbone": {"fingerprint": task.backbone.fingerprint, "source": task.backbone.source},
         "preprocessing": task.preprocessing.to_dict(),
         "extends": [{"name": ancestor.name, "fingerprint": ancestor.fingerprint} for ancestor in task.extends],
+        **sees,
         "fingerprint": task.fingerprint,
         "record": task.record,
     }
@@ -78,44 +56,58 @@ def save_task(task: Task, path: str | Path) -> None:
 
 def save_tasks(tasks: Sequence[Task], path: str | Path) -> None:
     """Writes several tasks into one file, atomically; all that they extend must be among them."""
-    missing = [task for task in topological(tasks) if not any(task is given for given in tasks)]
-    known = {task.fingerprint for task in tasks} if missing else set()
-    for task in missing:
-        if task.fingerprint not in known:
-            raise MemtokError(f"expected all that the tasks extend among them, found no {task.name!r}; add it")
-    write_stored([StoredTask(header_of(task), task.tensors()) for task in tasks], path)
+    stored = [StoredTask(header_of(task), task.tensors()) for task in tasks]
+    write_stored(as_one_file(stored, " among those to write; add it"), path)
 
 
 def write_stored(tasks: Sequence[StoredTask], path: str | Path) -> None:
-    """Writes tasks as they came from files or objects; MemtokError for no task, two of one name, or broken numbers."""
+    """Writes tasks as they came from files or objects, atomically, each header with a new digest.
+
+    MemtokError for no task, two of one name, other tensors than tasks have, or broken numbers.
+    """
     if not tasks:
         raise MemtokError("expected at least one task to write, found none; name some")
     names: set[str] = set()
     tensors: dict[str, Tensor] = {}
     for task in tasks:
-        check_name(task.name)
-        if len(check_classes(task.header["classes"])) != len(task.tensors["head.bias"]):
-            raise MemtokError(
-                f"expected {len(task.tensors['head.bias'])} class names in task {task.name!r}, found "
-                f"{len(task.header['classes'])}; the file was changed, get it again"
-            )
+        check_stored(task)
         if task.name in names:
             raise MemtokError(f"expected tasks of different names in one file, found {task.name!r} twice; rename one")
         names.add(task.name)
         prefix = "" if len(tasks) == 1 else f"tasks.{task.name}."
-        for key, tensor in task.tensors.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise MemtokError(
-                    f"expected finite numbers in {key} of task {task.name!r}, found others; train it again"
-                )
-            tensors[prefix + key] = tensor.detach().to("cpu").contiguous()
-    content = tasks[0].header if len(tasks) == 1 else {"tasks": [task.header for task in tasks]}
-    try:
-        metadata = {"memtok": json.dumps({"format_version": FORMAT_VERSION, **content}, ensure_ascii=False)}
-    except (TypeError, ValueError) as error:
-        raise MemtokError(f"expected a task.record of JSON values, found another ({error}); mend the record") from error
+        tensors |= {prefix + key: tensor.detach().to("cpu").contiguous() for key, tensor in task.tensors.items()}
+    headers = [sealed(task.header) for task in tasks]
+    content = headers[0] if len(tasks) == 1 else {"tasks": headers}
+    # ASCII with escapes, for the name of a folder in a record may be no UTF-8.
+    metadata = {"memtok": json.dumps({"format_version": FORMAT_VERSION, **content})}
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+
+
+def check_stored(task: StoredTask) -> None:
+    """MemtokError unless a task can be written: its names, the names of its tensors, finite numbers."""
+    check_name(task.name)
+    for key, tensor in task.tensors.items():
+        if key not in TENSORS:
+            raise MemtokError(f"expected no tensor {key} in task {task.name!r}, found one; not this format")
+        if not bool(torch.isfinite(tensor).all()):
+            raise MemtokError(f"expected finite numbers in {key} of task {task.name!r}, found others; train it again")
+    if len(check_classes(task.header["classes"])) != len(task.tensors["head.bias"]):
+        raise MemtokError(
+            f"expected {len(task.tensors['head.bias'])} class names in task {task.name!r}, found "
+            f"{len(task.header['classes'])}; the file was changed, get it again"
+        )
+
+
+def sealed(header: dict[str, Any]) -> dict[str, Any]:
+    """A header as JSON gives it back, without a path of this machine, and with the digest of just that."""
+    backbone = header["backbone"]
+    shared = header | {"backbone": backbone | {"source": portable_source(backbone["source"])}}
+    try:
+        fields = json.loads(json.dumps(shared), object_pairs_hook=without_repeats)
+        return {**fields, DIGEST: digest_of(fields)}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MemtokError(f"expected a task.record of JSON values, found another ({error}); mend the record") from error
 
 
 def read_stored(path: str | Path) -> list[StoredTask]:
@@ -128,25 +120,20 @@ def read_stored(path: str | Path) -> list[StoredTask]:
         raise MemtokError(
             f"expected a whole task file, found a damaged one in {path} ({error}); get it again"
         ) from error
-    if len(headers) == 1 and "class_tokens" in tensors:
-        return [StoredTask(headers[0], tensors)]
-    # The longest name first: one name may begin with another and a dot.
-    stored: dict[str, StoredTask] = {}
-    for header in sorted(headers, key=lambda header: -len(header["name"])):
-        prefix = f"tasks.{header['name']}."
-        own = {key: tensors.pop(key) for key in sorted(tensors) if key.startswith(prefix)}
-        stored[header["name"]] = StoredTask(header, {key.removeprefix(prefix): value for key, value in own.items()})
-    if tensors or len(stored) != len(headers):
-        found = next(iter(tensors), "two tasks of one name")
-        raise MemtokError(f"expected only tensors of the tasks named in {path}, found {found}; get the file again")
-    return [stored[header["name"]] for header in headers]
+    own, left = tensors_of(headers, tensors)
+    if left:
+        raise MemtokError(f"expected only tensors of the tasks named in {path}, found {left[0]}; get the file again")
+    return [
+        StoredTask(header, {key: tensors[name] for key, name in names.items()}, str(path))
+        for header, names in zip(headers, own, strict=True)
+    ]
 
 
 def load_task(path: str | Path, backbone: Backbone, extends: Sequence[Task] = ()) -> Task:
     """Reads a file that holds one task, onto the backbone's device, ready to train or to compose.
 
-    extends: where to look, by fingerprint, for what the file extends. Raises MemtokError for a file of another
-    backbone, a foreign or damaged one, and for a missing task among `extends`.
+    extends: where to look for what the file extends: by content, and by name among tasks of equal content. Raises
+    MemtokError for a file of another backbone, a foreign or damaged one, and for a missing task among `extends`.
     """
     tasks = load_tasks(path, backbone, extends)
     if len(tasks) != 1:
@@ -157,36 +144,29 @@ def load_task(path: str | Path, backbone: Backbone, extends: Sequence[Task] = ()
 
 def load_tasks(path: str | Path, backbone: Backbone, extends: Sequence[Task] = ()) -> list[Task]:
     """Reads all tasks of a file, in its order; what they extend is found among them and `extends`."""
-    return revive(read_stored(path), backbone, extends, str(path))
+    return revive(read_stored(path), backbone, extends)
 
 
-def revive(stored: Sequence[StoredTask], backbone: Backbone, extends: Sequence[Task], where: str) -> list[Task]:
-    """Tasks from their stored form, those first that others extend; returned in the given order."""
-    known = {task.fingerprint: task for task in topological(extends)}
+def revive(
+    stored: Sequence[StoredTask],
+    backbone: Backbone,
+    extends: Sequence[Task] = (),
+    advice: str = "; give it with extends=, or its file beside this one",
+) -> list[Task]:
+    """Tasks from their stored form, in the given order; what they extend is found among them and `extends`.
+
+    advice: what to do about one that is not found.
+    """
     built: dict[int, Task] = {}
-    while len(built) < len(stored):
-        ready = [
-            index
-            for index, item in enumerate(stored)
-            if index not in built and all(entry["fingerprint"] in known for entry in item.header["extends"])
-        ]
-        if not ready:
-            blocked = next(item for index, item in enumerate(stored) if index not in built)
-            lacking = next(entry for entry in blocked.header["extends"] if entry["fingerprint"] not in known)
-            raise MemtokError(
-                f"expected {lacking['name']!r} ({lacking['fingerprint'][:19]}), which {blocked.name!r} in {where} "
-                "extends, found no such task; give it with extends=, or its file beside this one"
-            )
-        for index in ready:
-            ancestors = [known[entry["fingerprint"]] for entry in stored[index].header["extends"]]
-            task = revive_one(stored[index], backbone, ancestors, where)
-            built[index] = known[stored[index].header["fingerprint"]] = task  # which it was just checked against
-    return [built[index] for index in range(len(stored))]
+    for item, extended in resolve(stored, extends, advice):
+        ancestors = [built[id(one)] if isinstance(one, StoredTask) else one for one in extended]
+        built[id(item)] = revive_one(item, backbone, ancestors)
+    return [built[id(item)] for item in stored]
 
 
-def revive_one(stored: StoredTask, backbone: Backbone, extends: Sequence[Task], where: str) -> Task:
+def revive_one(stored: StoredTask, backbone: Backbone, extends: Sequence[Task]) -> Task:
     """One task from its stored form, with its content checked against its fingerprint."""
-    header = stored.header
+    header, where = stored.header, stored.where
     if header["backbone"]["fingerprint"] != backbone.fingerprint:
         raise MemtokError(
             f"expected the backbone {header['backbone']['source']} ({header['backbone']['fingerprint'][:19]}), on "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def check_name(name: str) -> str:
 
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Class names in order, at least one, no two alike."""
+    """Class names in order, at least one, no two alike: what a task has, also one from a file of an earlier version."""
     if isinstance(classes, str) or not isinstance(classes, Sequence) or not all(isinstance(c, str) for c in classes):
         raise MemtokError(f"expected class names as a list of strings, found {classes!r}; write ['cat', 'dog']")
     names = tuple(classes)
@@ -35,6 +36,23 @@ def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
         twice = next(item for item in names if names.count(item) > 1)
         raise MemtokError(f"expected different class names, found {twice!r} twice; rename one")
     return names
+
+
+def new_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Class names that are given to something new: as `check_classes`, and each one line of text, `composed`."""
+    for name in check_classes(classes):
+        if not name.strip():
+            raise MemtokError(f"expected class names with a letter in them, found {name!r}; rename that class")
+        if any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in name):
+            raise MemtokError(
+                f"expected class names without line ends and control characters, found {name!a}; rename that class"
+            )
+    return check_classes([composed(name) for name in classes])
+
+
+def composed(name: str) -> str:
+    """A name in the one form (Unicode's NFC) in which names that look alike are equal, such as the two of café."""
+    return unicodedata.normalize("NFC", name)
 
 
 def check_choice(what: str, value: str, choices: tuple[str, ...]) -> str:

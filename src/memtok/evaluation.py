@@ -6,10 +6,9 @@ share the pass over its images. Nothing is printed, and the model and the random
 
 from __future__ import annotations
 
-import csv
-import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
+from memtok.checks import composed
+from memtok.confusion import write_confusion
 from memtok.data import DataSource, ImageSet, batches, from_dataset
+from memtok.data.images import LeftOut, warn_if_dark
 from memtok.data.recorded import open_as_trained, opening_key
 from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
-from memtok.files import write_text
+from memtok.files import csv_text, write_csv
+from memtok.folders import slug
 from memtok.metrics import Score, Tally
 from memtok.model import MemoryViT
+from memtok.surroundings import plain_torch
 
 BASE = "base"  # no task may have this name
 PARTS = ("test", "validation", "train")
+ALL = "all"  # the part of a torch data set, which is looked at whole
 
 Data = str | DataSource | ImageSet | Dataset[Any]
 """What a task is evaluated on: a spec such as `digits` or `folder:photos`, what `open_data` made of one, or a torch
 data set as `memtok.data.from_dataset` takes it, which is looked at whole."""
 
 Progress = Callable[[int, int], None]
-"""Called with (images answered, images in all)."""
+"""Called with (files looked at, files in all) while data given by name are opened; then (images answered, in all)."""
 
 
 @dataclass(frozen=True)
@@ -42,49 +47,73 @@ class EvaluationTable:
     """Accuracies of one evaluation, by task name.
 
     tasks: composed, that is in one pass of the whole model. alone: in a model of that task and what it extends; empty
-    unless asked for. base: of the backbone's own classifier, None unless asked for. skipped: images left out.
-    splits: how the data of each task, or of `base`, are split, and which part was looked at; not for a bare ImageSet.
+    unless asked for. base: of the backbone's own classifier, None unless asked for. left_out: what could not be read,
+    (path, reason) each; skipped: the paths alone. splits: how the data of each task, or of `base`, are split, and which
+    "part" was looked at: "test", "validation", "train", or "all" of a torch data set; not for a bare ImageSet.
     """
 
     tasks: dict[str, Score]
     alone: dict[str, Score] = field(default_factory=dict)
     base: Score | None = None
-    skipped: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The paths of what could not be read."""
+        return tuple(one.path for one in self.left_out)
+
     def __iter__(self) -> Iterator[tuple[str, float]]:
-        """(name, value) pairs: `pets/top1`, `pets/top5`, `pets/images`, `pets/alone_top1` ..., `base/top1` ..."""
-        for name, score in self._rows():
+        """(name, value) pairs: `pets/top1`, `pets/balanced`, `pets/images`, `pets/alone_top1` ..., `base/top1` ..."""
+        for name, score in self.rows():
             yield from ((f"{name}/{key}", value) for key, value in score)
         for name, score in self.alone.items():
             yield f"{name}/alone_top1", score.top1
             yield f"{name}/alone_top5", score.top5
 
     def to_json(self) -> dict[str, Any]:
-        """{"tasks": {NAME: {"top1", "top5", "images"}}, "base": the same or null, "alone": as "tasks"}, in [0, 1].
+        """{"tasks": {NAME: {"top1", "top5", "images", "balanced", "recall", "confusion"}}, "base": the same or null}.
 
-        And "splits": {NAME: {"spec", "part", "kind", "seed", "fraction", "digest", "counts"}}.
+        Accuracies in [0, 1]; recall and confusion as in `Score.to_json`. "alone" is as "tasks" without these two. And
+        "skipped_images", how many were left out, "left_out": [{"path", "reason"}], and
+        "splits": {NAME: {"spec", "part", "kind", "seed", "fraction", "digest", "counts"}}.
         """
         return {
-            "tasks": {name: dict(score) for name, score in self.tasks.items()},
-            "base": None if self.base is None else dict(self.base),
+            "tasks": {name: score.to_json() for name, score in self.tasks.items()},
+            "base": None if self.base is None else self.base.to_json(),
             "alone": {name: dict(score) for name, score in self.alone.items()},
-            "skipped_images": len(self.skipped),
+            "skipped_images": len(self.left_out),
+            "left_out": [one._asdict() for one in self.left_out],
             "splits": self.splits,
         }
 
     def write_csv(self, path: str | Path) -> None:
-        """One row per task and class, composed: task, class, images, top1, top5; empty where a class has no image."""
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["task", "class", "images", "top1", "top5"])
-        for name, score in self._rows():
+        """One row per task and class, composed: task, class, images, top1, top5, part.
+
+        top1, the recall of the class, and top5 are empty where it has no image, part is where nothing tells it.
+        """
+        rows: list[list[object]] = [["task", "class", "images", "top1", "top5", "part"]]
+        for name, score in self.rows():
             for row in score.per_class:
                 values = ["" if value is None else f"{value:.6f}" for value in (row.top1, row.top5)]
-                rows.writerow([name, row.name, row.images, *values])
-        write_text(path, text.getvalue())
+                rows.append([name, row.name, row.images, *values, self.part(name)])
+        write_csv(path, csv_text(rows))
 
-    def _rows(self) -> list[tuple[str, Score]]:
+    def write_confusions(self, folder: str | Path) -> list[Path]:
+        """Writes the confusion matrix of every task, and of `base`, as PNG, CSV and JSON; returns the paths."""
+        written: list[Path] = []
+        for name, score in self.rows():
+            split = self.splits.get(name)
+            images = f"{split['part']} part of {split['spec']}" if split else "images as given"
+            written += write_confusion(Path(folder), slug(name), score, f"{name}: {images}")
+        return written
+
+    def part(self, name: str) -> str:
+        """The part of the data that a task, or `base`, was measured on; empty for a bare ImageSet."""
+        return str(self.splits[name]["part"]) if name in self.splits else ""
+
+    def rows(self) -> list[tuple[str, Score]]:
+        """The scores of the tasks, composed, and of `base` if it was asked for."""
         return [*self.tasks.items(), *([] if self.base is None else [(BASE, self.base)])]
 
 
@@ -100,10 +129,11 @@ class Pass:
 class Opening:
     """How data that are given by name are to be opened; see `evaluate`."""
 
-    part: str
+    part: str | None
     split: str | None
     data_dir: Path | None
     on_bad_image: str
+    progress: Progress | None
 
 
 @dataclass
@@ -114,13 +144,14 @@ class Tallies:
     alone: dict[str, Tally] = field(default_factory=dict)
 
 
+@plain_torch()
 def evaluate(
     model: MemoryViT,
     data: Data | Mapping[str, Data],
     *,
     base: Data | None = None,
     alone: bool = False,
-    part: str = "test",
+    part: str | None = None,
     batch_size: int = 64,
     workers: int = 0,
     data_dir: Path | None = None,
@@ -132,23 +163,27 @@ def evaluate(
 
     data: for each task to measure, by name, its data; or, for a model with one task, the data alone. base: data for
     the backbone's own classifier, matched by class names where the checkpoint has them, else by position.
-    alone: also measure each task without the others. part: of a data source, "test", "validation" or "train".
+    alone: also measure each task without the others. part: of a data source, "test", "validation" or "train"; None is
+    its test part, or its validation part where it has no other, and `splits` of the result says which.
     split: "official" or "80-20", of data given by name; None is the split that the task was trained with, which its
     record says, if the data are the same, else as in `open_data`.
 
-    A data set's classes are matched to the task's by name, so their order does not matter and some may be missing.
-    Raises MemtokError for an unknown task, for a class that a task does not know, for data that cannot be read, and
-    for a split by which a task would be tested on images that it was trained on.
+    A data set's classes are matched to the task's by name, so their order does not matter and some may be missing. A
+    label that the backbone has twice is told apart by its number, `crane (134)` and `crane (517)`.
+    Raises MemtokError for an unknown task, for a class that a task does not know, for data that cannot be read, for a
+    test part that is not there, and for a split by which a task would be tested on images that it was trained on.
     """
     wanted = by_task(model, data)
     if base is not None:
         wanted[BASE] = base
-    passes, skipped, splits = plan(model, wanted, Opening(part, split, data_dir, on_bad_image))
+    passes, left_out, splits = plan(model, wanted, Opening(part, split, data_dir, on_bad_image, progress))
     singles = {name: model.select([name]) for name in wanted if name != BASE} if alone else {}
     tallies = Tallies()
     total, done = sum(len(walk.images) for walk in passes), 0
     transform, normalise = evaluation_pixels(model.preprocessing), Normaliser(model.preprocessing)
-    with undisturbed(model):
+    with undisturbed(model), ExitStack() as stack:
+        for answering in (model, *singles.values()):
+            stack.enter_context(answering.folded())
         for walk in passes:
             for pixels, labels, _ in batches(walk.images, transform, batch_size=batch_size, workers=workers):
                 images = normalise(pixels.to(model.backbone.device, non_blocking=True))
@@ -158,7 +193,9 @@ def evaluate(
                     progress(done, total)
     scores = {name: tallies.composed[name].score() for name in wanted}
     base_score = scores.pop(BASE, None)
-    return EvaluationTable(scores, {name: tallies.alone[name].score() for name in singles}, base_score, skipped, splits)
+    return EvaluationTable(
+        scores, {name: tallies.alone[name].score() for name in singles}, base_score, left_out, splits
+    )
 
 
 def count(
@@ -199,30 +236,42 @@ def by_task(model: MemoryViT, data: Data | Mapping[str, Data]) -> dict[str, Data
 
 def plan(
     model: MemoryViT, wanted: Mapping[str, Data], opening: Opening
-) -> tuple[list[Pass], tuple[str, ...], dict[str, dict[str, Any]]]:
+) -> tuple[list[Pass], tuple[LeftOut, ...], dict[str, dict[str, Any]]]:
     """The walks to make, one per data set and split, the images that could not be read, and the splits by task."""
     part = opening.part
-    if part not in PARTS:
+    if part is not None and part not in PARTS:
         raise MemtokError(f"expected one of the parts {', '.join(PARTS)}, found {part!r}; choose one of these")
     opened: dict[object, DataSource | ImageSet] = {}
     passes: dict[object, Pass] = {}
-    skipped: dict[str, None] = {}
+    left_out: dict[LeftOut, None] = {}
     splits: dict[str, dict[str, Any]] = {}
     for name, given in wanted.items():
         # Tasks that were trained with different splits of one data set walk over different images.
         key: object = opening_key(given, record_of(model, name)) if isinstance(given, str) else id(given)
         if key not in opened:
-            opened[key] = open_any(given, model, name, opening)
+            opened[key] = source = open_any(given, model, name, opening)
+            if isinstance(source, DataSource):
+                warn_if_dark(source.peak, model.preprocessing, source.spec)
         source = opened[key]
-        images = getattr(source, part) if isinstance(source, DataSource) else source
         numbers = None
         if isinstance(source, DataSource):
             key = (given, source.split_digest) if isinstance(given, str) else key
             numbers = class_numbers(model, name, source)
-            skipped |= dict.fromkeys(source.skipped)
-            splits[name] = {"spec": source.spec, "part": part, **source.split}
+            left_out |= dict.fromkeys(source.left_out)
+            images, splits[name] = measured(source, part, whole=not isinstance(given, str | DataSource))
+        else:
+            images = source
         passes.setdefault(key, Pass(images, {})).labels[name] = numbers
-    return list(passes.values()), tuple(skipped), splits
+    return list(passes.values()), tuple(left_out), splits
+
+
+def measured(source: DataSource, part: str | None, *, whole: bool) -> tuple[ImageSet, dict[str, Any]]:
+    """The images to look at, and what is said of them; `whole`: of a torch data set, whose purpose nobody told."""
+    if whole:
+        images = source.validation
+        return images, {"spec": source.spec, "part": ALL, **source.split, "counts": {ALL: len(images)}}
+    chosen = source.measured_part(part)
+    return getattr(source, chosen), {"spec": source.spec, "part": chosen, **source.split}
 
 
 def open_any(given: Data, model: MemoryViT, name: str, opening: Opening) -> DataSource | ImageSet:
@@ -238,6 +287,7 @@ def open_any(given: Data, model: MemoryViT, name: str, opening: Opening) -> Data
             split=opening.split,
             data_dir=opening.data_dir,
             on_bad_image=opening.on_bad_image,
+            progress=opening.progress,
         )
     if opening.split is not None:
         raise MemtokError(
@@ -249,7 +299,9 @@ def open_any(given: Data, model: MemoryViT, name: str, opening: Opening) -> Data
     inner: Any = given
     while isinstance(inner, Subset):
         inner = inner.dataset
-    names = getattr(inner, "classes", None) or classes  # those of the task, if the data set does not name them
+    names = tuple(map(str, getattr(inner, "classes", None) or classes))  # of the task, if the data set names none
+    if name == BASE and names == model.backbone.classes:
+        names = classes  # also where a label is there twice: by position
     return from_dataset(given, names, validation=given)  # all of it validates, none is split off
 
 
@@ -264,20 +316,35 @@ def classes_of(model: MemoryViT, name: str) -> tuple[str, ...]:
     """The class names of a task, or of the backbone's own answer (`base`), numbers where it has none."""
     if name != BASE:
         return next(task.classes for task in model.tasks if task.name == name)
-    outputs = 0 if isinstance(model.backbone.vit.head, nn.Identity) else int(model.backbone.vit.num_classes)
+    outputs = model.backbone.base_classes
     if not outputs:
         raise MemtokError(
             f"expected a backbone with a classifier to measure its own answer, found {model.backbone.source} without; "
             "leave base out"
         )
     known = model.backbone.classes
-    return known if len(known) == outputs else tuple(str(number) for number in range(outputs))
+    return told_apart(known) if len(known) == outputs else tuple(str(number) for number in range(outputs))
+
+
+def told_apart(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels in order, no two alike: one that is there twice is followed by its number, as in `crane (134)`."""
+    often = Counter(labels)
+    numbered = [f"{label} ({number})" for number, label in enumerate(labels)]
+    found = tuple(label if often[label] == 1 else other for label, other in zip(labels, numbered, strict=True))
+    return found if len(set(found)) == len(found) else tuple(numbered)
 
 
 def class_numbers(model: MemoryViT, name: str, source: DataSource) -> Tensor:
     """(classes of the source,) int64: for each of its classes the number that the task, or `base`, has for it."""
-    own = classes_of(model, name)
+    own = [composed(label) for label in classes_of(model, name)]  # earlier versions took names as they came
     unknown = [label for label in source.classes if label not in own]
+    for label in unknown:
+        twice = [other for number, other in enumerate(own) if other == f"{label} ({number})"]
+        if name == BASE and len(twice) > 1:
+            raise MemtokError(
+                f"expected labels in {source.spec} that name one class of the backbone, found {label!r}, which names "
+                f"{len(twice)}; rename it to {twice[0]!r} or {twice[1]!r}, whichever is meant"
+            )
     if name == BASE and len(unknown) == len(source.classes) == len(own):
         return torch.arange(len(own))  # other names for as many classes: by position
     if unknown:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,15 @@ from memtok.errors import MemtokError
 from memtok.files import write_json
 from memtok.header import parse_metadata, read_safetensors_header
 
+LOCK = ".lock"
+ORPHANS = 15.0  # seconds that worker processes may outlive the process that started them; torch's look every 5
+
 
 def slug(text: str) -> str:
     """`text` as the name of a folder: letters, digits, dots, hyphens; with a digest where that changed it."""
     plain = re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.")[-60:]
-    return plain if plain == text else f"{plain or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return plain if plain == text else f"{plain or 'x'}-{digest}"
 
 
 def check_fixed(path: Path, fixed: dict[str, Any], what: str = "grid", saved: Iterable[Path] = ()) -> None:
@@ -98,26 +104,63 @@ def saved_preprocessing(path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
-    """Keeps a second process from doing the same work; MemtokError if one does already, for more than `wait` seconds.
+def locked(folder: Path, name: str = LOCK, *, wait: float = 0.0) -> Iterator[None]:
+    """Keeps others from the same work in a folder; MemtokError if one is at it already, for more than `wait` seconds.
 
-    MemtokError also for a folder that cannot be written.
+    Others are threads of this process, processes of this machine, and of others where the file system of the folder
+    locks across machines, as NFS does. The system gives the lock back when the process ends, however it ends.
+    `name`: of the file that is locked; NAME.holder beside it says who has it. MemtokError also for a folder that
+    cannot be written.
     """
     from filelock import FileLock, Timeout
 
+    holder = folder / f"{name}.holder"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=wait)
+        lock = FileLock(folder / name)
+        try:
+            lock.acquire(timeout=wait)
+        except Timeout:
+            if not is_gone(holder):
+                raise
+            lock.acquire(timeout=ORPHANS)  # processes that it had started end soon, and have the lock until then
     except Timeout as error:
         raise MemtokError(
-            f"expected nobody else at work in {folder}, found another process; wait for it, or use another --out"
+            f"expected nobody else at work in {folder}, found another process{shown_holder(holder)}; wait for it, or "
+            "use another --out"
         ) from error
     except OSError as error:
         raise MemtokError(
             f"expected a folder that can be written for {folder}, found: {error.strerror}; choose another place"
         ) from error
     try:
+        with suppress(OSError):  # the disk is full: the lock holds all the same
+            content = {"host": socket.gethostname(), "process": os.getpid()}
+            holder.write_text(json.dumps(content) + "\n", encoding="utf-8")
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
+
+
+def read_holder(path: Path) -> tuple[str, int] | None:
+    """Host and process that wrote a file beside a lock; None where it says nothing."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return str(found["host"]), int(found["process"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def shown_holder(path: Path) -> str:
+    """Who has a lock, for a message."""
+    found = read_holder(path)
+    return "" if found is None else f" (process {found[1]} on {found[0]})"
+
+
+def is_gone(path: Path) -> bool:
+    """Whether the process that has a lock was one of this machine, and ended."""
+    import psutil
+
+    found = read_holder(path)
+    return found is not None and found[0] == socket.gethostname() and not psutil.pid_exists(found[1])

@@ -1,110 +1,93 @@
-"""Keeps what follows from the tasks alone, for as long as they do not change.
+"""What follows from the tasks alone, computed once for a whole block of answers: `with model.folded():`.
 
-When nothing trains, memory keys and values are computed once and serve every batch. They are keyed on the parameters
-themselves: the same objects, at the same place in memory, of the same version (torch counts every change in place), and
-on all else that they follow from. So an optimizer step, a loaded state or a move to another device is noticed.
-
-Optimizers may write without being counted (torch's own with `fused=True` do), so every step of any optimizer counts.
-
-What cannot be noticed is any other write that torch does not count, such as one through `parameter.data`; change
-parameters under `torch.no_grad()` instead.
+Outside of such a block nothing is kept: every pass computes memory keys and values from the parameters as they are. In
+the block the model answers as it stood on entry. All that its answers depend on of the tasks is copied there, so that
+no way of changing a parameter (an optimizer, `.data`, a numpy view) can mix new values with old ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+import copy
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
     from memtok.streams import Values
+    from memtok.task import Task
 
 
-@dataclass(frozen=True)
-class Folded:
-    """Values and what they were made of. It never changes, so that several threads may answer with one model at once.
+class Snapshot:
+    """Copies of a model's tasks, without gradients, and the values made of them in each way of computing.
 
-    aliases: they hold on to the memory of `tensors`, so that no other tensor can come to lie there.
+    It only ever grows by values that follow from the copies, so several threads may answer with it at once.
     """
 
-    values: Values
-    tensors: list[Tensor]
-    aliases: list[Tensor]
-    versions: list[int]
-    circumstances: tuple[object, ...]
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = copies(tasks)
+        self.moved: dict[torch.device, tuple[Task, ...]] = {}
+        self.kept: dict[tuple[object, ...], Values] = {}
 
-    def unchanged(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether these are the tensors that the values were made of, with the values that they had."""
-        return len(tensors) == len(self.tensors) and all(
-            tensor is old and tensor._version == version and tensor.data_ptr() == alias.data_ptr()
-            for tensor, old, version, alias in zip(tensors, self.tensors, self.versions, self.aliases, strict=True)
-        )
+    def on(self, device: torch.device) -> tuple[Task, ...]:
+        """The copies where the backbone is now: a model may be moved inside the block."""
+        if not self.tasks or self.tasks[0].memory.device == device:
+            return self.tasks
+        if device not in self.moved:
+            self.moved[device] = copies(self.tasks, device)
+        return self.moved[device]
+
+    def values(self, backbone: Backbone, compute: Callable[[], Values]) -> Values:
+        """The values that `compute` makes of the copies, made once for each precision, device and stream."""
+        if torch.compiler.is_compiling():
+            return compute()
+        around = circumstances(backbone)
+        kept = self.kept.get(around)
+        if kept is not None:
+            return kept
+        with torch.inference_mode(False), torch.no_grad():  # they serve outside of inference mode as well
+            values = compute()
+        if may_stay(values, backbone):
+            self.kept[around] = values
+        return values
 
 
 class Folding:
-    """One set of values and what it was made of."""
+    """The blocks that a model is in. Copies of the model, deep or pickled, start outside of any."""
 
     def __init__(self) -> None:
-        self.kept: Folded | None = None
+        self.lock = threading.Lock()
+        self.blocks = 0
+        self.snapshot: Snapshot | None = None
 
-    def values(
-        self,
-        tensors: Sequence[Tensor],
-        facts: tuple[object, ...],
-        backbone: Backbone,
-        compute: Callable[[], Values],
-    ) -> Values:
-        """The kept values if they are those of `tensors`, `facts` and `backbone` as they are now, else computed anew.
+    @contextmanager
+    def block(self, tasks: Sequence[Task]) -> Iterator[None]:
+        """One block, in one thread. Blocks that overlap share what the first of them found."""
+        with self.lock:
+            if self.snapshot is None:
+                self.snapshot = Snapshot(tasks)
+            self.blocks += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.blocks -= 1
+                if not self.blocks:
+                    self.snapshot = None
 
-        facts: what the values depend on of the tasks beside their tensors. With gradients, nothing is kept: the values
-        belong to one step.
-        """
-        trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        read = [*tensors, backbone.vit.blocks[0].attn.qkv.weight]  # the first is enough to notice a move
-        if trains or torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in read):
-            self.forget()
-            return compute()
-        around = (*facts, *circumstances(backbone))
-        kept = self.kept
-        if kept is not None and kept.circumstances == around and kept.unchanged(read):
-            return kept.values
-        self.forget()
-        # Read before the values are made: what another thread changes meanwhile shows the next time.
-        versions, aliases = [tensor._version for tensor in read], [tensor.detach() for tensor in read]
-        with torch.inference_mode(False), torch.no_grad():  # the values may serve outside as well
-            values = compute()
-        self.kept = Folded(values, read, aliases, versions, around)
-        return values
-
-    def forget(self) -> None:
-        """Drops the values."""
-        self.kept = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy of a model starts without."""
-        return type(self)()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A pickled model goes without."""
-        return vars(type(self)())
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Folding, ()
 
 
-steps_of_optimizers = 0
-
-
-def count_step(*_: Any) -> None:
-    """Called by torch after every step of any optimizer. A compiled step counts its writes itself."""
-    global steps_of_optimizers
-    if not torch.compiler.is_compiling():
-        steps_of_optimizers += 1
-
-
-register_optimizer_step_post_hook(count_step)
+def copies(tasks: Sequence[Task], device: torch.device | None = None) -> tuple[Task, ...]:
+    """Copies of tasks that share no tensor with them and take no gradient."""
+    with torch.inference_mode(False), torch.no_grad():
+        copied = tuple(copy.deepcopy(task).requires_grad_(False) for task in tasks)
+        return copied if device is None else tuple(task.to(device) for task in copied)
 
 
 def circumstances(backbone: Backbone) -> tuple[object, ...]:
@@ -113,4 +96,20 @@ def circumstances(backbone: Backbone) -> tuple[object, ...]:
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     # What one stream of a GPU computes is not there yet for another.
     stream = torch.cuda.current_stream(backbone.device).cuda_stream if kind == "cuda" else None
-    return id(backbone), backbone.device, backbone.dtype, autocast, stream, steps_of_optimizers
+    return backbone.device, backbone.dtype, autocast, stream
+
+
+def may_stay(values: Values, backbone: Backbone) -> bool:
+    """Whether these are numbers that a later call can use: not those of a trace, an export or a function transform."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return False
+    if backbone.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return False
+    pairs = [pair for layer in values.memory for pair in layer]
+    pairs += [pair for layer in values.adapters for group in layer for pair in group.values()]
+    return all(is_plain(tensor) for tensor in (values.start, *(tensor for pair in pairs for tensor in pair)))
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it holds numbers of its own: neither a fake tensor nor one that `torch.func` has wrapped."""
+    return type(tensor) is Tensor and torch.func.debug_unwrap(tensor) is tensor

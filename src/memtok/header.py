@@ -7,16 +7,29 @@ is; nothing is ever unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memtok.errors import MemtokError
+from memtok.regular import check_regular
 
 FORMAT_VERSION = 1  # of task files
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+# All tensors that a task may have. No name is the end of another one behind a dot, so that in a file of several tasks
+# `tasks.NAME.TENSOR` is read in one way only, whatever dots there are in NAME.
+TENSORS = (
+    "class_tokens",
+    "memory",
+    "head.weight",
+    "head.bias",
+    *(f"adapters.{layer}.{part}" for layer in ("qkv", "proj", "mlp") for part in ("down", "up")),
+)
+DIGEST = "digest"  # the header's field that covers all others
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -41,6 +54,7 @@ class Header:
 def read_safetensors_header(path: str | Path) -> Header:
     """Reads and checks the header; MemtokError for a file that is missing, truncated, or of another kind."""
     place = Path(path)
+    check_regular(place, "a safetensors file")
     if place.is_dir():
         raise MemtokError(f"expected a safetensors file, found the folder {place}; name the file in it")
     try:
@@ -70,7 +84,7 @@ def read_safetensors_header(path: str | Path) -> Header:
 def parse_header(path: Path, body: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str, StoredTensor]]:
     """Metadata and tensors of a header's JSON; `data_bytes` is what the file holds after it."""
     try:
-        parsed: dict[str, Any] = json.loads(body)
+        parsed: dict[str, Any] = json.loads(body, object_pairs_hook=without_repeats)
         metadata = dict(parsed.pop("__metadata__", {}))
         tensors = {
             name: StoredTensor(
@@ -99,17 +113,18 @@ def read_header(path: str | Path) -> list[dict[str, Any]]:
 
 
 def parse_metadata(path: Path, metadata: dict[str, str]) -> list[dict[str, Any]]:
-    """Task headers from a safetensors file's metadata, checked field by field."""
+    """Task headers from a safetensors file's metadata, checked field by field and against their digests."""
     if "memtok" not in metadata:
         raise MemtokError(
             f"expected a memtok task file, found a safetensors file without its header in {path}; name another"
         )
     try:
-        content = json.loads(metadata["memtok"])
+        content = json.loads(metadata["memtok"], object_pairs_hook=without_repeats)
         version = content.pop("format_version")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        reason = f" ({error})" if isinstance(error, ValueError) else ""
         raise MemtokError(
-            f"expected a task file's header, found a damaged one in {path}; get the file again"
+            f"expected a task file's header, found a damaged one in {path}{reason}; get the file again"
         ) from error
     if type(version) is not int or version != FORMAT_VERSION:
         raise MemtokError(
@@ -121,7 +136,59 @@ def parse_metadata(path: Path, metadata: dict[str, str]) -> list[dict[str, Any]]
         raise MemtokError(f"expected the headers of tasks, found none in {path}; get the file again")
     for header in headers:
         check_header(path, header)
-    return list(headers)
+        check_digest(path, header)
+    twice = [name for name, count in Counter(header["name"] for header in headers).items() if count > 1]
+    if twice:
+        raise MemtokError(f"expected tasks of different names in {path}, found {twice[0]!r} twice; get the file again")
+    return [{key: value for key, value in header.items() if key != DIGEST} for header in headers]
+
+
+def without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: an object whose keys all differ; ValueError names one that comes twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} comes twice")
+        found[key] = value
+    return found
+
+
+def digest_of(fields: Mapping[str, Any]) -> str:
+    """`sha256:` over JSON values by name, but for the digest itself: sorted keys, no spaces, ASCII with escapes."""
+    covered = {key: value for key, value in fields.items() if key != DIGEST}
+    text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def check_digest(path: Path, fields: Mapping[str, Any]) -> None:
+    """MemtokError if fields of a header were changed since they were written; version 0.1 wrote no digest."""
+    try:
+        same = DIGEST not in fields or fields[DIGEST] == digest_of(fields)
+    except RecursionError:  # nested deeper than anything that memtok writes
+        same = False
+    if not same:
+        whose = f" of task {fields['name']!r}" if "name" in fields else ""
+        raise MemtokError(
+            f"expected the header{whose} in {path} to match its digest, found that a name or another field was "
+            "changed; get the file again"
+        )
+
+
+def tensors_of(headers: Sequence[Mapping[str, Any]], names: Iterable[str]) -> tuple[list[dict[str, str]], list[str]]:
+    """Which tensors belong to which task: for each header {name in the task: name in the file}, and those of none."""
+    names = list(names)
+    if len(headers) == 1 and "class_tokens" in names:
+        return [{name: name for name in names}], []
+    owners = {f"tasks.{header['name']}.{key}": (index, key) for index, header in enumerate(headers) for key in TENSORS}
+    own: list[dict[str, str]] = [{} for _ in headers]
+    left = []
+    for name in names:
+        if name not in owners:
+            left.append(name)
+            continue
+        index, key = owners[name]
+        own[index][key] = name
+    return own, left
 
 
 def check_header(path: Path, header: Any) -> None:

@@ -90,7 +90,7 @@ class Layout:
         owners_of_cells = [position for position in family for _ in range(tasks[position].cells)]
         columns = owners_of_tokens + owners_of_cells
         rows = [[column == row or column in self.seen[row] for column in columns] for row in owners_of_tokens]
-        return torch.tensor(rows, dtype=torch.bool).reshape(len(owners_of_tokens), len(columns))
+        return torch.tensor(rows, dtype=torch.bool, device="cpu").reshape(len(owners_of_tokens), len(columns))
 
     def split_attention(self, tasks: Sequence[Task], looks: Sequence[Sequence[Tensor]]) -> dict[int, TaskAttention]:
         """Probabilities of every layer and bucket, (B, H, G t, N + t + m), sorted out by task."""

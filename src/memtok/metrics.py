@@ -1,17 +1,25 @@
-"""Counting right answers: top-1, top-5 and per class.
+"""Counting right answers: top-1, top-5, balanced accuracy, recall per class and the confusion matrix.
 
-Letters for shapes: B images of a batch, C classes.
+Letters for shapes: B images of a batch, N of all, C classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from memtok.errors import MemtokError
+
+NO_ANSWER = -1  # stands for the class where a logit is not finite
+MOST_IN_JSON = 100  # classes of a confusion matrix that `Score.to_json` writes out
+MOST_NAMED = 5  # classes in a warning
 
 
 def ranks(logits: Tensor, labels: Tensor) -> Tensor:
@@ -27,9 +35,18 @@ def ranks(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(logits.isfinite().all(dim=1), rank, logits.shape[1])
 
 
+def answered(logits: Tensor, labels: Tensor) -> Tensor:
+    """(3, B) int64: labels, answers and `ranks` of (B, C) logits and (B,) labels. Waits for no device.
+
+    The answer is the first class with the highest logit; `NO_ANSWER` where a logit is not finite.
+    """
+    answers = torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), NO_ANSWER)
+    return torch.stack([labels, answers, ranks(logits, labels)])
+
+
 @dataclass(frozen=True)
 class ClassScore:
-    """One row of the per-class table. top1 and top5 are in [0, 1], None for a class without images."""
+    """One row of the per-class table. top1 (the recall) and top5 are in [0, 1], None for a class without images."""
 
     name: str
     images: int
@@ -43,29 +60,104 @@ class Score:
 
     top1, top5: shares in [0, 1] of the images whose class is the answer, or among the first five. With fewer than six
     classes every class is among the first five, so top5 is 1 (but for answers that are not finite). images: how many.
+    balanced: the mean of the recalls of the classes that have images, so that each class counts the same; where all
+    have as many images, it is top1. confusions: (class, answer, images) of all pairs that occur, by number; the answer
+    is `NO_ANSWER` where it is not finite.
     """
 
     top1: float
     top5: float
     images: int
-    per_class: tuple[ClassScore, ...] = ()
+    balanced: float
+    per_class: tuple[ClassScore, ...]
+    confusions: tuple[tuple[int, int, int], ...]
 
     def __iter__(self) -> Iterator[tuple[str, float]]:
         """(name, value) pairs of what a table or a log shows."""
         yield "top1", self.top1
         yield "top5", self.top5
         yield "images", self.images
+        yield "balanced", self.balanced
+
+    @property
+    def recall(self) -> dict[str, float | None]:
+        """{class: share in [0, 1] of its images that are answered right}, None for a class without images."""
+        return {row.name: row.top1 for row in self.per_class}
+
+    def confusion(self) -> NDArray[np.int64]:
+        """(C, C): how many images of class i (row) are answered as class j (column); none that is not finite."""
+        counts = np.zeros((len(self.per_class), len(self.per_class)), dtype=np.int64)
+        for label, answer, images in self.confusions:
+            if answer != NO_ANSWER:
+                counts[label, answer] = images
+        return counts
+
+    def to_json(self) -> dict[str, Any]:
+        """The pairs of `__iter__`, "recall" and "confusion", the latter None for more than `MOST_IN_JSON` classes."""
+        whole = len(self.per_class) <= MOST_IN_JSON
+        return {**dict(self), "recall": self.recall, "confusion": self.confusion().tolist() if whole else None}
+
+    def warnings(self) -> list[str]:
+        """What an accuracy may hide: a model that answers one class only, and classes that are never answered right."""
+        seen = [row for row in self.per_class if row.images]
+        found = []
+        given = {answer for _, answer, _ in self.confusions}
+        if len(seen) > 1 and len(given) == 1 and NO_ANSWER not in given:
+            (only,) = given
+            found.append(f"all {self.images:,} images are answered {self.per_class[only].name!r}")
+        missed = [row for row in seen if not row.top1]
+        if missed:
+            named = ", ".join(f"{row.name!r} (0 of {row.images:,})" for row in missed[:MOST_NAMED])
+            more = f" and {len(missed) - MOST_NAMED:,} more" if len(missed) > MOST_NAMED else ""
+            found.append(f"recall is 0 for {len(missed):,} of {len(seen):,} classes: {named}{more}")
+        return found
+
+
+def score_of(classes: Sequence[str], answers: Tensor) -> Score:
+    """The score of (3, N) answers as `answered` gives them; MemtokError if there was no image."""
+    if not answers.numel():
+        raise MemtokError("expected at least one image to evaluate, found none; name a data set with images")
+    labels, given, rank = answers.to("cpu", torch.int64)
+    count, total = len(classes), len(labels)
+    images = labels.bincount(minlength=count).tolist()
+    right = labels[rank < 1].bincount(minlength=count).tolist()
+    five = labels[rank < min(5, count)].bincount(minlength=count).tolist()
+    pairs, often = (labels * (count + 1) + given + 1).unique(return_counts=True)
+    per_class = tuple(
+        ClassScore(name, seen, first / seen if seen else None, within / seen if seen else None)
+        for name, seen, first, within in zip(classes, images, right, five, strict=True)
+    )
+    return Score(
+        top1=sum(right) / total,
+        top5=sum(five) / total,
+        images=total,
+        balanced=balanced_accuracy(images, right),
+        per_class=per_class,
+        confusions=tuple(
+            (pair // (count + 1), pair % (count + 1) - 1, number)
+            for pair, number in zip(pairs.tolist(), often.tolist(), strict=True)
+        ),
+    )
+
+
+def balanced_accuracy(images: Sequence[int], right: Sequence[int]) -> float:
+    """The mean of the recalls of the classes that have images, from (C,) images and right answers.
+
+    Added up as fractions: equal ones come out equal, and with as many images of each class it is exactly the top-1.
+    """
+    recalls = [Fraction(first, seen) for seen, first in zip(images, right, strict=True) if seen]
+    return float(sum(recalls) / len(recalls))
 
 
 class Tally:
-    """Adds up batches of answers. The counts stay on the device of the logits until `score` is called."""
+    """Adds up batches of answers. They stay on the device of the logits until `score` is called."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
-        self.counts: Tensor | None = None  # (3, C) int64: images, right, among the first five
+        self.answers: list[Tensor] = []  # (3, B) each
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Counts (B, C) logits against (B,) labels in 0 ... C - 1; MemtokError if they do not fit the classes."""
+        """Takes (B, C) logits and (B,) labels in 0 ... C - 1; MemtokError if they do not fit the classes."""
         count = len(self.classes)
         if logits.ndim != 2 or logits.shape[1] != count or labels.shape != logits.shape[:1]:
             raise MemtokError(
@@ -77,21 +169,8 @@ class Tally:
                 f"expected labels of 0 to {count - 1}, found {int(labels.min())} to {int(labels.max())}; "
                 "number the classes as the task does"
             )
-        labels = labels.to(logits.device)
-        rank = ranks(logits.detach(), labels)
-        found = torch.stack([torch.ones_like(rank), (rank < 1).long(), (rank < min(5, count)).long()])  # (3, B)
-        if self.counts is None:
-            self.counts = torch.zeros(3, count, dtype=torch.int64, device=logits.device)
-        self.counts.index_add_(1, labels, found)
+        self.answers.append(answered(logits.detach(), labels.to(logits.device)))
 
     def score(self) -> Score:
         """The accuracy so far; MemtokError if there was no image."""
-        if self.counts is None or not int(self.counts[0].sum()):
-            raise MemtokError("expected at least one image to evaluate, found none; name a data set with images")
-        images, right, five = self.counts.tolist()
-        per_class = tuple(
-            ClassScore(name, seen, first / seen if seen else None, within / seen if seen else None)
-            for name, seen, first, within in zip(self.classes, images, right, five, strict=True)
-        )
-        total = sum(images)
-        return Score(sum(right) / total, sum(five) / total, total, per_class)
+        return score_of(self.classes, torch.cat(self.answers, dim=1) if self.answers else torch.empty(3, 0))

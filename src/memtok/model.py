@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +14,28 @@ from torch import Tensor, nn
 from memtok.attention import can_absorb
 from memtok.backbone import INPUTS, KEYS_AND_VALUES, NOTHING, Backbone
 from memtok.compiling import Compiled, shared_layers
+from memtok.composing import (
+    check_agreement,
+    check_tasks,
+    common_preprocessing,
+    merge,
+    named,
+    refuse_alone,
+    resolve_extends,
+    sizes_of,
+    two_of_one_name,
+)
 from memtok.errors import MemtokError
+from memtok.folding import Folding, Snapshot
 from memtok.outputs import Outputs, TaskAttention
 from memtok.preprocessing import Preprocessing
 from memtok.reference import variant_outputs
 from memtok.streams import TaskStreams, Walk
 from memtok.task import Task, topological
 from memtok.trace import Kept, Trace, absorbing_cost, matched, trunk_cost
+
+if TYPE_CHECKING:
+    from memtok.inputs import Pictures
 
 # Of the trunk's arithmetic: what a step may spend on absorbed projections to halve the memory of its trace.
 INPUTS_SHARE = 0.02
@@ -52,6 +69,8 @@ class MemoryViT(nn.Module):
         self.streams = (
             TaskStreams(composable, extends, backbone.device) if any(task.queries for task in composable) else None
         )
+        self._built_for = tuple(sizes_of(task) for task in tasks)
+        self._folding = Folding()
         self._compiled: Compiled | None = None
 
     @property
@@ -89,28 +108,50 @@ class MemoryViT(nn.Module):
         """Takes over compiled layers, for itself and for models made from it; None takes them away."""
         self._compiled = compiled
 
+    def folded(self) -> AbstractContextManager[None]:
+        """A block in which what follows from the tasks alone is computed once: `with model.folded(), torch.no_grad():`.
+
+        In it the model answers as it stood on entry, in every thread; what changes in a task meanwhile shows after the
+        block. Blocks may be nested and may overlap. The model may be moved, copied and pickled in it; models made from
+        it start outside. No gradient reaches the tasks: with gradients on, a model whose tasks train is refused.
+        """
+        self._check()
+        return self._folding.block(self.tasks)
+
     def forward(self, images: Tensor, *, base: bool = True, attention: bool = False) -> Outputs:
         """Answers (B, 3, height, width) images that went through `self.preprocessing`.
 
         base: also the backbone's own output and features; without it the rest of the trunk's last layer is skipped.
-        attention: also where the class tokens look, as `TaskAttention`. Raises MemtokError for images that do not fit.
+        attention: also where the class tokens look, as `TaskAttention`. Images that require a gradient get one.
+        Raises MemtokError for images that do not fit, and for tasks that no longer fit this model.
         """
-        tasks = self.tasks
+        tasks, snapshot = self._standing()
         if tasks and not tasks[0].composable:
             own = variant_outputs(self.backbone, tasks[0], images, attention=attention)
             features, answer = self.backbone(images) if base else (None, None)
-            return Outputs(features, answer, own.logits, own.attention)
+            return Outputs(features, answer, own.logits, own.attention, own.embeddings)
         if self.streams is None:
-            return self._collect(self.trace(images, base=base), None, base)
+            return self._collect(tasks, self.trace(images, base=base), None, base)
         if self._trains():
             # The trace stays for the backward pass anyway. What the streams keep for it would lie between what a layer
             # of the trunk gives back and the next one needs, and the heap would grow by that in every layer.
             trace = self._run_trunk(images, self._form_of_trace(), base)
             return self.answer(trace, base=base, attention=attention)
         # Layer by layer, the streams right behind the trunk: what a layer leaves need not outlive it.
-        walk = self._begin(len(images), attention)
+        images = self.backbone.check_images(images)
+        walk = self._begin(tasks, snapshot, images.shape[0], attention)
         trace = self._run_trunk(images, KEYS_AND_VALUES, base, walk.step)
-        return self._collect(trace, walk, base)
+        return self._collect(tasks, trace, walk, base)
+
+    def prepare(self, images: Pictures) -> Tensor:
+        """(B, 3, height, width) on the model's device: what `forward` takes, of paths, PIL images, arrays or tensors.
+
+        images: one or several, see `memtok.inputs.Picture`; they are resized, cropped and normalised as
+        `self.preprocessing` says. Raises MemtokError for what is no picture or cannot be read.
+        """
+        from memtok.inputs import prepare  # it brings torchvision along
+
+        return prepare(images, self.preprocessing, self.backbone.device)
 
     def trace(self, images: Tensor, *, base: bool = True) -> Trace:
         """The trunk's pass over images; `answer` turns it into outputs, for this model or one made from it."""
@@ -123,23 +164,47 @@ class MemoryViT(nn.Module):
         been made in another precision, under autocast or without. Raises MemtokError for a trace of another backbone.
         """
         check_trace(self.backbone, trace)
-        tasks = self.tasks
+        tasks, snapshot = self._standing()
         if tasks and not tasks[0].composable:
             raise MemtokError(
                 f"expected composable tasks to answer from a trace, found {tasks[0].name!r} of regime "
                 f"{tasks[0].regime!r}, whose image tokens see the task; call the model on the images"
             )
         if self.streams is None:
-            return self._collect(trace, None, base)
+            return self._collect(tasks, trace, None, base)
         layers = trace.layers
         if not layers:
             raise MemtokError(
                 "expected a trace that task streams can read, found none; make it with a model that has tasks"
             )
-        walk = self._begin(len(layers[0][0]), attention)
+        walk = self._begin(tasks, snapshot, layers[0][0].shape[0], attention)
         for index, kept in enumerate(layers):
             walk.step(index, matched(kept, self.backbone.dtype))
-        return self._collect(trace, walk, base)
+        return self._collect(tasks, trace, walk, base)
+
+    def _standing(self) -> tuple[tuple[Task, ...], Snapshot | None]:
+        """The tasks to answer with: as they are, or in a folded block as they were on entry."""
+        snapshot = self._folding.snapshot
+        if snapshot is None:
+            self._check()
+            return self.tasks, None
+        if self._trains():
+            raise MemtokError(
+                "expected no gradients for the tasks of a folded model, found tasks that train; answer under "
+                "torch.no_grad(), or leave the block `with model.folded()` to train"
+            )
+        return snapshot.on(self.backbone.device), snapshot
+
+    def _check(self) -> None:
+        """MemtokError unless the tasks are those that this model was built for: of these sizes, and told apart."""
+        named(self.tasks)
+        for task, built_for in zip(self.tasks, self._built_for, strict=True):
+            task.check()
+            if sizes_of(task) != built_for:
+                raise MemtokError(
+                    f"expected {task.name!r} with the sizes and the extended tasks that it had when this model was "
+                    "made, found others; make the model anew with MemoryViT(backbone, tasks)"
+                )
 
     def _run_trunk(
         self, images: Tensor, keep: str, base: bool, visit: Callable[[int, Kept], None] | None = None
@@ -151,11 +216,13 @@ class MemoryViT(nn.Module):
         run = self._compiled.trunk if self._compiled else None
         return self.backbone.trace(images, keep=keep, outputs=outputs, visit=visit, run=run)
 
-    def _begin(self, batch: int, attention: bool) -> Walk:
+    def _begin(self, tasks: Sequence[Task], snapshot: Snapshot | None, batch: int, attention: bool) -> Walk:
         """The class tokens before the first layer, of a batch of so many images."""
         assert self.streams is not None
         run = self._compiled.streams if self._compiled else None
-        return self.streams.begin(self.backbone, self.tasks, batch, attention=attention, run=run)
+        compute = partial(self.streams.values, self.backbone, tasks)
+        values = compute() if snapshot is None else snapshot.values(self.backbone, compute)
+        return self.streams.begin(self.backbone, values, batch, attention=attention, run=run)
 
     def _trains(self) -> bool:
         """Whether a backward pass may follow."""
@@ -173,15 +240,14 @@ class MemoryViT(nn.Module):
         cheap = cost <= INPUTS_SHARE * trunk_cost(block, tokens) and can_absorb(block.attn)
         return INPUTS if cheap else KEYS_AND_VALUES
 
-    def _collect(self, trace: Trace, walk: Walk | None, base: bool) -> Outputs:
+    def _collect(self, tasks: Sequence[Task], trace: Trace, walk: Walk | None, base: bool) -> Outputs:
         """Outputs from the class tokens at the end of their walk, and from the trunk's own output."""
-        tasks = self.tasks
         tokens: dict[int, Tensor] = {}
         looks: dict[int, TaskAttention] = {}
         if walk is not None and self.streams is not None:
             tokens = self.streams.split(walk.finish())
             looks = self.streams.layout.split_attention(tasks, walk.looks) if walk.attention else {}
-        logits, looked = {}, {}
+        logits, looked, embeddings = {}, {}, {}
         for position in self._answered:
             task = tasks[position]
             features = tokens.get(position, trace.features)
@@ -189,10 +255,10 @@ class MemoryViT(nn.Module):
                 raise MemtokError(
                     f"expected a trace with features for {task.name!r}, found none; make it with base=True"
                 )
-            logits[task.name] = task(features)
+            logits[task.name], embeddings[task.name] = task(features), features.flatten(1)
             if position in looks:
                 looked[task.name] = looks[position]
-        return Outputs(trace.features if base else None, trace.base if base else None, logits, looked)
+        return Outputs(trace.features if base else None, trace.base if base else None, logits, looked, embeddings)
 
     def concat(self, other: MemoryViT, *, preprocessing: Preprocessing | None = None) -> MemoryViT:
         """A model with the tasks of both. A task that tasks of both extend is taken once."""
@@ -239,7 +305,7 @@ class MemoryViT(nn.Module):
         self._check_known(names)
         if len(set(names)) != len(names):
             raise MemtokError(f"expected each task once, found {list(names)}; remove the repetition")
-        by_name = {task.name: task for task in self.tasks}
+        by_name = named(self.tasks)
         needed = {task.name for task in topological([by_name[name] for name in names])}
         return self._derive([task for task in self.tasks if task.name in needed], tuple(names), self._explicit)
 
@@ -258,7 +324,7 @@ class MemoryViT(nn.Module):
         return f"answers {list(self.names)}"
 
     def _check_known(self, names: Sequence[str]) -> None:
-        known = {task.name for task in self.tasks}
+        known = named(self.tasks)
         for name in names:
             if not isinstance(name, str) or name not in known:
                 listed = ", ".join(repr(other) for other in sorted(known)) or "none"
@@ -288,39 +354,6 @@ class MemoryViT(nn.Module):
         return clone
 
 
-def two_of_one_name(name: str) -> MemtokError:
-    """The error for two tasks that cannot be told apart."""
-    return MemtokError(f"expected tasks of different names, found {name!r} twice; rename one (task.name = ...)")
-
-
-def refuse_alone(verb: str, tasks: Sequence[Task]) -> None:
-    """MemtokError if one of the tasks changes what image tokens are and so cannot share a pass."""
-    for task in tasks:
-        if not task.composable:
-            raise MemtokError(
-                f"expected composable tasks to {verb}, found {task.name!r} of regime {task.regime!r}, whose image "
-                "tokens see the task; train it again with regime 'memory' or 'head'"
-            )
-
-
-def merge(tasks: Sequence[Task], others: Sequence[Task]) -> list[Task]:
-    """Both, where a task that others extend and that stands in both (by content) is taken once."""
-    merged = {task.name: task for task in tasks}
-    extended = {id(ancestor) for task in (*tasks, *others) for ancestor in task.ancestors()}
-    for other in others:
-        same = merged.get(other.name)
-        if same is None:
-            merged[other.name] = other
-        elif not ({id(same), id(other)} & extended) or not same_task(same, other):
-            raise two_of_one_name(other.name)
-    return list(merged.values())
-
-
-def same_task(one: Task, other: Task) -> bool:
-    """Whether two tasks are one object or hold the same content."""
-    return one is other or one.fingerprint == other.fingerprint
-
-
 def check_trace(backbone: Backbone, trace: Trace) -> None:
     """MemtokError unless it is a trace that this backbone made."""
     if not isinstance(trace, Trace):
@@ -333,84 +366,3 @@ def check_trace(backbone: Backbone, trace: Trace) -> None:
             f"expected a trace of this backbone ({backbone.fingerprint[:19]}), found one of another "
             f"({str(trace.backbone)[:19]}); make it with this model"
         )
-
-
-def check_tasks(backbone: Backbone, tasks: Sequence[Task]) -> None:
-    """MemtokError unless these tasks can stand beside this backbone in one model."""
-    if not isinstance(tasks, Sequence) or not all(isinstance(task, Task) for task in tasks):
-        raise MemtokError("expected a list of memtok tasks, found something else; write MemoryViT(backbone, [task])")
-    topological(tasks)  # names a cycle
-    seen: set[str] = set()
-    for task in tasks:
-        if task.name in seen:
-            raise two_of_one_name(task.name)
-        seen.add(task.name)
-        if task.backbone.fingerprint != backbone.fingerprint:
-            raise MemtokError(
-                f"expected tasks of backbone {backbone.source} ({backbone.fingerprint[:19]}), found {task.name!r} of "
-                f"{task.backbone.source} ({task.backbone.fingerprint[:19]}); load the backbone that it was trained on"
-            )
-        if task.class_tokens.device != backbone.device:
-            raise MemtokError(
-                f"expected tasks on {backbone.device} like the backbone, found {task.name!r} on "
-                f"{task.class_tokens.device}; move it with task.to({str(backbone.device)!r})"
-            )
-    if len(tasks) > 1:
-        refuse_alone("put side by side", tasks)
-
-
-def check_agreement(preprocessing: Preprocessing, tasks: Sequence[Task]) -> None:
-    """MemtokError unless these tasks were trained with this preprocessing."""
-    for task in tasks:
-        if task.preprocessing != preprocessing:
-            raise MemtokError(
-                f"expected tasks of the model's preprocessing, found a difference in {task.name!r}: "
-                f"{preprocessing.difference(task.preprocessing)}; give preprocessing="
-            )
-
-
-def resolve_extends(tasks: Sequence[Task]) -> list[list[int]]:
-    """For each task, the positions of those that it extends; MemtokError if one is missing or another of its name."""
-    positions = {task.name: index for index, task in enumerate(tasks)}
-    resolved = []
-    for task in tasks:
-        found = []
-        for ancestor in task.extends:
-            index = positions.get(ancestor.name)
-            if index is None:
-                raise MemtokError(
-                    f"expected all that {task.name!r} extends in the model, found no {ancestor.name!r}; add it first"
-                )
-            if not same_task(tasks[index], ancestor):
-                raise MemtokError(
-                    f"expected the {ancestor.name!r} that {task.name!r} extends ({ancestor.fingerprint[:19]}), found "
-                    f"another task of that name ({tasks[index].fingerprint[:19]}); add the one that was extended"
-                )
-            found.append(index)
-        resolved.append(found)
-    return resolved
-
-
-def common_preprocessing(backbone: Backbone, tasks: Sequence[Task], explicit: Preprocessing | None) -> Preprocessing:
-    """What images of this model go through: as given, else what all tasks agree on, else the backbone's."""
-    chosen = explicit or (tasks[0].preprocessing if tasks else backbone.preprocessing)
-    if explicit is None:
-        for task in tasks[1:]:
-            if task.preprocessing != chosen:
-                raise MemtokError(
-                    f"expected tasks of one preprocessing, found a difference between {tasks[0].name!r} and "
-                    f"{task.name!r}: {chosen.difference(task.preprocessing)}; train them alike or give preprocessing="
-                )
-    own = backbone.preprocessing
-    if chosen.image_size != own.image_size:
-        raise MemtokError(
-            f"expected images of {chosen.image_size[0]}x{chosen.image_size[1]} px as the tasks were trained with, "
-            f"found a backbone for {own.image_size[0]}x{own.image_size[1]} px; load it with "
-            f"image_size={chosen.image_size}"
-        )
-    if chosen.position_resize != own.position_resize and explicit is None:
-        raise MemtokError(
-            f"expected position embeddings resized as by {chosen.position_resize}, found a backbone resized as "
-            f"by {own.position_resize}; load it from the same kind of source or give preprocessing="
-        )
-    return chosen

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
+from torch.export import register_dataclass
 
 from memtok.errors import MemtokError
 
@@ -32,12 +33,17 @@ class Outputs:
 
     features: (B, D) the base class token after the final norm; base: (B, base classes). Both are None with base=False,
     and base is None for a backbone without classifier. attention: by task name, empty unless it was asked for.
+    embeddings: by task name, what its head reads: its class tokens after the final norm side by side,
+        (B, queries * D), or (B, D) features of the base class token in regime `head`. They are views and cost nothing.
+
+    A pytree of torch: `torch.export` and `torch.func.vmap` return it as it is.
     """
 
     features: Tensor | None
     base: Tensor | None
     logits: dict[str, Tensor]
     attention: dict[str, TaskAttention] = field(default_factory=dict)
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,3 +64,7 @@ class Outputs:
 
     def __len__(self) -> int:
         return len(self.logits)
+
+
+for _answer in (TaskAttention, Outputs):
+    register_dataclass(_answer, serialized_type_name=f"memtok.{_answer.__name__}")

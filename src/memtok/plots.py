@@ -105,15 +105,16 @@ def curves(losses: Mapping[str, Curve], accuracies: Mapping[str, Curve], *, name
         return svg(figure, name)
 
 
-def bars(labels: Sequence[str], shares: Sequence[float], margins: Sequence[float], title: str) -> str:
-    """One horizontal bar per label with its value, and a whisker of +- its margin; both are shares."""
+def bars(labels: Sequence[str], shares: Sequence[float], ranges: Sequence[tuple[float, float]], title: str) -> str:
+    """One horizontal bar per label with its value, and a whisker over its range (low, high); all are shares."""
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(7.4, 0.7 + 0.36 * len(labels)), layout="constrained")
         axes = figure.subplots()
         places = np.arange(len(labels))[::-1]
         values = 100 * np.asarray(shares)
         axes.barh(places, values, height=0.62, color=[series(index) for index in range(len(labels))])
-        axes.errorbar(values, places, xerr=100 * np.asarray(margins), fmt="none", color=INK, elinewidth=1.1, capsize=3)
+        whiskers = np.abs(100 * np.asarray(ranges).T - values)  # (2, labels): to the left, to the right
+        axes.errorbar(values, places, xerr=whiskers, fmt="none", color=INK, elinewidth=1.1, capsize=3)
         for place, value in zip(places, values, strict=True):
             axes.text(1, place, f"{value:.1f} %", va="center", ha="left", color=PAPER, fontweight="bold")
         axes.set_yticks(places, labels, color=INK)
@@ -233,12 +234,8 @@ def png(pixels: NDArray[np.uint8] | Image.Image, size: int) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def overlay(image: Image.Image, heat: NDArray[np.float32], size: int = 96) -> NDArray[np.uint8]:
-    """(size, size, 3): the picture, dimmed, under a heat map (rows, columns); its strongest place is brightest."""
-    grey = np.asarray(image.convert("L").resize((size, size), Image.Resampling.NEAREST), dtype=np.float32) / 255
-    scaled = Image.fromarray(heat / max(float(heat.max()), 1e-12)).resize((size, size), Image.Resampling.NEAREST)
-    strength = np.asarray(scaled, dtype=np.float32)
-    color = matplotlib.colormaps["inferno"](0.15 + 0.75 * strength)[..., :3]
-    mixed = (0.5 + 0.5 * grey[..., None]) * color + 0.1 * grey[..., None]
-    pixels: NDArray[np.uint8] = np.rint(255 * np.clip(mixed, 0, 1)).astype(np.uint8)
+def heat_map(heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(rows, columns, 3): a heat map by itself, from white for 0 to dark blue for its largest value."""
+    color = matplotlib.colormaps["Blues"](heat / max(float(heat.max()), 1e-12))[..., :3]
+    pixels: NDArray[np.uint8] = np.rint(255 * color).astype(np.uint8)
     return pixels

@@ -2,79 +2,122 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-import torch
+from PIL import Image
 from torch import Tensor
 
-from memtok.data import IMAGE_EXTENSIONS, UnreadableImageError, read_image
-from memtok.data.transforms import Normaliser, evaluation_pixels
+from memtok.data import UnreadableImageError
+from memtok.data.finding import images_below, summary
+from memtok.data.images import LeftOut, guarded, peak, shown, warn_if_dark
+from memtok.data.transforms import evaluation_pixels
 from memtok.errors import MemtokError
 from memtok.evaluation import BASE, Progress, classes_of, undisturbed
-from memtok.files import write_text
+from memtok.files import csv_text, write_csv
+from memtok.inputs import Picture, Pictures, check_picture, listed, normalised, opened
 from memtok.model import MemoryViT
+from memtok.preprocessing import Preprocessing
+from memtok.surroundings import plain_torch
+
+logger = logging.getLogger("memtok")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one task says of one image: (class name, probability), the likeliest first."""
+    """What one task says of one image: (class name, probability), the likeliest first.
+
+    path: of the image, or for one that was given as such `images[3]`, its place among those given. unknown: whether
+    even the likeliest class is less probable than `unknown_below` asks for.
+    """
 
     path: str
     task: str
     ranking: tuple[tuple[str, float], ...]
+    unknown: bool = False
+
+    @property
+    def answer(self) -> str | None:
+        """The likeliest class; None where the image is unknown to the task."""
+        return None if self.unknown else self.ranking[0][0]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Rows in the order of the images, for each image the tasks in their order. skipped: images that were left out."""
+    """Rows in the order of the images, for each image the tasks in their order.
+
+    left_out: what could not be read, (path, reason) each; skipped: the paths alone. unknown_below: by task name, the
+    least probability of a known image; empty where none was asked for.
+    """
 
     rows: tuple[Prediction, ...]
-    skipped: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    unknown_below: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The paths of what could not be read."""
+        return tuple(one.path for one in self.left_out)
 
     def to_json(self) -> dict[str, Any]:
-        """{"images": [{"path", "tasks": {NAME: [{"class", "probability"}]}}], "skipped": [path]}."""
+        """{"images": [{"path", "tasks": {NAME: [{"class", "probability"}]}, "answers": {NAME: class or null}}],
+        "skipped": [path], "left_out": [{"path", "reason"}], "unknown_below": {NAME: probability}}.
+        """
         images: dict[str, dict[str, Any]] = {}
         for row in self.rows:
-            ranking = [{"class": name, "probability": probability} for name, probability in row.ranking]
-            images.setdefault(row.path, {})[row.task] = ranking
+            image = images.setdefault(row.path, {"path": row.path, "tasks": {}, "answers": {}})
+            image["tasks"][row.task] = [{"class": name, "probability": value} for name, value in row.ranking]
+            image["answers"][row.task] = row.answer
         return {
-            "images": [{"path": path, "tasks": tasks} for path, tasks in images.items()],
+            "images": list(images.values()),
             "skipped": list(self.skipped),
+            "left_out": [one._asdict() for one in self.left_out],
+            "unknown_below": self.unknown_below,
         }
 
     def write_csv(self, path: str | Path) -> None:
-        """One row per image, task and rank: image, task, rank (from 1), class, probability."""
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["image", "task", "rank", "class", "probability"])
+        """One row per image, task and rank: image, task, rank (from 1), class, probability.
+
+        Where thresholds were asked for, also unknown: true or false.
+        """
+        extra = bool(self.unknown_below)
+        rows: list[list[object]] = [["image", "task", "rank", "class", "probability", *(["unknown"] if extra else [])]]
         for row in self.rows:
             for rank, (name, probability) in enumerate(row.ranking, start=1):
-                rows.writerow([row.path, row.task, rank, name, f"{probability:.6f}"])
-        write_text(path, text.getvalue())
+                unknown = [str(row.unknown).lower()] if extra else []
+                rows.append([row.path, row.task, rank, name, f"{probability:.6f}", *unknown])
+        write_csv(path, csv_text(rows))
 
 
+@plain_torch()
 def predict(
     model: MemoryViT,
-    paths: Sequence[str | Path],
+    images: Pictures,
     *,
     top: int = 5,
     base: bool = False,
     batch_size: int = 32,
-    on_bad_image: str = "fail",
+    on_bad_image: str = "skip",
+    unknown_below: float | Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
-    """Classifies image files, and all images in and below folders, with every task of `model`.
+    """Classifies images with every task of `model`.
 
+    images: paths of files, and of folders, in and below which all images count; PIL images; arrays and tensors; one of
+    them or several, mixed: see `memtok.inputs.Picture`. They are prepared as `model.preprocessing` says.
+
+    unknown_below: a probability in [0, 1], or one for each task by name: where the likeliest class of a task has less,
+    the image is unknown to it, and its `answer` is None. The probabilities are those of a softmax, which is often sure
+    of what it never saw: choose the threshold by images of yours, known and unknown ones.
     top: how many classes of each task to give (all, if it has fewer). base: also the backbone's own classes, as task
-    `base`. on_bad_image: "fail" raises for an image that cannot be read, "skip" leaves it out and lists it.
-    Raises MemtokError for a path that is not there and for a folder without images.
+    `base`. on_bad_image: "skip" leaves out what cannot be read, lists it and says so; "fail" raises for it.
+    Raises MemtokError for a path that is not there, for a folder without images, and for what is no picture.
     """
     if top < 1:
         raise MemtokError(f"expected top as a number of classes of 1 or more, found {top}; ask for 1")
@@ -82,28 +125,70 @@ def predict(
         raise MemtokError(f"expected batch_size of 1 or more, found {batch_size}; change it")
     if on_bad_image not in ("fail", "skip"):
         raise MemtokError(f"expected on_bad_image 'fail' or 'skip', found {on_bad_image!r}; choose one of these")
-    found = find_images(paths)
+    found, left_out = gather(images, model.preprocessing)
+    if left_out and on_bad_image == "fail":
+        raise UnreadableImageError(*left_out[0])
     classes = {name: classes_of(model, name) for name in (*model.names, *([BASE] if base else []))}
     if not classes:
         raise MemtokError("expected a model with a task, found none; add one, or ask for the base classes")
+    thresholds = check_thresholds(unknown_below, list(classes))
     rows: list[Prediction] = []
-    skipped: list[str] = []
+    unreadable: list[LeftOut] = []
+    peaks: list[float] = []
     done = 0
-    with undisturbed(model):
-        for batch in read_batches(model, found, batch_size, on_bad_image, skipped):
-            rows += answer(model, classes, batch, top)
+    with undisturbed(model), model.folded():
+        for batch in read_batches(model, found, batch_size, on_bad_image, unreadable, peaks):
+            rows += answer(model, classes, batch, top, thresholds)
             done += len(batch)
             if progress is not None:
-                progress(done + len(skipped), len(found))
-    return Predictions(tuple(rows), tuple(skipped))
+                progress(done + len(unreadable), len(found))
+    warn_if_dark(max(peaks, default=None), model.preprocessing, "these")
+    left_out += unreadable
+    if left_out:
+        logger.warning("%s", summary(left_out))
+    return Predictions(tuple(rows), tuple(left_out), thresholds)
+
+
+def gather(images: Pictures, preprocessing: Preprocessing) -> tuple[dict[str, Picture], list[LeftOut]]:
+    """The pictures by what they are called in the result, each path once; and what of folders cannot be looked at."""
+    found: dict[str, Picture] = {}
+    left_out: dict[str, str] = {}
+    pictures = listed(images)
+    if not pictures:
+        find_images([])  # raises
+    for index, picture in enumerate(pictures):
+        if isinstance(picture, str | Path):
+            paths, lost = find_images([picture])
+            found |= dict(zip(paths, paths, strict=True))
+            left_out |= dict(lost)
+        else:
+            check_picture(picture, preprocessing)
+            found[f"images[{index}]"] = picture
+    return found, [LeftOut(path, reason) for path, reason in left_out.items()]
+
+
+def check_thresholds(unknown_below: float | Mapping[str, float] | None, names: Sequence[str]) -> dict[str, float]:
+    """By task name the least probability of a known image; MemtokError for other names or values."""
+    if unknown_below is None:
+        return {}
+    given = unknown_below if isinstance(unknown_below, Mapping) else dict.fromkeys(names, unknown_below)
+    for name, value in given.items():
+        if name not in names:
+            raise MemtokError(f"expected unknown_below for {', '.join(names)}, found {name!r}; check the spelling")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise MemtokError(f"expected unknown_below as a probability in [0, 1], found {value!r}; change it")
+    return {name: float(value) for name, value in given.items()}
 
 
 def answer(
-    model: MemoryViT, classes: dict[str, tuple[str, ...]], batch: Sequence[tuple[str, Tensor]], top: int
+    model: MemoryViT,
+    classes: dict[str, tuple[str, ...]],
+    batch: Sequence[tuple[str, Tensor]],
+    top: int,
+    thresholds: Mapping[str, float],
 ) -> Iterator[Prediction]:
-    """The rows of one batch of (path, (3, height, width) pixels)."""
-    pixels = torch.stack([image for _, image in batch]).to(model.backbone.device)
-    images = Normaliser(model.preprocessing)(pixels)
+    """The rows of one batch of (path, (3, height, width) tensor)."""
+    images = normalised([image for _, image in batch], model.preprocessing, model.backbone.device)
     out = model(images, base=BASE in classes)
     likeliest: dict[str, tuple[Any, Any]] = {}
     for name, names in classes.items():
@@ -116,22 +201,41 @@ def answer(
     for index, (path, _) in enumerate(batch):
         for name, names in classes.items():
             values, indices = likeliest[name]
-            ranking = zip((names[number] for number in indices[index]), values[index], strict=True)
-            yield Prediction(path, name, tuple(ranking))
+            ranking = tuple(zip((names[number] for number in indices[index]), values[index], strict=True))
+            yield Prediction(path, name, ranking, unknown=ranking[0][1] < thresholds.get(name, 0.0))
 
 
 def read_batches(
-    model: MemoryViT, paths: Sequence[str], batch_size: int, on_bad_image: str, skipped: list[str]
+    model: MemoryViT,
+    pictures: Mapping[str, Picture],
+    batch_size: int,
+    on_bad_image: str,
+    left_out: list[LeftOut],
+    peaks: list[float],
 ) -> Iterator[list[tuple[str, Tensor]]]:
-    """Batches of (path, pixels of the prepared image); unreadable ones are added to `skipped` or raise."""
-    transform = evaluation_pixels(model.preprocessing)
+    """Batches of (path, the prepared image); unreadable ones are added to `left_out` or raise.
+
+    The `peak` of images with more than 8 bits is added to `peaks`.
+    """
+    transform, lock = evaluation_pixels(model.preprocessing), Lock()
 
     def read(path: str) -> Tensor | UnreadableImageError:
+        picture = pictures[path]
         try:
-            return transform(read_image(path))
+            with guarded(path):
+                if isinstance(picture, Image.Image):
+                    with lock:  # it may be among them twice, and two threads must not load one picture
+                        picture.load()
+                image = opened(picture)
+                if isinstance(image, Tensor):
+                    return image
+                if (highest := peak(image)) is not None:
+                    peaks.append(highest)
+                return transform(image)
         except UnreadableImageError as error:
             return error
 
+    paths = list(pictures)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding leaves the interpreter free
         for start in range(0, len(paths), batch_size):
             part = paths[start : start + batch_size]
@@ -142,29 +246,33 @@ def read_batches(
                 elif on_bad_image == "fail":
                     raise image
                 else:
-                    skipped.append(path)
+                    left_out.append(LeftOut(path, image.reason))
             if batch:
                 yield batch
 
 
-def find_images(paths: Iterable[str | Path]) -> list[str]:
-    """The files among `paths`, and the image files in and below the folders among them, sorted by name; each once."""
+def find_images(paths: Iterable[str | Path]) -> tuple[list[str], list[LeftOut]]:
+    """The files among `paths`, and the images in and below the folders among them, sorted; each once. And what is lost.
+
+    A file that is named counts whatever it ends in. Raises MemtokError for a path that is not there, for a folder
+    without images, and where nothing is named.
+    """
     found: dict[str, None] = {}
+    left_out: dict[str, str] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if is_image(file.relative_to(path)) and file.is_file())
+            inside, lost = images_below(path)
+            left_out |= {str(place): reason for place, reason in lost.items()}
             if not inside:
-                raise MemtokError(f"expected images in the folder {path}, found none; name another")
+                why = f" ({summary([LeftOut(str(place), reason) for place, reason in lost.items()])})" if lost else ""
+                raise MemtokError(f"expected images in the folder {shown(path)}, found none{why}; name another")
             found |= dict.fromkeys(map(str, inside))
-        elif path.exists():
+        elif os.path.lexists(path):  # what it is, a link to nowhere for example, shows when it is read
             found[str(path)] = None
         else:
-            raise MemtokError(f"expected an image or a folder of images at {path}, found nothing; check the path")
+            raise MemtokError(
+                f"expected an image or a folder of images at {shown(path)}, found nothing; check the path"
+            )
     if not found:
         raise MemtokError("expected images, found no path; name files or folders")
-    return list(found)
-
-
-def is_image(path: Path) -> bool:
-    """Whether a file in a folder counts: by its ending, and neither it nor a folder above it is hidden."""
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+    return list(found), [LeftOut(path, reason) for path, reason in left_out.items()]

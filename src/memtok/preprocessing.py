@@ -28,6 +28,8 @@ class Preprocessing:
     interpolation: "nearest", "bilinear", "bicubic" or "lanczos", each as Pillow does it.
     mean, std: per channel, for pixels in [0, 1].
     position_resize: "timm" (bicubic, antialiased) or "transformers" (bicubic, not antialiased).
+    pixel_range: of images with more than 8 bits, the values that become black and white: (0, 4095) for 12 bits. Without
+        it 16 bits are taken as such.
 
     Raises MemtokError for values outside these.
     """
@@ -39,6 +41,7 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     position_resize: str
+    pixel_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", size_pair(self.image_size, "image_size"))
@@ -61,6 +64,8 @@ class Preprocessing:
         object.__setattr__(self, "std", _channels(self.std, "std"))
         if min(self.std) <= 0:
             raise MemtokError(f"expected a std above 0 in each channel, found {self.std}; correct it")
+        if self.pixel_range is not None:
+            object.__setattr__(self, "pixel_range", check_range(self.pixel_range))
         self._check_crop()
 
     def _check_crop(self) -> None:
@@ -77,8 +82,11 @@ class Preprocessing:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` reads it back."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """JSON-able; `from_dict` reads it back. Without a pixel range it is as versions wrote it that knew none."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if self.pixel_range is None:
+            del values["pixel_range"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -86,7 +94,7 @@ class Preprocessing:
         if not isinstance(values, Mapping):
             raise MemtokError(f"expected preprocessing as a table of settings, found {values!r}; write it again")
         names = {field.name for field in fields(cls)}
-        for problem, keys in (("missing", names - values.keys()), ("unknown", values.keys() - names)):
+        for problem, keys in (("missing", names - values.keys() - {"pixel_range"}), ("unknown", values.keys() - names)):
             if keys:
                 raise MemtokError(
                     f"expected the preprocessing settings {', '.join(sorted(names))}, found {problem}: "
@@ -125,6 +133,18 @@ def size_pair(value: Any, name: str) -> tuple[int, int]:
             f"expected {name} as one number of pixels or (height, width), found {value!r}; give whole numbers above 0"
         )
     return pair[0], pair[1]
+
+
+def check_range(value: Any) -> tuple[float, float]:
+    """A pixel range as (black, white); MemtokError unless it is two finite numbers, the smaller one first."""
+    numbers = tuple(value) if isinstance(value, tuple | list) else ()
+    usable = all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in numbers)
+    if len(numbers) != 2 or not usable or numbers[0] >= numbers[1]:
+        raise MemtokError(
+            f"expected pixel_range as two numbers, the values of black and of white, found {value!r}; give for example "
+            "0 and 4095"
+        )
+    return float(numbers[0]), float(numbers[1])
 
 
 def _channels(value: Any, name: str) -> tuple[float, float, float]:

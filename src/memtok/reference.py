@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from memtok.attention import join_heads, project_keys_and_values, split_heads
-from memtok.backbone import Backbone
+from memtok.backbone import Backbone, gradients_of
 from memtok.errors import MemtokError
 from memtok.outputs import Outputs, TaskAttention
 from memtok.task import Task, topological
@@ -32,7 +32,7 @@ def attention_mask(trunk_tokens: int, tasks: Sequence[Task]) -> Tensor:
     row_owner = [None] * trunk_tokens + [id(task) for task in tasks for _ in range(task.queries)]
     column_owner = row_owner + [id(task) for task in tasks for _ in range(task.cells)]
     sees = {id(task): {id(task), *(id(ancestor) for ancestor in task.ancestors())} for task in tasks}
-    mask = torch.zeros(len(row_owner), len(column_owner), dtype=torch.bool)
+    mask = torch.zeros(len(row_owner), len(column_owner), dtype=torch.bool, device="cpu")
     for i, row in enumerate(row_owner):
         for j, column in enumerate(column_owner):
             mask[i, j] = column is None or (row is not None and column in sees[row])
@@ -62,8 +62,9 @@ def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor,
     extended = {id(ancestor) for task in everyone for ancestor in task.ancestors()}
     own = {id(task): parameters_of(task, frozen=id(task) in extended) for task in everyone}
 
-    with torch.no_grad():
-        trunk = backbone.vit.norm_pre(backbone.embed(backbone.check_images(images)))  # (B, N, D)
+    images = backbone.check_images(images)
+    with gradients_of(images):
+        trunk = backbone.vit.norm_pre(backbone.embed(images))  # (B, N, D)
     batch, count, _ = trunk.shape
     tokens = (
         torch.cat([own[id(task)]["class_tokens"] for task in everyone])
@@ -91,14 +92,15 @@ def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor,
 
     final = backbone.final_norm(x)
     rows = slices([count, *(task.queries for task in everyone)])[1:]
-    features = final[:, 0].detach()
-    logits = {}
+    features = final[:, 0] if images.requires_grad else final[:, 0].detach()
+    logits, embeddings = {}, {}
     for task, row in zip(everyone, rows, strict=True):
         if any(task is asked for asked in tasks):
-            logits[task.name] = task(final[:, row] if task.queries else features)
+            read = final[:, row] if task.queries else features
+            logits[task.name], embeddings[task.name] = task(read), read.flatten(1)
     base = backbone.classify(backbone.vit.norm(x[:, :count]))
     looked = sort_attention(everyone, torch.stack(looks), count) if attention else {}
-    return Outputs(features, base, logits, {name: looked[name] for name in logits if name in looked})
+    return Outputs(features, base, logits, {name: looked[name] for name in logits if name in looked}, embeddings)
 
 
 def parameters_of(task: Task, *, frozen: bool) -> dict[str, Tensor]:
@@ -169,8 +171,9 @@ def variant_outputs(backbone: Backbone, task: Task, images: Tensor, *, attention
     memory-propagated: memory cells enter below the first layer and walk up as ordinary tokens. memory-additive: the
     same, and each further layer adds its own learned update to them.
     """
-    with torch.no_grad():
-        embedded = backbone.embed(backbone.check_images(images))
+    images = backbone.check_images(images)
+    with gradients_of(images):
+        embedded = backbone.embed(images)
         rest = backbone.vit.norm_pre(embedded[:, 1:])
     batch, count = embedded.shape[:2]
     own = backbone.embed_class_tokens(task.class_tokens.to(rest.dtype)).expand(batch, -1, -1)
@@ -194,13 +197,13 @@ def variant_outputs(backbone: Backbone, task: Task, images: Tensor, *, attention
             looks.append(probabilities[:, :, :1])
         x = x + block.ls1(block.attn.proj(join_heads(block.attn, heads, normed)))
         x = x + block.ls2(block.mlp(block.norm2(x)))
-    logits = {task.name: task(backbone.final_norm(x[:, :1]))}
+    final = backbone.final_norm(x[:, :1])
     looked = {}
     if attention:
         seen = torch.stack(looks)  # (L, B, H, 1, N + m); its own class token stands where the base one stood
         image = torch.cat([torch.zeros_like(seen[..., :1]), seen[..., 1:count]], dim=-1)
         looked[task.name] = TaskAttention(image, seen[..., :1], seen[..., count:])
-    return Outputs(None, None, logits, looked)
+    return Outputs(None, None, {task.name: task(final)}, looked, {task.name: final.flatten(1)})
 
 
 def unmasked_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor) -> Outputs:
@@ -217,19 +220,23 @@ def unmasked_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor) 
                 f"expected tasks with class tokens and memory in every layer, found {task.name!r} of regime "
                 f"{task.regime!r}; train it with regime 'memory' or 'memory-shared'"
             )
-    with torch.no_grad():
-        rest = backbone.vit.norm_pre(backbone.embed(backbone.check_images(images))[:, 1:])
+    images = backbone.check_images(images)
+    with gradients_of(images):
+        rest = backbone.vit.norm_pre(backbone.embed(images)[:, 1:])
     tokens = torch.cat([task.class_tokens for task in tasks]).to(rest.dtype)
-    x = torch.cat([backbone.embed_class_tokens(tokens).expand(len(rest), -1, -1), rest], dim=1)  # (B, T + N - 1, D)
+    batch = rest.shape[0]
+    x = torch.cat([backbone.embed_class_tokens(tokens).expand(batch, -1, -1), rest], dim=1)  # (B, T + N - 1, D)
     for layer, block in enumerate(backbone.vit.blocks):
         normed = block.norm1(x)
         query, key, value = split_heads(block.attn, block.attn.qkv(normed))
         cells = torch.cat([place(task, task.memory[layer].to(x.dtype), block.norm1) for task in tasks])  # (M, D)
-        memory_key, memory_value = project_keys_and_values(block.attn, cells.expand(len(x), -1, -1))
+        memory_key, memory_value = project_keys_and_values(block.attn, cells.expand(batch, -1, -1))
         key, value = torch.cat([key, memory_key], dim=2), torch.cat([value, memory_value], dim=2)
         heads, _ = masked_attention(block.attn, query, key, value, None)
         x = x + block.ls1(block.attn.proj(join_heads(block.attn, heads, normed)))
         x = x + block.ls2(block.mlp(block.norm2(x)))
     final = backbone.final_norm(x[:, : len(tokens)])
     rows = slices([task.queries for task in tasks])
-    return Outputs(None, None, {task.name: task(final[:, row]) for task, row in zip(tasks, rows, strict=True)})
+    read = {task.name: final[:, row] for task, row in zip(tasks, rows, strict=True)}
+    logits = {task.name: task(read[task.name]) for task in tasks}
+    return Outputs(None, None, logits, {}, {name: tokens.flatten(1) for name, tokens in read.items()})

@@ -5,8 +5,8 @@ to the class tokens and memory of what its task extends (Table 1 of the paper). 
 family of tasks, and families of one shape are computed at once (see layout.py).
 
 The work has two halves. `TaskStreams.values` gathers what the tasks own and turns memory into keys and values, which no
-image has a part in: once per step, or once for all when nothing trains (folding.py). A `Walk` then takes all class
-tokens up, one layer after the trunk's own, so that nobody waits for a whole trace.
+image has a part in: once per pass, or once for a block of passes (folding.py). A `Walk` then takes all class tokens up,
+one layer after the trunk's own, so that nobody waits for a whole trace.
 
 Letters as in backbone.py; in a bucket: G families, t class tokens and m cells per family.
 """
@@ -15,14 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from memtok.attention import join_heads, project_keys_and_values, split_heads
 from memtok.backbone import Backbone
-from memtok.folding import Folding
 from memtok.layout import Layout
 from memtok.task import Task
 from memtok.trace import Kept, TrunkLayer, read_layer
@@ -79,48 +78,41 @@ class TaskStreams(nn.Module):
         for number, members in enumerate(self.groups):
             rows = [self.layout.rows[position] for position in members]
             index = [row for task in rows for row in range(task.token_start, task.token_start + task.tokens)]
-            self.register_buffer(f"rows_{number}", torch.tensor(index), persistent=False)
-        self.folding = Folding()
-        self.mixed: tuple[tuple[tuple[bool, int], ...], torch.device, Tensor] | None = None  # of `before_norm`
+            # Adapters that act on all rows need no index. An optimiser of ONNX takes adding to all rows of a tensor for
+            # replacing it.
+            all_rows = index == list(range(self.layout.tokens))
+            self.register_buffer(
+                f"rows_{number}", None if all_rows else torch.tensor(index, device="cpu"), persistent=False
+            )
+        self.placed = self.placements(tasks)
+        mixed = len({before for before, cells in self.placed if cells}) > 1
+        self.register_buffer("mixed", rows_before_norm(self.placed) if mixed else None, persistent=False)
         self.to(device)
 
     def begin(
         self,
         backbone: Backbone,
-        tasks: Sequence[Task],
+        values: Values,
         batch: int,
         *,
         attention: bool = False,
         run: Callable[..., tuple[Tensor, list[Tensor]]] | None = None,
     ) -> Walk:
         """A walk of all class tokens beside a trunk pass over `batch` images. run: a compiled `stream_layer`."""
-        placements = tuple(tasks[position].placement for position in self.layout.order)
-        values = self.folding.values(
-            self.read_tensors(tasks), placements, backbone, lambda: self.values(backbone, tasks)
-        )
         device = values.start.device  # models share backbone and tasks, which another model may have moved
-        found = [getattr(self, f"mask_{number}") for number in range(len(self.shapes))]
-        masks = [None if mask is None else mask.to(device) for mask in found]
-        rows = [self.get_buffer(f"rows_{number}").to(device) for number in range(len(self.groups))]
+        masks = self.placed_buffers("mask", len(self.shapes), device)
+        rows = self.placed_buffers("rows", len(self.groups), device)
         return Walk(backbone, self.shapes, masks, rows, values, batch, attention, run or stream_layer)
 
-    def _apply(self, *arguments: Any, **options: Any) -> Self:
-        """Moves the model: what was folded before would only take room where it came from."""
-        self.folding.forget()
-        return super()._apply(*arguments, **options)  # type: ignore[no-any-return, no-untyped-call]
+    def placed_buffers(self, name: str, count: int, device: torch.device) -> list[Tensor | None]:
+        """The buffers `name_0`, `name_1`, ... on a device."""
+        found: list[Tensor | None] = [getattr(self, f"{name}_{number}") for number in range(count)]
+        return [None if buffer is None else buffer.to(device) for buffer in found]
 
     def split(self, tokens: Tensor) -> dict[int, Tensor]:
         """The class tokens (B, T, D) of all tasks as (B, queries, D) for each task that has some, by position."""
         rows = self.layout.rows
         return {p: tokens[:, row.token_start : row.token_start + row.tokens] for p, row in rows.items()}
-
-    def read_tensors(self, tasks: Sequence[Task]) -> list[Tensor]:
-        """All parameters that the values are made of."""
-        return [
-            tensor
-            for position in self.layout.order
-            for tensor in (tasks[position].class_tokens, tasks[position].memory, *tasks[position].adapters.values())
-        ]
 
     def values(self, backbone: Backbone, tasks: Sequence[Task]) -> Values:
         """What the tasks own, gathered in the order of the rows; memory as keys and values."""
@@ -179,14 +171,23 @@ class TaskStreams(nn.Module):
 
     def before_norm(self, tasks: Sequence[Task], device: torch.device) -> bool | Tensor:
         """Whether memory is placed before the norm: one answer for all cells, or (M, 1) bool where tasks differ."""
-        placed = tuple((tasks[p].placement == "before-norm", tasks[p].cells) for p in self.layout.order)
+        placed = self.placements(tasks)
         answers = {before for before, cells in placed if cells}
         if len(answers) < 2:
             return True in answers
-        if self.mixed is None or self.mixed[:2] != (placed, device):  # a transfer is a wait for the device
-            rows = [before for before, cells in placed for _ in range(cells)]
-            self.mixed = placed, device, torch.tensor(rows, device=device).unsqueeze(1)
-        return self.mixed[2]
+        # Made with the model, for a transfer is a wait for the device; a task may have been placed anew since.
+        rows = self.get_buffer("mixed") if placed == self.placed else rows_before_norm(placed)
+        return rows.to(device)
+
+    def placements(self, tasks: Sequence[Task]) -> tuple[tuple[bool, int], ...]:
+        """For each task, in the order of rows, whether its memory goes through the norm, and its number of cells."""
+        return tuple((tasks[p].placement == "before-norm", tasks[p].cells) for p in self.layout.order)
+
+
+def rows_before_norm(placed: Sequence[tuple[bool, int]]) -> Tensor:
+    """(M, 1) bool on the CPU: which cells go through the norm."""
+    rows = [before for before, cells in placed for _ in range(cells)]
+    return torch.tensor(rows, dtype=torch.bool, device="cpu").unsqueeze(1)
 
 
 class Walk:
@@ -197,7 +198,7 @@ class Walk:
         backbone: Backbone,
         shapes: Sequence[BucketShape],
         masks: Sequence[Tensor | None],
-        rows: Sequence[Tensor],
+        rows: Sequence[Tensor | None],
         values: Values,
         batch: int,
         attention: bool,
@@ -227,7 +228,7 @@ def stream_layer(
     block: Any,
     shapes: Sequence[BucketShape],
     masks: Sequence[Tensor | None],
-    rows: Sequence[Tensor],
+    rows: Sequence[Tensor | None],
     memory: Sequence[Pair],
     adapters: Sequence[dict[str, Pair]],
     x: Tensor,
@@ -236,7 +237,7 @@ def stream_layer(
     """Class tokens (B, T, D) after one layer, and for each bucket where they look, (B, H, G t, N + t + m).
 
     masks: for each bucket (t, t + m) bool or None. rows: for each group of adapters the rows (K queries,) that it acts
-    on. It meets neither tasks nor names, so that it can be compiled once for all tasks of the same shapes.
+    on, None for all. It meets neither tasks nor names, so that it can be compiled once for all tasks of equal shapes.
     """
     attention = block.attn
     normed = block.norm1(x)
@@ -307,16 +308,18 @@ def split_families(shape: BucketShape, rows: Tensor) -> Tensor:
 
 
 def adapt(
-    name: str, adapters: Sequence[dict[str, Pair]], rows: Sequence[Tensor], tokens: Tensor, total: Tensor
+    name: str, adapters: Sequence[dict[str, Pair]], rows: Sequence[Tensor | None], tokens: Tensor, total: Tensor
 ) -> Tensor:
     """`total`, the output (B, T, outputs) of a frozen projection of `tokens`, with the tasks' adapters added."""
     for index, group in zip(rows, adapters, strict=True):
         down, up = group[name]  # (K, rank, inputs), (K, outputs, rank)
-        batch, count, queries = len(tokens), len(down), len(index) // len(down)
+        picked = tokens if index is None else tokens.index_select(1, index)  # (B, K queries, inputs)
+        batch, count, queries = tokens.shape[0], down.shape[0], picked.shape[1] // down.shape[0]
         # The images of a task are rows of one product, or the adapters would be copied for every image.
-        picked = tokens.index_select(1, index).reshape(batch, count, queries, tokens.shape[2])
+        picked = picked.reshape(batch, count, queries, tokens.shape[2])
         grouped = picked.transpose(0, 1).flatten(1, 2)  # (K, B queries, inputs)
         update = grouped @ down.transpose(-2, -1) @ up.transpose(-2, -1)  # (K, B queries, outputs)
         update = update.reshape(count, batch, queries, up.shape[1]).transpose(0, 1).flatten(1, 2)
-        total = total.index_add(1, index, update.to(total.dtype))
+        update = update.to(total.dtype)
+        total = total + update if index is None else total.index_add(1, index, update)
     return total

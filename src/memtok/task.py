@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from memtok.backbone import Backbone
-from memtok.checks import check_choice, check_classes, check_count, check_name
+from memtok.checks import check_choice, check_classes, check_count, check_name, new_classes
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
+from memtok.surroundings import plain_torch
 
 MEMORY_STD = 0.02  # the paper's N(0, 0.02); 0.02 is the standard deviation
 HEAD_STD = 0.02
@@ -76,22 +77,23 @@ class Task(nn.Module):
         self.preprocessing = preprocessing or backbone.preprocessing
         self.record: dict[str, Any] = dict(record or {})
         check_tensors(self.name, backbone, self.regime, len(self.classes), tensors)
-        self.class_tokens = nn.Parameter(tensors["class_tokens"].detach().clone())
-        self.memory = nn.Parameter(tensors["memory"].detach().clone())
-        weight = tensors["head.weight"]
-        # On the meta device a fresh layer draws nothing from the global generator.
-        self.head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-        self.head.weight = nn.Parameter(weight.detach().clone())
-        self.head.bias = nn.Parameter(tensors["head.bias"].detach().clone())
-        self.adapters = nn.ParameterDict()
-        for key in sorted(tensors):
-            if key.startswith("adapters."):
-                own = nn.Parameter(tensors[key].detach().clone())
-                self.adapters[key.removeprefix("adapters.").replace(".", "_")] = own
+        self._take(tensors)
         for ancestor in self.ancestors():
             ancestor.requires_grad_(False)
             for parameter in ancestor.parameters():
                 parameter.grad = None  # or an optimizer that holds it would move it once more
+
+    @plain_torch()
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        """Makes its parameters, copies of `tensors`."""
+        own = {key: nn.Parameter(tensor.detach().clone()) for key, tensor in tensors.items()}
+        self.class_tokens, self.memory = own["class_tokens"], own["memory"]
+        classes, width = own["head.weight"].shape
+        # On the meta device a fresh layer draws nothing from the global generator.
+        self.head = nn.Linear(width, classes, device="meta")
+        self.head.weight, self.head.bias = own["head.weight"], own["head.bias"]
+        adapters = {key.removeprefix("adapters."): own[key] for key in sorted(own) if key.startswith("adapters.")}
+        self.adapters = nn.ParameterDict({key.replace(".", "_"): tensor for key, tensor in adapters.items()})
 
     @classmethod
     def create(
@@ -142,7 +144,8 @@ class Task(nn.Module):
                 raise MemtokError(f"expected seed below 2**63, found {seed}; choose a smaller one")
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
         tokens = 0 if regime == "head" else queries
-        tensors = initial_tensors(backbone, regime, len(check_classes(classes)), cells, tokens, adapter_rank, generator)
+        classes = new_classes(classes)
+        tensors = initial_tensors(backbone, regime, len(classes), cells, tokens, adapter_rank, generator)
         extends = check_extends(check_name(name), backbone, regime, extends)
         return cls(
             backbone,
@@ -154,6 +157,26 @@ class Task(nn.Module):
             extends=extends,
             preprocessing=preprocessing or preprocessing_of(name, extends),
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As for every module, but a tensor or a head that does not fit the task is refused."""
+        if name in ("class_tokens", "memory", "head") and hasattr(self, "adapters"):  # made already
+            self.check(**{name: value})
+        super().__setattr__(name, value)
+
+    def check(self, **replaced: Any) -> None:
+        """MemtokError unless its tensors fit its backbone, its regime and its classes; `replaced`: some by others."""
+        check_choice("memory placement", self.placement, PLACEMENTS)
+        parts = {"class_tokens": self.class_tokens, "memory": self.memory, "head": self.head} | replaced
+        head = parts.pop("head")
+        if not isinstance(head, nn.Linear):
+            raise MemtokError(
+                f"expected a linear head in task {self.name!r}, found {type(head).__name__}; assign to "
+                "task.head.weight and task.head.bias, or make another task"
+            )
+        parts |= {"head.weight": head.weight, "head.bias": head.bias}
+        parts |= {"adapters." + key.replace("_", "."): value for key, value in self.adapters.items()}
+        check_shapes(self.name, self.backbone, self.regime, len(self.classes), parts)
 
     @property
     def name(self) -> str:
@@ -172,17 +195,17 @@ class Task(nn.Module):
     @property
     def queries(self) -> int:
         """Number of class tokens of its own; 0 in regime `head`."""
-        return self.class_tokens.shape[0]
+        return int(self.class_tokens.shape[0])
 
     @property
     def cells(self) -> int:
         """Memory cells per layer."""
-        return self.memory.shape[1]
+        return int(self.memory.shape[1])
 
     @property
     def adapter_rank(self) -> int:
         """Rank of the adapters, 0 without."""
-        return self.adapters["qkv_down"].shape[1] if "qkv_down" in self.adapters else 0
+        return int(self.adapters["qkv_down"].shape[1]) if "qkv_down" in self.adapters else 0
 
     @property
     def composable(self) -> bool:
@@ -194,11 +217,12 @@ class Task(nn.Module):
         return topological(self.extends, trail=(self,))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its parameters under the names of a task file, detached."""
+        """Its parameters under the names of a task file, detached, in float32."""
+        self.check()
         named: dict[str, Tensor] = {"class_tokens": self.class_tokens, "memory": self.memory}
         named |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
         named |= {"adapters." + key.replace("_", "."): value for key, value in self.adapters.items()}
-        return {key: value.detach() for key, value in named.items()}
+        return {key: value.detach().to(torch.float32) for key, value in named.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -338,10 +362,10 @@ def initial_tensors(
     drawn = {}
     for key, shape in tensor_shapes(backbone, regime, classes, cells, queries, rank).items():
         if key.endswith(".up") or key == "head.bias":
-            drawn[key] = torch.zeros(shape)  # adapters start as no change
+            drawn[key] = torch.zeros(shape, dtype=torch.float32, device="cpu")  # adapters start as no change
             continue
         std = shape[-1] ** -0.5 if key.endswith(".down") else HEAD_STD if key == "head.weight" else MEMORY_STD
-        drawn[key] = torch.randn(shape, generator=generator) * std
+        drawn[key] = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") * std
     if regime == "memory-additive":
         drawn["memory"][1:] = 0.0  # the updates start as no change
     drawn["class_tokens"][:1] = 0.0  # the first class token is the base one exactly
@@ -349,15 +373,23 @@ def initial_tensors(
     return {key: value.to(backbone.device) for key, value in drawn.items()}
 
 
-def check_tensors(name: str, backbone: Backbone, regime: str, classes: int, tensors: dict[str, Tensor]) -> None:
+def check_tensors(name: str, backbone: Backbone, regime: str, classes: int, tensors: Mapping[str, Tensor]) -> None:
     """MemtokError unless `tensors` are all that such a task has, in their shapes, finite and floating-point."""
+    check_shapes(name, backbone, regime, classes, tensors)
+    for key in sorted(tensors):
+        if not tensors[key].is_floating_point() or not bool(torch.isfinite(tensors[key]).all()):
+            raise MemtokError(f"expected finite numbers in {key} of task {name!r}, found others; train it again")
+
+
+def check_shapes(name: str, backbone: Backbone, regime: str, classes: int, tensors: Mapping[str, Any]) -> None:
+    """MemtokError unless `tensors` are all that such a task has, in their shapes."""
     for key in ("class_tokens", "memory", "head.weight", "head.bias"):
-        if key not in tensors:
+        if not isinstance(tensors.get(key), Tensor):
             raise MemtokError(f"expected the tensor {key} in task {name!r}, found none; the file is not whole")
-    cells = tensors["memory"].shape[1] if tensors["memory"].ndim == 3 else -1
-    queries = tensors["class_tokens"].shape[0] if tensors["class_tokens"].ndim == 2 else -1
+    cells = int(tensors["memory"].shape[1]) if tensors["memory"].ndim == 3 else -1
+    queries = int(tensors["class_tokens"].shape[0]) if tensors["class_tokens"].ndim == 2 else -1
     down = tensors.get("adapters.qkv.down")
-    rank = down.shape[1] if down is not None and down.ndim == 3 else 0
+    rank = int(down.shape[1]) if down is not None and down.ndim == 3 else 0
     shapes = tensor_shapes(backbone, regime, classes, cells, queries, rank)
     if queries < 0 or cells < 0:
         raise MemtokError(
@@ -376,8 +408,6 @@ def check_tensors(name: str, backbone: Backbone, regime: str, classes: int, tens
                 f"expected {key} of task {name!r} in shape {shapes[key]}, found {tuple(tensors[key].shape)}; "
                 "it belongs to another backbone or format"
             )
-        if not tensors[key].is_floating_point() or not bool(torch.isfinite(tensors[key]).all()):
-            raise MemtokError(f"expected finite numbers in {key} of task {name!r}, found others; train it again")
     if (queries == 0) != (regime == "head") or (queries > 1 and regime != "memory"):
         raise MemtokError(f"expected class tokens that fit regime {regime!r} in task {name!r}, found {queries}")
     if cells and not REGIMES[regime][0]:

@@ -135,8 +135,7 @@ def read_layer(attention: Any, kept: Kept, queries: int) -> TrunkLayer:
     inputs = kept[0].to(attention.qkv.weight.dtype)
     if can_absorb(attention) and queries < break_even(attention, inputs.shape[1], training=torch.is_grad_enabled()):
         return AbsorbedInputs(attention, inputs)
-    with torch.no_grad():
-        key, value = project_keys_and_values(attention, inputs)
+    key, value = project_keys_and_values(attention, inputs)
     return KeysAndValues(key.contiguous(), value.contiguous())
 
 

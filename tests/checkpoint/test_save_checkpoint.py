@@ -123,7 +123,7 @@ def test_damaged_headers(change: dict[str, str], message: str, tmp_path: Path) -
     path = tmp_path / "model.safetensors"
     save_checkpoint(tiny_timm(), PREPROCESSING, path)
     with safe_open(path, "pt") as stored:
-        metadata = {**stored.metadata(), **change}
+        metadata = {**stored.metadata(), **change, "digest": ""}  # as in files of version 0.1
     save_file(load_file(path), path, metadata={key: value for key, value in metadata.items() if value})
     with pytest.raises(MemtokError, match=message) as caught:
         read_checkpoint(path)
@@ -144,8 +144,28 @@ def test_impossible_architectures(old: str, new: str, tmp_path: Path) -> None:
     save_checkpoint(tiny_timm(), PREPROCESSING, path)
     with safe_open(path, "pt") as stored:
         metadata = dict(stored.metadata())
+    metadata.pop("digest")  # as in files of version 0.1
     assert old in metadata["architecture"]
     metadata["architecture"] = metadata["architecture"].replace(old, new)
     save_file(load_file(path), path, metadata=metadata)
     with pytest.raises(MemtokError):
         read_checkpoint(path)
+
+
+def test_changed_names_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(tiny_timm(), PREPROCESSING, path, classes=["dog", "cat", "ox", "hen", "bee"])
+    whole = path.read_bytes()
+    changed = tmp_path / "changed.safetensors"
+    for old, new in ((b"dog", b"tog"), (b"bee", b"Bee"), (b'hen\\", \\"bee', b'bee\\", \\"hen')):
+        assert old in whole
+        changed.write_bytes(whole.replace(old, new))
+        with pytest.raises(MemtokError):
+            read_checkpoint(changed)
+    with safe_open(path, "pt") as stored:
+        metadata = {key: value for key, value in stored.metadata().items() if key != "digest"}
+    save_file(load_file(path), changed, metadata=metadata)
+    assert read_checkpoint(changed).classes == ("dog", "cat", "ox", "hen", "bee")
+    save_file(load_file(path), changed, metadata={**metadata, "classes": '["dog", "cat"]'})
+    with pytest.raises(MemtokError):
+        read_checkpoint(changed)

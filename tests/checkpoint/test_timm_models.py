@@ -162,6 +162,23 @@ def test_lone_file_with_its_architecture(tmp_path: Path, monkeypatch: pytest.Mon
         read_checkpoint(folder)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_head_replaced_by_hand_is_read_as_the_file_has_it(tmp_path: Path, bias: bool) -> None:
+    model = registered()
+    folder = save_folder(model, tmp_path / "model", model_args=SMALL, model_config={"label_names": list("abcde")})
+    config = json.loads((folder / "config.json").read_text())
+    model.head = nn.Linear(32, 7, bias=bias)
+    randomise(model)
+    (folder / "model.safetensors").unlink()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    assert config["num_classes"] == 5
+    state = torch.get_rng_state()
+    read = read_checkpoint(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_equals_timm(read, model)
+    assert read.classes == ()
+
+
 def test_left_out_of_timms_files(tmp_path: Path) -> None:
     model = registered()
     folder = save_folder(model, tmp_path)

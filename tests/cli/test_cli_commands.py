@@ -46,6 +46,20 @@ def test_train_writes_a_task_file(workspace: Path, run: Run) -> None:
     assert "memtok evaluate new.safetensors --backbone tiny.safetensors --data new=folder:photos" in found.out
 
 
+def test_train_ends_with_a_head_alone(workspace: Path, run: Run) -> None:
+    words = (*QUICK, "--augment", "none", "--out", "new.safetensors", "--json", "new.json", "--overwrite")
+    assert "head alone" not in run("train", *words).out  # two steps: it would cost as much as the run
+    assert load_json("new.json")["head_alone"] is None
+    found = run("train", *words, "--compare-head")
+    assert found.code == 0, found.err
+    (line,) = [line for line in found.out.splitlines() if line.startswith("head alone")]
+    told = load_json("new.json")["head_alone"]
+    assert f"{100 * told['top1']:.2f} % of the same {told['images']} validation images" in line
+    assert told == load_json("new.run/record.json")["head_alone"]
+    assert told["gain"]["low"] <= told["gain"]["value"] <= told["gain"]["high"]
+    assert "head alone" not in run("train", *words, "--no-compare-head", "--steps", "100").out
+
+
 def test_the_commands_that_train_suggests_work(workspace: Path, run: Run) -> None:
     printed = run("train", *QUICK, "--out", "new.safetensors", "--name", "my task").out
     commands = [line.strip() for line in printed.splitlines() if line.startswith("  memtok ")]
@@ -69,7 +83,7 @@ def test_train_full_gives_a_model_that_the_other_commands_take(workspace: Path, 
     measured = run("evaluate", "--backbone", "whole.safetensors", "--data", "folder:photos", "--json", "m.json")
     assert measured.code == 0, measured.err
     assert load_json("m.json")["tasks"] == {}
-    assert load_json("m.json")["base"].keys() == {"top1", "top5", "images"}
+    assert load_json("m.json")["base"].keys() == {"top1", "top5", "images", "balanced", "recall", "confusion"}
     predicted = run("predict", "--backbone", "whole.safetensors", "--images", "photos/class 0/0.png")
     assert predicted.code == 0, predicted.err
     assert "base  class " in predicted.out
@@ -125,7 +139,10 @@ def test_train_skips_bad_images_and_says_so(workspace: Path, run: Run) -> None:
     done = run("train", *QUICK, "--on-bad-image", "skip", "--out", "new.safetensors", "--json", "new.json")
     assert done.code == 0
     assert "left out: photos/class 0/bad.png" in done.err
+    (suggested,) = [line.strip() for line in done.out.splitlines() if line.startswith("  memtok evaluate ")]
+    assert run(*shlex.split(suggested)[1:]).code == 0
     assert load_json("new.json")["skipped_images"] == 1
+    assert [Path(one["path"]).name for one in load_json("new.json")["left_out"]] == ["bad.png"]
 
 
 def test_names_known_to_the_command_line_are_those_of_the_library() -> None:
@@ -133,6 +150,7 @@ def test_names_known_to_the_command_line_are_those_of_the_library() -> None:
     from memtok.data import AUGMENTATIONS
     from memtok.training import RECIPES, REGIMES
     from memtok.training.settings import TRACE_PLACES
+    from memtok.training.state import SELECT
 
     assert set(train.REGIMES) == set(REGIMES)
     assert set(train.WITH_MEMORY) == {name for name, row in REGIMES.items() if row.memory}
@@ -140,6 +158,7 @@ def test_names_known_to_the_command_line_are_those_of_the_library() -> None:
     assert set(train.AUGMENTATIONS) == set(AUGMENTATIONS)
     assert set(train.TRACEABLE) == {name for name, row in REGIMES.items() if row.composable}
     assert options.TRACE_PLACES == TRACE_PLACES
+    assert set(train.SELECT) == set(SELECT)
 
 
 def test_train_keeps_traces(workspace: Path, run: Run) -> None:
@@ -175,7 +194,7 @@ def test_evaluate_json_is_the_contract(workspace: Path, run: Run) -> None:
     )  # fmt: skip
     assert found.code == 0, found.err
     result = load_json("out.json")
-    assert set(result) == {"tasks", "base", "alone", "skipped_images", "splits"}
+    assert set(result) == {"tasks", "base", "alone", "skipped_images", "left_out", "splits"}
     assert {name: (split["spec"], split["part"]) for name, split in result["splits"].items()} == dict.fromkeys(
         ("pets", "more", "head"), ("folder:photos", "train")
     )
@@ -183,10 +202,12 @@ def test_evaluate_json_is_the_contract(workspace: Path, run: Run) -> None:
     assert result["base"] is None
     assert list(result["tasks"]) == ["pets", "more", "head"]
     for name, row in result["tasks"].items():
-        assert set(row) == {"top1", "top5", "images"}
+        assert set(row) == {"top1", "top5", "images", "balanced", "recall", "confusion"}
         assert 0 <= row["top1"] <= row["top5"] <= 1
-        assert row["images"] == 9
-        assert row == result["alone"][name]
+        assert row["images"] == sum(map(sum, row["confusion"])) == 9
+        assert row["top1"] == pytest.approx(row["balanced"]) == pytest.approx(sum(row["recall"].values()) / 3)
+        alone = result["alone"][name]
+        assert alone == {key: row[key] for key in ("top1", "top5", "images", "balanced")}
         assert f"{100 * row['top1']:.2f} %" in found.out
     with Path("out.csv").open(newline="") as stream:
         assert len(list(csv.DictReader(stream))) == 9
@@ -217,7 +238,50 @@ def test_evaluate_base(workspace: Path, run: Run) -> None:
 def test_evaluate_says_which_task_is_not_measured(workspace: Path, run: Run) -> None:
     found = run("evaluate", "pets.safetensors", "head.safetensors", *BACKBONE, "--data", "pets=folder:photos")
     assert found.code == 0
-    assert found.err == "memtok: note: task 'head' is in the model but has no --data, so it is not measured\n"
+    said = "memtok: note: task 'head' is in the model but has no --data, so it is not measured"
+    assert found.err.splitlines()[0] == said
+
+
+def test_evaluate_names_the_part_that_it_measured(workspace: Path, run: Run) -> None:
+    """A folder without test/ has validation images only, and they chose the best state; --split 80-20 gives others."""
+    command = ("evaluate", "new.safetensors", *BACKBONE, "--data", "folder:photos", "--json", "o.json")
+    trained = run("train", *QUICK, "--out", "new.safetensors")
+    assert trained.code == 0, trained.err
+    assert "--split 80-20" in trained.out
+    found = run(*command, "--csv", "o.csv")
+    assert load_json("o.json")["splits"]["new"]["part"] == "validation"
+    assert load_json("o.json")["splits"]["new"]["counts"] == {"train": 9, "validation": 3, "test": 0}
+    with Path("o.csv").open(newline="") as stream:
+        assert {row["part"] for row in csv.DictReader(stream)} == {"validation"}
+    assert "test part of" not in found.out
+    assert "--split 80-20" in found.err
+    refused = run(*command, "--part", "test")
+    assert (refused.code, refused.out) == (1, "")
+    assert "expected a test part in folder:photos, found none" in refused.error
+    assert "--split 80-20" in refused.error
+
+    trained = run("train", *QUICK, "--split", "80-20", "--out", "new.safetensors", "--overwrite")
+    assert trained.code == 0, trained.err
+    found = run(*command)
+    split = load_json("o.json")["splits"]["new"]
+    assert (split["part"], split["kind"]) == ("test", "80-20")
+    assert split["counts"] == {"train": 6, "validation": 3, "test": 3}
+    assert "validation" not in found.out + found.err
+    (header,) = read_header("new.safetensors")
+    assert header["record"]["data"]["split"]["digest"] == split["digest"]
+
+
+def test_evaluate_writes_confusion_matrices(workspace: Path, run: Run) -> None:
+    command = ("evaluate", "pets.safetensors", *BACKBONE, "--data", "folder:photos")
+    found = run(*command, "--confusion", "matrices", "--json", "o.json")
+    assert found.code == 0, found.err
+    assert sorted(path.name for path in Path("matrices").iterdir()) == ["pets.csv", "pets.json", "pets.png"]
+    assert load_json("matrices/pets.json")["confusion"] == load_json("o.json")["tasks"]["pets"]["confusion"]
+    among = run(*command, "--confusion", "photos/class 0")
+    assert among.code == 2
+    assert "--confusion" in among.error
+    same = run(*command, "--confusion", ".", "--json", "pets.json")
+    assert (same.code, "the place of another result" in same.error) == (2, True)
 
 
 def test_evaluate_loads_the_backbone_at_the_size_of_the_task(workspace: Path, run: Run) -> None:
@@ -266,12 +330,20 @@ def test_answers_come_in_the_order_of_the_files(workspace: Path, run: Run) -> No
 
 def test_predict_names_a_bad_image(workspace: Path, run: Run) -> None:
     Path("photos/class 0/bad.png").write_bytes(b"nothing")
-    failed = run("predict", "pets.safetensors", *BACKBONE, "--images", "photos")
+    predict = ("predict", "pets.safetensors", *BACKBONE, "--json", "o.json")
+    failed = run(*predict, "--images", "photos", "--on-bad-image", "fail")
     assert failed.code == 1
     assert "photos/class 0/bad.png" in failed.error
-    done = run("predict", "pets.safetensors", *BACKBONE, "--images", "photos", "--on-bad-image", "skip")
+    done = run(*predict, "--images", "photos")
     assert done.code == 0
-    assert "left out: photos/class 0/bad.png" in done.err
+    assert len(done.out.splitlines()) == 1 + 12
+    assert "note: left out: 1 (" in done.err
+    assert "note: left out: photos/class 0/bad.png (not an image" in done.err
+    assert [one["path"] for one in load_json("o.json")["left_out"]] == ["photos/class 0/bad.png"]
+    nothing = run(*predict, "--images", "photos/class 0/bad.png")
+    assert nothing.code == 1
+    assert "expected an image that can be read, found none" in nothing.err
+    assert load_json("o.json")["images"] == []
 
 
 # concat
@@ -478,3 +550,32 @@ def test_the_shipped_backbone_is_called_small(workspace: Path, run: Run) -> None
     (header,) = read_header("new.safetensors")
     assert header["backbone"]["source"] == "small"
     assert run("verify", "new.safetensors", "--backbone", "small").code == 0
+
+
+def test_predict_unknown_below(workspace: Path, run: Run) -> None:
+    words = ("predict", "pets.safetensors", "head.safetensors", *BACKBONE, "--images", "photos/class 0/0.png")
+    found = run(*words, "--unknown-below", "0", "pets=1", "--json", "p.json", "--csv", "p.csv", "--top", "2")
+    assert found.code == 0, found.err
+    stored = json.loads(Path("p.json").read_text())
+    assert stored["unknown_below"] == {"pets": 1.0, "head": 0.0}
+    (image,) = stored["images"]
+    assert image["answers"] == {"pets": None, "head": image["tasks"]["head"][0]["class"]}
+    assert [line.split(",")[-1] for line in Path("p.csv").read_text().splitlines()] == [
+        "unknown",
+        "true",
+        "true",
+        "false",
+        "false",
+    ]
+    assert found.out.count("unknown (") == 1
+    Path("p.yaml").write_text("unknown_below: [0.3, head=0.2]\n")
+    assert run(*words, "--config", "p.yaml", "--json", "p.json").code == 0
+    assert json.loads(Path("p.json").read_text())["unknown_below"] == {"pets": 0.3, "head": 0.2}
+    printed = run(*words, "--unknown-below", "0.4", "--print-config")
+    Path("p.yaml").write_text(printed.out)
+    assert run(*words, "--config", "p.yaml", "--json", "p.json").code == 0
+    assert json.loads(Path("p.json").read_text())["unknown_below"] == {"pets": 0.4, "head": 0.4}
+    for wrong in (("1.5",), ("pets=x",), ("dogs=0.5",), ("0.1", "0.2"), ("pets=0.1", "pets=0.2")):
+        found = run(*words, "--unknown-below", *wrong)
+        assert found.code == 2, wrong
+        assert "--unknown-below" in found.error

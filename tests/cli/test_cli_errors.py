@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+import signal
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch._inductor.config
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -40,7 +46,7 @@ EVALUATE = ("evaluate", "pets.safetensors", *BACKBONE)
 
 WRONG_ARGUMENTS = {
     "no command": ((), "expected a command (quickstart, train, "),
-    "unknown command": (("trane",), "found 'trane'; see `memtok --help`"),
+    "unknown command": (("trane",), "found 'trane' (did you mean train?); see `memtok --help`"),
     "option without command": (("--backbone", "x"), "expected a command"),
     "unknown option": ((*TRAIN, "--stepz", "3"), "expected options of this command, found --stepz"),
     "abbreviated option": ((*TRAIN, "--step", "3"), "found --step"),
@@ -83,6 +89,7 @@ WRONG_ARGUMENTS = {
         "expected a GPU to keep traces on, found the CPU",
     ),
     "bad image": ((*TRAIN, "--on-bad-image", "eat"), "expected --on-bad-image as one of skip, fail, found 'eat'"),
+    "head beside head": ((*TRAIN, "--regime", "head", "--compare-head"), "expected no --compare-head in regime 'head'"),
     "memory without regime": ((*TRAIN, "--regime", "head", "--memory", "3"), "expected no --memory in regime 'head'"),
     "full and extends": (
         (*TRAIN, "--regime", "full", "--extends", "pets.safetensors"),
@@ -286,6 +293,68 @@ def test_files_that_are_no_task_files(command: str, workspace: Path, run: Run) -
     use("future.safetensors", "expected a task file of format version 1, found 99")
 
 
+@pytest.mark.parametrize("command", USES)
+def test_a_pipe_as_task_file_is_not_waited_for(command: str, workspace: Path, run: Run) -> None:
+    os.mkfifo("pipe.safetensors")
+    words = ("pipe.safetensors" if word == "FILE" else word for word in USES[command])
+    fails(run, *words, expect="expected a safetensors file, found a named pipe at pipe.safetensors")
+
+
+def test_no_pipe_or_device_is_waited_for(workspace: Path, run: Run) -> None:
+    """The other files that commands read: models, their shards, old checkpoints, lists of classes, configurations."""
+    os.mkfifo("pipe.pt")
+    os.mkfifo("pipe.txt")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("socket.safetensors")
+    fails(run, "verify", "pets.safetensors", "--backbone", "pipe.pt", expect="found a named pipe at pipe.pt")
+    fails(run, "verify", "pets.safetensors", "--backbone", "socket.safetensors", expect="found a socket at")
+    fails(run, "verify", "pets.safetensors", "--backbone", "/dev/zero", expect="found a device at /dev/zero")
+    Path("sharded").mkdir()
+    Path("sharded/config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224"}))
+    Path("sharded/model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"norm.weight": "one.safetensors"}})
+    )
+    os.mkfifo("sharded/one.safetensors")
+    fails(run, "verify", "pets.safetensors", "--backbone", "sharded", expect="found a named pipe at sharded/one")
+    legacy = ("import-legacy", "pipe.pt", *BACKBONE, "--out", "tasks")
+    fails(run, *legacy, expect="expected an old checkpoint, found a named pipe at pipe.pt")
+    Path("models").mkdir()
+    os.mkfifo("models/A_model.pt")
+    fails(run, "import-legacy", "models", *BACKBONE, "--out", "tasks", expect="found a named pipe at models/A_model.pt")
+    fails(run, *legacy, "--classes", "pipe.txt", expect="expected a text file of class names, found a named pipe")
+    for words in (("--config", "pipe.txt"), ("--config=pipe.txt",)):
+        found = run("inspect", *words)
+        assert (found.code, "found a named pipe at pipe.txt" in found.error) == (2, True)
+
+
+def test_what_is_no_file_among_the_images_is_not_waited_for(workspace: Path, run: Run) -> None:
+    os.mkfifo("photos/class 0/x.png")
+    Path("photos/class 1/self.png").symlink_to("self.png")
+    train = (*TRAIN, "--steps", "1")
+    fails(run, *train, expect="found 2 that are not, the first one photos/class 0/x.png (named pipe); mend or remove")
+    Path("photos/class 1/self.png").unlink()
+    fails(run, *train, expect="use --on-bad-image skip")
+    Path("photos/class 1/self.png").symlink_to("self.png")
+    found = run(*train, "--on-bad-image", "skip")
+    assert found.code == 0, found.err
+    assert "left out: 2 (" in found.err
+    assert "left out: photos/class 0/x.png (named pipe)" in found.err
+    assert run("evaluate", "new.safetensors", *BACKBONE, "--data", "folder:photos").code == 1
+    assert run("evaluate", "new.safetensors", *BACKBONE, "--data", "folder:photos", "--on-bad-image", "skip").code == 0
+    assert run("verify", "new.safetensors", *BACKBONE, "--data", "folder:photos", "--on-bad-image", "skip").code == 0
+    assert run("predict", "new.safetensors", *BACKBONE, "--images", "photos").code == 0
+
+
+def test_what_the_shell_has_opened_is_read(workspace: Path, run: Run) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"top: 2\nimages: [photos]\nbackbone: tiny.safetensors\n")
+    os.close(writing)
+    found = run("predict", "pets.safetensors", "--config", f"/dev/fd/{reading}", "--device", "cpu")
+    os.close(reading)
+    assert found.code == 0, found.err
+    assert len(found.out.splitlines()) == 1 + 12 * 2
+
+
 def rewrite(source: str, target: str, **changes: object) -> None:
     """A task file with another header."""
     with safe_open(source, framework="pt") as stream:
@@ -408,14 +477,18 @@ def test_training_over_an_unfinished_run(workspace: Path, run: Run, monkeypatch:
         patch.setattr("memtok.training.settings.VALIDATIONS", 4)
         stopped = run(*quick)
         assert stopped.code == 130
-        assert stopped.err.splitlines()[-1] == (
-            "memtok train: interrupted, what was written stays; the same command with --resume goes on"
-        )
+        last = stopped.err.splitlines()[-1]
+        resumed = shlex.join(("memtok", *quick, "--resume"))
+        assert last == f"memtok train: interrupted, what was written stays; go on with: {resumed}"
         assert run(*quick).code == 1
         assert "found one at step 2 of 4" in run(*quick).error
-    done = run(*quick, "--resume")
+    done = run(*shlex.split(resumed)[1:])
     assert done.code == 0
     assert "going on after step 2" in done.err
+    again = run(*quick)
+    assert again.code == 1
+    assert "found one at step 4 of 4" in again.error
+    assert "--resume goes on with it, --overwrite starts anew" in again.error
     assert run(*quick, "--overwrite").code == 0
 
 
@@ -522,3 +595,70 @@ def test_compile_without_a_compiler(words: tuple[str, ...], workspace: Path, run
         "example), or leave --compile out"
     )
     assert listing(workspace) == before
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Those of a command in a terminal, whatever shell started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGTERM, before[1])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_training(
+    workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch, handlers: None, number: signal.Signals, code: int
+) -> None:
+    from memtok.training import RichProgress
+
+    def stop(self: RichProgress, step: int) -> None:
+        if step == 3:
+            signal.raise_signal(number)
+
+    quick = (*TRAIN, "--steps", "9", "--batch-size", "4")
+    with monkeypatch.context() as patch:
+        patch.setattr("memtok.training.settings.VALIDATIONS", 2)
+        patch.setattr(RichProgress, "step", stop)
+        stopped = run(*quick)
+    assert stopped.code == code
+    assert stopped.err.splitlines()[-1].endswith(shlex.join((*quick, "--resume")))
+    again = run(*quick)
+    assert again.code == 1
+    assert "found one at step 3 of 9" in again.error
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_data_are_opened(
+    workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch, handlers: None, number: signal.Signals, code: int
+) -> None:
+    from memtok.training import RichProgress
+
+    monkeypatch.setattr(RichProgress, "reading", lambda self, done, total: signal.raise_signal(number))
+    assert run(*TRAIN, "--steps", "9").code == code
+    assert not Path("new.run").exists()
+
+
+def test_a_bad_image_names_the_flag(workspace: Path, run: Run) -> None:
+    for name in ("one", "two"):
+        Path("photos", name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (40, 40), (80 * number, 0, 0)).save(Path("photos", name, f"{number}.png"))
+    Path("photos", "one", "broken.png").write_bytes(b"nothing")
+    words = (
+        "train",
+        *BACKBONE,
+        "--data",
+        "folder:photos",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--out",
+        "new.safetensors",
+    )
+    found = run(*words)
+    assert found.code == 1
+    assert "--on-bad-image skip" in found.error
+    assert run(*words, "--on-bad-image", "skip").code == 0

@@ -314,3 +314,23 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert found.code == code, found.err
     assert message in found.error
     assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
+
+
+def test_twins_that_a_third_extends_stay_two(old: Path, run: Run) -> None:
+    state = old_state(tiny_vit(), [(2, 3), (2, 3), (2, 4)], extension=True)
+    for name in ("vit.embeddings.cls_tokens.{}", "classifiers.{}.weight", "classifiers.{}.bias"):
+        state[name.format(2)] = state[name.format(1)].clone()
+    for layer in range(2):
+        attention = f"vit.encoder.layer.{layer}.attention.attention."
+        state[attention + "memory_tokens.1"] = state[attention + "memory_tokens.0"].clone()
+        state[attention + "attention_mask"][0, 18, [17, 20, 21]] = -torch.inf  # the second does not see the first
+    torch.save(state, "models/twins_model.pt")
+    assert run("import-legacy", "models/twins_model.pt", *BACKBONE, "--out", "tasks").code == 0
+    files = [f"tasks/twins-{number}.safetensors" for number in (3, 2, 1)]
+    assert len({header["fingerprint"] for file in files for header in read_header(file)}) == 2
+    assert run("concat", *files, "--out", "all.safetensors").code == 0
+    backbone = memtok.load_backbone("tiny.safetensors")
+    with torch.no_grad():
+        out = memtok.MemoryViT(backbone, memtok.load_tasks("all.safetensors", backbone))(tiny_images())
+    for number, answer in enumerate(expected("models/twins_model.pt")[1:], start=1):
+        same(out[f"twins-{number}"], answer)

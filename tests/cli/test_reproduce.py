@@ -175,7 +175,12 @@ def test_what_a_grid_left_is_checked(photos: Path, run: Run) -> None:
     words = ("reproduce", "table2", *QUICK, *PHOTOS, "--columns", "head", "--seeds", "0", "--out", "grid")
     assert run(*words).code == 0
     (record,) = (photos / "grid/runs").glob("*/head/*.json")
-    content = record.read_text()
+    sealed = record.read_text()
+    assert run(*words).code == 0
+    record.write_text(sealed.replace('"seed": 0', '"seed": 1'))
+    assert "damaged" in run(*words).error  # its checksum
+    # Without one, as version 0.1 wrote it.
+    content = json.dumps({name: value for name, value in json.loads(sealed).items() if name != "sha256"})
     for damaged, expected in (
         (content.replace('"seed": 0', '"seed": 1'), "expected the record of a run"),
         (content.replace('"learning_rate": 0.01', '"learning_rate": 0.5'), "expected the record of a run"),
@@ -193,7 +198,7 @@ def test_what_a_grid_left_is_checked(photos: Path, run: Run) -> None:
     assert "delete grid/runs" in run(*words).error
     (photos / "kept.safetensors").rename(record.with_suffix(".safetensors"))
     assert run(*words).code == 0
-    assert json.loads(record.read_text()) == json.loads(content)
+    assert json.loads(record.read_text()) == json.loads(sealed)
     (photos / "grid/grid.json").write_text("[" * 100_000)
     assert "settings of a grid" in run(*words).error
 
@@ -212,7 +217,3 @@ def test_epochs_without_end_are_refused(photos: Path, run: Run) -> None:
 
 def test_recipes_are_those_of_training() -> None:
     assert set(reproduce.RECIPES) == set(RECIPES)
-
-
-def test_durations() -> None:
-    assert [reproduce.duration(seconds) for seconds in (5, 100, 3600, 6000)] == ["5 s", "2 min", "60 min", "1 h 40 min"]

@@ -26,16 +26,21 @@ def _here(workspace: Path) -> None:
 
 def test_a_grid(workspace: Path, run: Run) -> None:
     words = ("--learning-rates", "0.01", "0.1", "--memory", "0", "2", "--seeds", "0", "1", "--split", "80-20")
+    columns = "place regime cells rate seed validation % 95 % interval mean of seeds from the highest loss trained"
     found = run("sweep", *QUICK, *words, "--out", "out", "--json", "result.json")
     assert found.code == 0, found.err
-    assert "8 configurations in 1 pass over the trunk" in found.err
+    assert "12 configurations in 1 pass over the trunk" in found.err  # four of them heads
     lines = found.out.splitlines()
-    assert " ".join(lines[0].split()) == "place cells rate seed validation % loss trained steps state"
-    assert [line.split()[0] for line in lines[1:9]] == [str(place) for place in range(1, 9)]
-    assert "winner: the highest top-1 accuracy on the validation part" in found.out
+    assert " ".join(lines[0].split()) == f"{columns} steps state"
+    assert [line.split()[0] for line in lines[1:13]] == [str(place) for place in range(1, 13)]
+    assert "cannot be told apart from it" in found.out
+    assert "a head alone has" in found.out
     assert "on the test part, looked at once" in found.out
     result = json.loads(Path("result.json").read_text())
     assert result == json.loads(Path("out/result.json").read_text())
+    (found_on,) = result["data"]
+    (winner,) = [each for each in found_on["configurations"] if each["name"] == found_on["winner"]]
+    assert f"(mean recall of the classes) is {100 * winner['looks'][-1]['balanced']:.2f} %" in found.out
     for name in ("result.csv", "result.md", "sweep.png", "best.safetensors"):
         assert f"wrote out/{name}" in found.out
         assert (workspace / "out" / name).stat().st_size > 100
@@ -52,20 +57,20 @@ def test_a_search_over_several_data_sets(workspace: Path, run: Run) -> None:
     import shutil
 
     shutil.copytree(workspace / "one", workspace / "two")
-    words = ("--learning-rates", "1e-3..1e-1", "--memory", "0..3", "--search", "random", "--trials", "25")
+    words = ("--learning-rates", "1e-3..1e-1", "--memory", "0..3", "--search", "random", "--trials", "22")
     data = ("--data", "folder:one", "folder:two", "--halving", "3")
     found = run("sweep", *QUICK[:-2], *data, *words, "--out", "out")
     assert found.code == 0, found.err
-    assert "folder:two: the best 20 of 25 configurations; all are in out/result.md" in found.out
+    assert "folder:two: the best 20 of 25 configurations; all are in out/result.md" in found.out  # 3 are heads
     names = [path.name for path in sorted((workspace / "out").glob("best-*"))]
     assert len(names) == 2
     assert f"memtok verify out/{names[0]} out/{names[1]}" in found.out
-    assert "losers stop" not in found.err  # two steps are all warm-up
+    assert "early stopping" not in found.err  # two steps are all warm-up
 
 
 def test_traces_are_kept_for_all_passes_and_for_later_runs(workspace: Path, run: Run) -> None:
     traces = ("--keep-traces", "disk", "--trace-dir", "traces", "--trace-limit", "0.1")
-    words = ("--learning-rates", "0.01", "0.1", "--together", "1", "--split", "80-20")
+    words = ("--learning-rates", "0.01", "0.1", "--together", "1", "--split", "80-20", "--no-compare-head")
     found = run("sweep", *QUICK, *words, *traces, "--out", "out")
     assert found.code == 0, found.err
     assert found.err.count("keeping traces (traces)") == 1

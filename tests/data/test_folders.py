@@ -311,3 +311,181 @@ def test_the_look_is_remembered_in_the_cache(root: Path, cache: Path, monkeypatc
     assert len(list((cache / "checked").iterdir())) == 1
     monkeypatch.setattr("memtok.data.images._decode", None)
     assert len(opened(root).train) == 8
+
+
+# Parts by their names and their structure
+
+
+def parts_of(root: Path) -> list[int]:
+    data = opened(root)
+    assert data.classes == ("a", "b")
+    return [len(part) for part in (data.train, data.validation, data.test)]
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [
+        ("train", "val", "test"),
+        ("Training", "valid", "Testing"),
+        ("TRAIN", "validation", "eval"),
+        ("training", "dev", "evaluation"),
+        ("train_set", "val_set", "test_set"),
+        ("images_train", "images_val", "images_test"),
+        ("train-images", "dev-images", "eval-images"),
+        ("train2017", "val2017", "test2017"),
+        ("my train data", "my.valid.data", "my-test data"),
+    ],
+)
+def test_the_names_of_parts(root: Path, train: str, validation: str, test: str) -> None:
+    for part, count in ((train, 4), (validation, 2), (test, 3)):
+        for label in ("a", "b"):
+            fill(root / part / label, count)
+    assert parts_of(root) == [8, 4, 6]
+
+
+@pytest.mark.parametrize("name", ["testing", "eval", "evaluation", "test_set", "Test"])
+def test_a_test_part_of_any_name_is_read_beside_train(root: Path, name: str) -> None:
+    for part in ("train", name):
+        for label in ("a", "b"):
+            fill(root / part / label, 5)
+    assert parts_of(root) == [8, 2, 10]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (("train", "training"), "train/ and training/"),
+        (("train", "val", "dev"), "dev/ and val/"),
+        (("train", "test", "evaluation"), "evaluation/ and test/"),
+        (("images_train", "images_val", "images_dev"), "images_dev/ and images_val/"),
+    ],
+)
+def test_two_folders_of_one_part_are_refused(root: Path, names: tuple[str, ...], found: str) -> None:
+    for name in names:
+        for label in ("a", "b"):
+            fill(root / name / label, 2)
+    refused(root, f"expected one folder for .+ in .*, found {found}; keep one")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("running", "swimming", "training"),
+        ("driving", "test"),
+        ("bus stop", "test tube", "train station"),
+        ("test tube", "train station"),
+        ("dev", "ops", "val"),
+        ("bus", "test", "train"),
+    ],
+)
+def test_a_folder_of_images_is_a_class_whatever_its_name(root: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        fill(root / name)
+    assert opened(root).classes == names
+
+
+def test_a_folder_of_images_and_folders_is_a_class(root: Path) -> None:
+    fill(root / "training", 2)
+    for name in ("training/red", "training/blue", "test/red", "test/blue", "bus"):
+        fill(root / name, 2)
+    data = opened(root)
+    assert data.classes == ("bus", "test", "training")
+    assert len(data.train) + len(data.validation) == 2 + 4 + 6
+
+
+def test_classes_named_like_parts_with_folders_of_their_own(root: Path) -> None:
+    for name in ("train station/london", "train station/paris", "test tube/glass", "bus/red"):
+        fill(root / name, 3)
+    data = opened(root)
+    assert data.classes == ("bus", "test tube", "train station")
+    assert len(data.train) + len(data.validation) == 12
+
+
+@pytest.mark.parametrize("names", [("Trainset", "Testset"), ("fold1", "fold2", "fold3"), ("images", "test")])
+def test_parts_under_unknown_names_are_refused(root: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        for label in ("a", "b"):
+            fill(root / name / label, 2)
+    assert "each with the folders a, b" in refused(root, "expected class folders in .*, or parts called train, val and")
+
+
+def test_what_may_be_a_class_beside_train_is_refused(root: Path) -> None:
+    """`training` may be a class with folders of its own, or the part beside which images lie that belong elsewhere."""
+    for name in ("training/2023", "training/2024", "running", "swimming"):
+        fill(root / name, 2)
+    refused(root, "expected class folders in .*, or a test or validation part beside training/ .* found running/")
+
+
+def test_what_lies_beside_the_parts_is_not_read_and_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for part in ("train", "val", "more"):
+        for label in ("a", "b"):
+            fill(root / part / label, 4)
+    fill(root / "test1", 1)
+    (root / "logs").mkdir()
+    with caplog.at_level(logging.WARNING, "memtok"):
+        assert parts_of(root) == [8, 8, 8]
+    assert "not read: more/, test1/" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["@eaDir", "__MACOSX", ".ipynb_checkpoints", "lost+found", "$RECYCLE.BIN", ".git", ".thumbnails", "#recycle"],
+)
+def test_leavings_are_no_classes_and_no_images(root: Path, name: str) -> None:
+    for label in ("a", "b"):
+        fill(root / label)
+        fill(root / label / name)
+        (root / label / "Thumbs.db").write_bytes(b"no image")
+    fill(root / name)
+    assert parts_of(root) == [8, 2, 2]
+    for part in ("train", "test"):
+        (root / part).mkdir()
+        fill(root / part / name)
+        for label in ("a", "b"):
+            (root / label).rename(root / part / label) if part == "train" else fill(root / part / label, 1)
+    assert parts_of(root) == [8, 2, 2]
+
+
+# Names of classes
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+def test_two_unicode_forms_of_a_name_are_one_class(root: Path) -> None:
+    fill(root / NFC, 3)
+    fill(root / NFD, 2, "gif")
+    fill(root / "tea", 5)
+    if len(list(root.iterdir())) < 3:
+        pytest.skip("this file system holds the two forms for one name")
+    data = opened(root)
+    assert data.classes == (NFC, "tea")
+    assert sorted((*data.train.labels, *data.validation.labels)) == [0] * 5 + [1] * 5
+
+
+def test_parts_match_in_any_unicode_form(root: Path) -> None:
+    for part, name in (("train", NFD), ("test", NFC)):
+        fill(root / part / name)
+        fill(root / part / "tea")
+    data = opened(root)
+    assert data.classes == (NFC, "tea")
+    assert len(data.test) == 10
+    assert data.only([NFD, "tea"]).classes == (NFC, "tea")
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nb", "a\rb", "a\tb", "a\x1bb", "a\u2028b", "a\x85b", " ", b"a\xff".decode("utf-8", "surrogateescape")]
+)
+def test_class_names_that_are_no_line_of_text_are_refused(root: Path, name: str) -> None:
+    fill(root / name)
+    fill(root / "b")
+    refused(root, "expected class names .*, found .*; rename that class")
+
+
+def test_names_that_differ_in_capitals_are_two_classes_and_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("cat", "Cat"):
+        fill(root / name)
+    if len(list(root.iterdir())) < 2:
+        pytest.skip("this file system does not tell capitals apart")
+    with caplog.at_level(logging.WARNING, "memtok"):
+        assert opened(root).classes == ("Cat", "cat")
+    assert "differ in capitals only: Cat, cat" in caplog.text

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from memtok.data import images as module
-from memtok.data.images import UnreadableImageError, as_rgb, check_cache_file, read_image, unreadable_images
+from memtok.data.images import UnreadableImageError, as_rgb, check_cache_file, look_at_images, read_image
 from memtok.errors import MemtokError
 
 # Rows 2, columns 3, all colours different.
@@ -209,6 +209,18 @@ def test_float_pixels(tmp_path: Path, values: list[float], expected: list[int]) 
     assert np.abs(pixels_of(tmp_path / "image.tif")[0, :, 0].astype(int) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_a_pixel_range_decides_what_is_black_and_white(mode: str) -> None:
+    values = np.array([[0, 1000, 1500, 2000, 60000]])
+    kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    image = Image.fromarray(values.astype(kind))
+    assert image.mode == mode
+    found = np.asarray(as_rgb(image, (1000, 2000)))
+    assert found[0, :, 1].tolist() == [0, 0, 128, 255, 255]
+    grey = Image.fromarray(np.array([[0, 7, 255]], dtype=np.uint8))
+    assert np.asarray(as_rgb(grey, (1000, 2000)))[0, :, 0].tolist() == [0, 7, 255]
+
+
 @pytest.mark.parametrize("ending", ["gif", "png", "webp"])
 def test_the_first_picture_of_an_animation(tmp_path: Path, ending: str) -> None:
     red, blue = Image.new("RGB", (8, 8), (255, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 255))
@@ -272,7 +284,9 @@ def test_looking_at_all_files(tmp_path: Path) -> None:
     make(tmp_path / "7.png", good=False)
     make(tmp_path / "599.png", good=False)
     calls: list[tuple[int, int]] = []
-    found = unreadable_images(tmp_path, [*names, "gone.png"], progress=lambda done, all_: calls.append((done, all_)))
+    found = look_at_images(
+        tmp_path, [*names, "gone.png"], progress=lambda done, all_: calls.append((done, all_))
+    ).unreadable
     assert list(found) == ["7.png", "599.png", "gone.png"]
     assert found["7.png"] == "not an image that Pillow can read"
     assert found["gone.png"] == "no such file or directory"
@@ -298,17 +312,17 @@ def test_a_second_look_is_remembered_and_not_stale(tmp_path: Path, decoded: list
     root, cache = tmp_path / "images", check_cache_file(tmp_path / "cache", tmp_path / "images")
     make(root / "a.png")
     make(root / "b.png", good=False)
-    assert list(unreadable_images(root, ["a.png", "b.png"], cache=cache)) == ["b.png"]
+    assert list(look_at_images(root, ["a.png", "b.png"], cache=cache).unreadable) == ["b.png"]
     assert sorted(decoded) == ["a.png", "b.png"]
     decoded.clear()
-    assert list(unreadable_images(root, ["a.png", "b.png"], cache=cache)) == ["b.png"]
+    assert list(look_at_images(root, ["a.png", "b.png"], cache=cache).unreadable) == ["b.png"]
     assert decoded == []
     # The same size and the same time of change, and yet another file.
     before = (root / "a.png").stat()
     (root / "a.png").write_bytes(b"x" * before.st_size)
     os.utime(root / "a.png", ns=(before.st_atime_ns, before.st_mtime_ns))
     make(root / "b.png")
-    assert list(unreadable_images(root, ["a.png", "b.png"], cache=cache)) == ["a.png"]
+    assert list(look_at_images(root, ["a.png", "b.png"], cache=cache).unreadable) == ["a.png"]
     assert sorted(decoded) == ["a.png", "b.png"]
 
 
@@ -318,22 +332,102 @@ def test_files_that_have_just_changed_are_looked_at_again(
     monkeypatch.setattr(module, "FRESH_SECONDS", 3600.0)
     make(tmp_path / "a.png")
     for _ in range(2):
-        unreadable_images(tmp_path, ["a.png"], cache=tmp_path / "cache.json")
+        look_at_images(tmp_path, ["a.png"], cache=tmp_path / "cache.json")
     assert decoded == ["a.png", "a.png"]
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", '{"version": 1}', '{"version": 1, "pillow": "1.0", "files": {"a.png": 3}}']
+    "content",
+    [
+        "",
+        "[]",
+        '{"version": 1}',
+        '{"version": 1, "pillow": "1.0", "files": {"a.png": 3}}',
+        '{"version": 2, "files": 3}',
+    ],
 )
 def test_a_foreign_cache_is_done_without(tmp_path: Path, decoded: list[str], content: str) -> None:
     make(tmp_path / "a.png")
     cache = tmp_path / "cache.json"
     cache.write_text(content)
-    assert unreadable_images(tmp_path, ["a.png"], cache=cache) == {}
+    assert look_at_images(tmp_path, ["a.png"], cache=cache).unreadable == {}
     assert decoded == ["a.png"]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     make(tmp_path / "a.png")
     (tmp_path / "file").write_text("")
-    assert unreadable_images(tmp_path, ["a.png"], cache=tmp_path / "file" / "cache.json") == {}
+    assert look_at_images(tmp_path, ["a.png"], cache=tmp_path / "file" / "cache.json").unreadable == {}
+
+
+# Text in PNG files
+
+
+def with_text(path: Path, turned: str, **profile: Any) -> None:
+    """A PNG of 3 MB of text in every form, and the information that it lies on its side in one of them."""
+    large = "x" * 3_000_000
+    info = PngImagePlugin.PngInfo()
+    info.add_text("plain", large)
+    info.add_text("packed", large, zip=True)
+    info.add_itxt("international", large, zip=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    hexed = f"\nexif\n{len(exif.tobytes())}\n{exif.tobytes().hex()}"
+    if turned == "xmp":
+        info.add_itxt("XML:com.adobe.xmp", xmp)
+    elif turned == "packed xmp":
+        info.add_itxt("XML:com.adobe.xmp", xmp, zip=True)
+    elif turned == "packed profile":
+        info.add_text("Raw profile type exif", hexed, zip=True)
+    options = {"exif": exif} if turned == "exif" else {}
+    Image.fromarray(np.ascontiguousarray(STORED[6])).save(path, pnginfo=info, **options, **profile)
+
+
+@pytest.mark.parametrize("turned", ["exif", "xmp", "packed xmp", "packed profile"])
+def test_large_texts_do_not_hide_the_pixels(tmp_path: Path, turned: str) -> None:
+    with_text(tmp_path / "image.png", turned)
+    assert np.array_equal(pixels_of(tmp_path / "image.png"), UPRIGHT)
+    assert look_at_images(tmp_path, ["image.png"]).unreadable == {}
+
+
+def test_a_large_colour_profile_does_not_hide_the_pixels(tmp_path: Path) -> None:
+    Image.fromarray(UPRIGHT).save(tmp_path / "image.png", icc_profile=bytes(3_000_000))
+    assert np.array_equal(pixels_of(tmp_path / "image.png"), UPRIGHT)
+
+
+def test_a_text_that_says_the_rotation_and_is_too_large_is_done_without(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", "x" * 3_000_000, zip=True)
+    Image.fromarray(UPRIGHT).save(tmp_path / "image.png", pnginfo=info)
+    assert np.array_equal(pixels_of(tmp_path / "image.png"), UPRIGHT)
+
+
+def test_a_png_with_large_texts_that_is_cut_short_is_unreadable(tmp_path: Path) -> None:
+    with_text(tmp_path / "image.png", "exif")
+    content = (tmp_path / "image.png").read_bytes()
+    for end in (len(content) - 30, content.index(b"IDAT") + 6):
+        (tmp_path / "image.png").write_bytes(content[:end])
+        with pytest.raises(UnreadableImageError):
+            read_image(tmp_path / "image.png")
+
+
+# What is no regular file
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UnreadableImageError, match="named pipe"):
+        read_image(tmp_path / "pipe.png")
+    assert look_at_images(tmp_path, ["pipe.png"]).unreadable == {"pipe.png": "named pipe"}
+
+
+def test_links_are_followed_and_those_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    make(tmp_path / "a.png")
+    (tmp_path / "good.png").symlink_to("a.png")
+    (tmp_path / "broken.png").symlink_to("gone.png")
+    (tmp_path / "self.png").symlink_to("self.png")
+    (tmp_path / "device.png").symlink_to(os.devnull)
+    found = look_at_images(tmp_path, ["good.png", "broken.png", "self.png", "device.png"]).unreadable
+    assert set(found) == {"broken.png", "self.png", "device.png"}
+    assert found["device.png"] == "device"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -28,7 +29,7 @@ def record_of(data: DataSource) -> dict[str, Any]:
 
 
 def reopened(spec: str, trained: DataSource, **options: Any) -> DataSource:
-    settings: dict[str, Any] = {"who": "task 'x'", "classes": trained.classes, "part": "test"}
+    settings: dict[str, Any] = {"who": "task 'x'", "classes": trained.classes, "part": None}
     return open_as_trained(spec, record_of(trained), **(settings | options))
 
 
@@ -113,6 +114,23 @@ def test_the_80_20_split_of_a_folder(tmp_path: Path) -> None:
     assert official.split["counts"] == {"train": 30, "validation": 10, "test": 10}
     with pytest.raises(MemtokError, match="expected a test part that task 'x' was not trained on"):
         reopened(spec, again, split="official")
+
+
+def test_a_split_that_tests_on_the_images_that_chose_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    for part, count in (("train", 8), ("val", 2)):
+        for name in ("a", "b"):
+            fill(root / part / name, count)
+    trained = open_data(f"folder:{root}", split="official")
+    other = {"format": "memtok-split", "version": 1, "seed": 0, "fraction": 0.2, "test": trained.validation.identities}
+    other |= {
+        "train": trained.train.identities[1:-1],
+        "validation": trained.train.identities[:: len(trained.train) - 1],
+    }
+    (root / SPLIT_FILE_80_20).write_text(json.dumps(other))
+    assert set(open_data(f"folder:{root}", split="80-20").test.identities) == set(trained.validation.identities)
+    with pytest.raises(MemtokError, match="that task 'x' was not chosen by, found 4 of its validation images"):
+        reopened(f"folder:{root}", trained, split="80-20")
 
 
 def test_a_folder_without_parts_has_no_official_split(tmp_path: Path) -> None:

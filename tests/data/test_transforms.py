@@ -250,3 +250,50 @@ def test_transforms_can_be_sent_to_workers() -> None:
 def test_an_unknown_augmentation_is_refused() -> None:
     with pytest.raises(MemtokError, match="expected augment to be one of inception, crop, none, found 'mixup'"):
         training_transform(settings(), "mixup")
+
+
+THIN = [(60000, 1), (1, 60000), (2_000_000, 1), (30000, 3)]
+
+
+@pytest.mark.parametrize("size", THIN)
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_long_and_thin_pictures_are_not_blown_up(
+    size: tuple[int, int], augment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60000 x 1 resized to a shorter side of 256 would be 15 million x 256: 12 GB."""
+    made: list[int] = []
+    resize = Image.Image.resize
+
+    def record(image: Image.Image, to: tuple[int, int], *arguments: object, **options: object) -> Image.Image:
+        made.append(to[0] * to[1])
+        assert to[0] * to[1] <= 2**24
+        return resize(image, to, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image.Image, "resize", record)
+    usual = settings(image_size=(224, 224), resize=256)
+    image = Image.new("RGB", size, (51, 51, 51))
+    for transform in (training_pixels(usual, augment), evaluation_pixels(usual)):
+        found = transform(image)
+        assert found.shape == (3, 224, 224)
+        assert (found == 51).all()
+    assert made
+
+
+@pytest.mark.parametrize("size", [*SIZES, (300, 20), (11, 333), (640, 480)])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("augment", ["crop", "none"])
+def test_cropping_before_the_resize_gives_nearly_the_same(
+    size: tuple[int, int], interpolation: str, augment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What long and thin pictures go through, held against the usual way on pictures that can go both."""
+    smooth = picture((9, 7), seed=3).resize(size, Image.Resampling.BICUBIC)
+    found = []
+    for largest in (2**24, 0):
+        monkeypatch.setattr("memtok.data.transforms.LARGEST_RESIZED", largest)
+        torch.manual_seed(0)
+        found.append(training_pixels(settings(interpolation=interpolation), augment)(smooth).int())
+    assert found[0].shape == found[1].shape == (3, 32, 32)
+    difference = (found[0] - found[1]).abs()
+    if interpolation != "nearest":  # which may take the pixel beside where a position lies between two
+        assert int(difference.max()) <= 2
+    assert float((difference > 1).float().mean()) < 0.04

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import memtok
@@ -39,3 +41,18 @@ def test_the_first_version_is_there() -> None:
     )
     assert (lone.queries, lone.cells, lone.adapter_rank) == (2, 3, 1)
     assert lone.record["metrics"] == {"top1": 0.5}
+
+
+def test_digests_and_twins_are_there() -> None:
+    folder = next(folder for folder in VERSIONS if folder.name == "v1-digest")
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as stream:
+            content = json.loads((stream.metadata() or {}).get("memtok", "null"))
+        if content is not None:
+            assert all(header["digest"].startswith("sha256:") for header in content.get("tasks", [content])), path
+    backbone = memtok.load_backbone(folder / "backbone.safetensors")
+    assert backbone.classes == ("a", "b", "c", "d", "e")
+    both, other, twin = memtok.load_tasks(folder / "twins.safetensors", backbone)
+    assert both.extends == (twin, other)
+    assert (twin.name, other.name) == ("twin", "twin.head")
+    assert twin.fingerprint == other.fingerprint

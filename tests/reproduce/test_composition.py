@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,9 @@ def test_concat(backbone: Backbone, pairs_of_digits: dict[str, DataSource], tmp_
     assert any(changed)  # without the mask the others disturb
 
 
-def test_extension(backbone: Backbone, pairs_of_digits: dict[str, DataSource], tmp_path: Path) -> None:
+def test_extension(
+    backbone: Backbone, pairs_of_digits: dict[str, DataSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = extension(settings(tmp_path, data=DATA), cells=1)
     assert result.unchanged
     assert {row.task: row.extends for row in result.rows} == {DATA[0]: (), DATA[1]: (DATA[0],), DATA[2]: ()}
@@ -66,6 +69,12 @@ def test_extension(backbone: Backbone, pairs_of_digits: dict[str, DataSource], t
     }
     again = extension(settings(tmp_path, data=DATA), cells=1)  # nothing is trained again
     assert again == result
+    drawn: list[list[dict[str, Any]]] = []
+    monkeypatch.setattr("memtok.reproduce.pictures.draw_before_after", lambda rows, path: drawn.append(rows))
+    result.save(tmp_path)
+    shown = {row["task"]: row["without_extending"] for row in drawn[0]}
+    assert shown == {name: result.mean(name, "without_extending") for name in DATA}
+    assert shown[DATA[1]] is not None
 
 
 def test_a_rate_that_is_added_changes_what_is_extended(

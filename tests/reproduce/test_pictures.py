@@ -113,6 +113,20 @@ def test_before_and_after_without_the_unmasked_bar(drawn: list[Figure]) -> None:
     assert len(drawn[0].axes[0].patches) == 2
 
 
+def test_what_extends_stands_beside_the_same_without_extending(drawn: list[Figure]) -> None:
+    rows = [
+        BeforeAfter(task="digits", before=0.8, after_masked=0.8),
+        BeforeAfter(task="mnist", before=0.9, after_masked=0.9, without_extending=0.7),
+    ]
+    draw_before_after(rows, "unused.png")
+    (axes,) = drawn[0].axes
+    bars = sorted((bar.get_x() + bar.get_width() / 2, round(bar.get_height())) for bar in axes.patches)
+    assert [height for _, height in bars] == [80, 80, 70, 90, 90]
+    assert sum(place for place, _ in bars[:2]) / 2 == pytest.approx(0)  # in the middle of their group
+    assert sum(place for place, _ in bars[2:]) / 3 == pytest.approx(1)
+    assert "without extending" in drawn[0].legends[0].get_texts()[0].get_text()
+
+
 def test_nothing_to_draw_and_impossible_shares_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MemtokError, match="at least one tested run"):
         draw(make_table([run("head", chosen=False, data="mnist")]), tmp_path / "a.png")

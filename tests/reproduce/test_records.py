@@ -11,6 +11,7 @@ import pytest
 
 from memtok.errors import MemtokError
 from memtok.reproduce.records import RunRecord, Score, read_record, write_record
+from tests.flips import flip
 from tests.reproduce.records import run
 
 
@@ -28,6 +29,24 @@ def test_the_file_is_plain_json_with_a_version(tmp_path: Path) -> None:
     assert value["image_size"] == [98, 98]
     assert value["validation"] == {"top1": 0.8, "images": 5000}
     assert value["test"] == {"top1": 0.8, "images": 10000, "top5": 0.95}
+
+
+def test_one_flipped_bit_is_refused_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    write_record(path, run())
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 53):
+        path.write_bytes(flip(whole, bit))
+        try:
+            found = read_record(path)
+        except MemtokError:
+            continue
+        assert found == run(), f"bit {bit}"
+
+
+def test_a_record_of_version_0_1_has_no_checksum(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(run().to_dict()))
+    assert read_record(tmp_path / "run.json") == run()
 
 
 def test_tested_marks_a_run_as_chosen() -> None:

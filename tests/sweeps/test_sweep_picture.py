@@ -6,11 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+import memtok
 from memtok.sweeps import Configuration, DataResult, Range, Space, SweepResult, Trial
-from memtok.sweeps.picture import LinePanel, ScatterPanel, alive, asides, crosses, draw, limits, panels_of, reach
+from memtok.sweeps.picture import (
+    LinePanel,
+    ScatterPanel,
+    asides,
+    crosses,
+    draw,
+    draw_head,
+    limits,
+    panels_of,
+    reach,
+    titles_of,
+)
 from memtok.sweeps.trials import ranked
+from memtok.training.settings import Plan, Settings, make_plan
 from memtok.training.state import Validation
 
 
@@ -31,11 +45,16 @@ def outcome(configuration: Configuration, number: int) -> Trial:
     )
 
 
+def plan() -> Plan:
+    """Of a sweep of digits."""
+    return make_plan(Settings(steps=100), "memory", memtok.open_data("digits"))
+
+
 def result(tmp_path: Path, **space: Any) -> SweepResult:
     made = Space(**space)
     order = made.listed(0) or []
     trials = ranked(outcome(each, number) for number, each in enumerate(order))
-    rest: dict[str, Any] = {"test": None, "best": None, "plan": None, "halving": 2}
+    rest: dict[str, Any] = {"test": None, "best": None, "plan": plan(), "halving": 2}
     one = DataResult(data="digits", trials=tuple(trials), order=tuple(order), space=made, **rest)
     return SweepResult((one,), tmp_path)
 
@@ -99,7 +118,8 @@ def test_every_cross_is_seen(tmp_path: Path) -> None:
     assert {x for _, x, _ in placed} == {1.0, high}
     bottom, top = limits(one, panels_of(one))
     rows = max(row for _, _, row in placed)
-    least = min(100 * trial.last.top1 for trial in one.trials if alive(trial) and trial.last)
+    assert one.choice is not None
+    least = min(100 * setting.interval[0] for setting in one.choice.settings)
     assert bottom + (top - bottom) * (0.02 + 0.045 * rows) < least
     assert reach(one.trials, "memory") == (-float("inf"), float("inf"))
 
@@ -116,3 +136,26 @@ def test_dots_of_one_value_stand_beside_each_other_and_the_best_at_its_value(tmp
         ]
         assert own[0][0] == 0.0
         assert len(set(own)) == len(own) > 5
+
+
+def test_a_folder_is_called_by_its_name() -> None:
+    assert titles_of(["digits", "folder:/data/of/mine/photos"]) == ["digits", "photos"]
+    assert titles_of(["folder:/a/photos", "folder:b/photos"]) == ["a/photos", "b/photos"]
+    assert titles_of(["folder:."]) == ["."]
+
+
+def test_the_head_to_beat_and_the_intervals_are_drawn(tmp_path: Path) -> None:
+    one = result(tmp_path, learning_rates=[1e-3, 1e-2], memory=[1, 5], regimes=["head", "memory"]).data[0]
+    assert one.choice is not None
+    assert one.choice.head is not None
+    axes = Figure().subplots()
+    draw_head(axes, one)
+    (line,) = axes.lines
+    assert list(line.get_ydata()) == [100 * one.choice.head.top1] * 2
+    (band,) = axes.patches
+    low, high = (100 * end for end in one.choice.head.interval)
+    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((low, high))
+    panels_of(one)[0].draw(axes, one)
+    bars = [each.get_ydata() for each in axes.lines if len(each.get_xdata()) == 2 and len(set(each.get_xdata())) == 1]
+    wanted = sorted(100 * end for setting in one.choice.settings for end in setting.interval)
+    assert sorted(float(end) for bar in bars for end in bar) == pytest.approx(wanted)

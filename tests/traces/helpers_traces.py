@@ -31,8 +31,7 @@ def manifest_of(
     preprocessing = preprocessing or backbone.preprocessing
     settings: dict[str, Any] = {"augment": "none", "flip": False, "seed": 0, "views": 1, "autocast": None}
     settings |= changes
-    transform = training_pixels(preprocessing, settings["augment"], settings["flip"])
-    return describe(backbone, preprocessing, images, transform, **settings)
+    return describe(backbone, preprocessing, images, **settings)
 
 
 def disk_store(

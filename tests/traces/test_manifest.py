@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def test_traces_of_an_earlier_format_are_refused(backbone: Backbone, images: Ima
     disk_store(folder, manifest).close()
     (folder / MANIFEST).write_text(json.dumps(asdict(manifest) | {"format": 2}))
     with pytest.raises(
-        MemtokError, match=r"expected traces of format 3 in .*, found format 2; name another folder, or"
+        MemtokError, match=r"expected traces of format 4 in .*, found format 2; name another folder, or"
     ):
         disk_store(folder, manifest)
     assert replace(manifest, format=2).digest != manifest.digest  # so that in the cache it is another folder
@@ -171,15 +172,20 @@ def test_shape_is_that_of_a_trace(changes: dict[str, Any]) -> None:
     assert trace_shape(backbone) == (len(trace.inputs), *trace.inputs[0].shape[1:])
 
 
-def test_files_are_known_by_size_and_time(backbone: Backbone, tmp_path: Path) -> None:
+def test_files_are_known_by_their_bytes(backbone: Backbone, tmp_path: Path) -> None:
     from PIL import Image
 
     for index in range(3):
-        Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / f"{index}.png")
-    images = ImageSet(FileStore(tmp_path, [f"{index}.png" for index in range(3)]), np.arange(3), np.zeros(3, np.int64))
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / f"{index}.bmp")
+    images = ImageSet(FileStore(tmp_path, [f"{index}.bmp" for index in range(3)]), np.arange(3), np.zeros(3, np.int64))
     before = manifest_of(backbone, images)
     assert manifest_of(backbone, images) == before
-    Image.new("RGB", (9, 9), (7, 7, 0)).save(tmp_path / "1.png")
+    status = (tmp_path / "1.bmp").stat()
+    os.utime(tmp_path / "1.bmp", (0, 0))
+    assert manifest_of(backbone, images) == before
+    Image.new("RGB", (8, 8), (7, 7, 0)).save(tmp_path / "1.bmp")
+    os.utime(tmp_path / "1.bmp", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (tmp_path / "1.bmp").stat().st_size == status.st_size
     after = manifest_of(backbone, images)
     assert replace(after, content=before.content) == before
     assert after.content != before.content

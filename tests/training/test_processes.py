@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from memtok.backbone import Backbone
@@ -37,7 +38,7 @@ torch.manual_seed(0)
 backbone, data = tiny_backbone(), open_data("digits").only(["0", "1"])
 # The initial values of the first process count. Of 259 images in batches of 43 the seventh batch holds one.
 result = quick(new_task(backbone, data, seed=rank), data, out=Path(sys.argv[1]), steps=10, batch_size=43, accumulate=2)
-print(result.best_step, result.best_accuracy, rows)
+print(result.best_step, result.best_accuracy, rows, result.best_balanced, *result.score.confusion().flatten())
 torch.distributed.destroy_process_group()
 """
 
@@ -67,6 +68,12 @@ def test_two_processes_are_one_up_to_rounding(root: Path, backbone: Backbone, da
     one = quick(new_task(backbone, data), data, out=alone, steps=10, batch_size=43, accumulate=2)
     told = [answer.split() for answer, _ in answers]
     assert told[0][:2] == told[1][:2]
+    assert told[0][3:] == told[1][3:]  # each process knows what all of them answered
+    assert one.score is not None
+    assert float(told[0][3]) == pytest.approx(one.score.balanced, abs=0.05)
+    counts = torch.tensor([int(number) for number in told[0][4:]]).view(2, 2)
+    assert counts.sum(dim=1).tolist() == one.score.confusion().sum(axis=1).tolist()
+    assert float(told[0][1]) == counts.diagonal().sum() / counts.sum()
     assert int(told[0][2]) + int(told[1][2]) == one.record["images_seen"]
     assert 0 <= int(told[0][2]) - int(told[1][2]) <= 10
     expected = load_file(alone)

@@ -11,7 +11,7 @@ from rich.console import Console
 from memtok.backbone import Backbone
 from memtok.data import DataSource
 from memtok.sweeps import RichSweepListener
-from memtok.training import RichProgress
+from memtok.training import Progress, RichProgress
 from tests.training.helpers import new_task, quick
 
 
@@ -77,3 +77,18 @@ def test_names_are_shown_as_they_are(terminal: bool) -> None:
     assert shown.count(name) >= 3
     assert "two: pets" not in shown
     assert "2\ufe0f" not in shown
+
+
+def test_listeners_hear_how_far_a_validation_is(backbone: Backbone, data: DataSource) -> None:
+    heard: list[tuple[int, int]] = []
+
+    class Listener(Progress):
+        def validating(self, done: int, total: int) -> None:
+            heard.append((done, total))
+
+    for keep in (None, "ram"):
+        heard.clear()
+        quick(new_task(backbone, data), data, progress=Listener(), keep_traces=keep)
+        images = len(data.validation)
+        assert heard[-1] == (images, images)
+        assert len(heard) == 2 * -(-images // 16)

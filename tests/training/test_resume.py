@@ -22,7 +22,7 @@ from memtok.data import DataSource, open_data
 from memtok.errors import MemtokError
 from memtok.training.optim import make_optimizer
 from memtok.training.settings import Settings, make_plan
-from memtok.training.state import RunFolder, RunState, Validation, read_header, write_state
+from memtok.training.state import RunFolder, RunState, read_header, write_state
 from tests.tiny import tiny_backbone
 from tests.training.helpers import Recorder, new_task, quick
 
@@ -157,16 +157,19 @@ def test_another_task_or_data_is_named(backbone: memtok.Backbone, data: DataSour
             quick(task, source, out=interrupted, resume=True, **RUN)
 
 
-def test_an_unfinished_run_is_not_lost_by_mistake(
+def test_a_run_with_progress_is_not_lost_by_mistake(
     backbone: memtok.Backbone, data: DataSource, interrupted: Path
 ) -> None:
-    with pytest.raises(MemtokError, match=r"found one at step 6 of 12 in .*digits\.run; resume it, or overwrite it"):
+    with pytest.raises(MemtokError, match=r"found one at step 6 of 12 in .*digits\.run; resume=True .* overwrite=True"):
         quick(new_task(backbone, data), data, out=interrupted, **RUN)
     listener = Recorder()
     quick(new_task(backbone, data), data, out=interrupted, overwrite=True, progress=listener, **RUN)
     assert listener.said("start")[0].start_step == 0
     assert len(end_of(interrupted)["lines"]) == 7
-    quick(new_task(backbone, data), data, out=interrupted, **(RUN | {"steps": 3}))  # a finished one is replaced
+    with pytest.raises(MemtokError, match=r"found one at step 12 of 12 in .*digits\.run"):  # nor a finished one
+        quick(new_task(backbone, data), data, out=interrupted, **(RUN | {"steps": 3}))
+    assert len(end_of(interrupted)["lines"]) == 7
+    quick(new_task(backbone, data), data, out=interrupted, overwrite=True, **(RUN | {"steps": 3}))
     assert len(end_of(interrupted)["lines"]) == 2
 
 
@@ -176,7 +179,7 @@ def test_a_new_run_leaves_nothing_of_the_old_one_in_its_folder(
     quick(new_task(backbone, data), data, out=out, **RUN)
     old = out.read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        quick(new_task(backbone, data), data, out=out, progress=Recorder(1), **(RUN | {"seed": 1}))
+        quick(new_task(backbone, data), data, out=out, overwrite=True, progress=Recorder(1), **(RUN | {"seed": 1}))
     folder = RunFolder(out)
     assert not folder.last.exists()
     assert not folder.record.exists()
@@ -202,7 +205,7 @@ def test_state_holds_every_tensor_of_the_optimizer(
     assert names >= {f"parameters.{name}" for name in own}
     assert names >= {f"optimizer.{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq") for name in own}
     with safe_open(RunFolder(interrupted).state, framework="pt") as stream:
-        assert set(stream.metadata()) == {"memtok-run"}
+        assert set(stream.metadata()) == {"memtok-run", "sha256"}
 
 
 def test_remains_of_a_kill_while_writing_are_removed(
@@ -233,17 +236,6 @@ def test_decay_spares_tokens_memory_and_vectors(backbone: memtok.Backbone, data:
         assert set(decay) == {id(parameter) for parameter in by_name.values()}
         assert {decay[id(by_name[name])] for name in spared} == {0.0}
         assert decay[id(by_name["vit.head.weight" if regime == "full" else "head.weight"])] == 0.3
-
-
-def test_rule_for_the_best() -> None:
-    def at(step: int, top1: float, loss: float) -> Validation:
-        return Validation(step=step, top1=top1, top5=1.0, loss=loss)
-
-    assert at(1, 0.1, 9.0).beats(None)
-    assert at(2, 0.6, 9.0).beats(at(1, 0.5, 0.1))
-    assert at(2, 0.5, 0.1).beats(at(1, 0.5, 0.2))
-    assert not at(2, 0.5, 0.2).beats(at(1, 0.5, 0.2))
-    assert not at(2, 0.4, 0.0).beats(at(1, 0.5, 0.2))
 
 
 def test_a_state_cannot_hold_what_json_does_not_know(tmp_path: Path) -> None:

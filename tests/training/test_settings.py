@@ -41,6 +41,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"split": "80-20"}, "split only with data given by name"),
     ({"on_bad_image": "ignore"}, "on_bad_image"),
     ({"validate_every": 0}, "validate_every"),
+    ({"select": "accuracy"}, "select among top1, balanced, loss, found 'accuracy'"),
     ({"validation_images": 0}, "validation_images"),
     ({"log_every": 0}, "log_every"),
     ({"save_every": 0}, "save_every"),

@@ -58,6 +58,12 @@ def test_each_task_ends_as_it_does_alone(backbone: Backbone, data: DataSource, r
         )
         for (name, one), other in zip(together[index].named_parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        mine, others = results[index].score, single.score
+        assert mine is not None
+        assert others is not None
+        assert [row.images for row in mine.per_class] == [row.images for row in others.per_class]
+        assert mine.balanced == results[index].best_balanced == results[index].record["metrics"]["validation_balanced"]
+        assert mine.balanced == pytest.approx(others.balanced, abs=0.05)
         assert results[index].final_accuracy == pytest.approx(single.final_accuracy, abs=0.02)
         assert results[index].record["hyperparameters"]["learning_rate"] == RATES[index]
         assert results[index].record["together"] == len(CONFIGURATIONS)

@@ -193,7 +193,8 @@ def test_files_of_a_run(backbone: Backbone, data: DataSource, out: Path) -> None
     run = out.with_suffix(".run")
     assert sorted(path.name for path in out.parent.iterdir()) == ["digits.run", "digits.safetensors"]
     assert sorted(path.name for path in run.iterdir()) == [
-        *("config.json", "last.safetensors", "metrics.jsonl", "record.json"),
+        *(".lock", "config.json", "confusion.csv", "confusion.json", "confusion.png"),
+        *("last.safetensors", "metrics.jsonl", "record.json"),
         *("split.json", "state.safetensors", "tensorboard"),
     ]
     loaded = memtok.load_task(out, backbone)
@@ -258,9 +259,10 @@ def test_best_and_last_state(backbone: Backbone, data: DataSource, out: Path, mo
     told = {2: (0.5, 0.1), 4: (0.75, 0.4), 6: (0.75, 0.3), 8: (0.75, 0.3), 10: (0.6, 0.1)}
     states: dict[int, dict[str, torch.Tensor]] = {}
 
-    def pretend(self: Engine, step: int, *_: Any) -> Validation:
+    def pretend(self: Engine, step: int, *_: Any) -> tuple[Validation, torch.Tensor]:
         states[step] = tensors_of(self.trainable)
-        return Validation(step=step, top1=told[step][0], top5=1.0, loss=told[step][1])
+        top1, loss = told[step]
+        return Validation(step=step, top1=top1, top5=1.0, loss=loss, balanced=top1), torch.zeros(3, 1)
 
     monkeypatch.setattr(Engine, "validate", pretend)
     task = new_task(backbone, data)
@@ -337,7 +339,9 @@ def test_progress_is_told_everything_in_order(backbone: Backbone, data: DataSour
     assert listener.said("step") == list(range(1, STEPS + 1))
     assert [row["step"] for row in listener.said("log")] == [2, 4, 6, 8]
     assert [row["step"] for row, _ in listener.said("validation")] == [4, 8]
-    assert listener.said("validation")[0][1] is True
+    (first, praised), (second, better) = listener.said("validation")
+    assert praised is False  # the first one got better than nothing
+    assert better is (second["validation_balanced"] > first["validation_balanced"])
     assert listener.calls[0][0] == "start"
     assert listener.calls[-1][0] == "close"
 

@@ -164,6 +164,7 @@ def memtok_serving(scene: Scene, tasks: int, cells: int | None = None) -> Run:
     """All tasks in one pass of `MemoryViT`, the base output included. cells: per task, else those of serving."""
     model = MemoryViT(scene.backbone, scene.tasks(tasks, scene.sizes.serving_cells if cells is None else cells))
     images = scene.images
+    scene.stack.enter_context(model.folded())
 
     def run() -> object:
         with torch.inference_mode():

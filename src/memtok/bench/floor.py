@@ -47,7 +47,7 @@ class Geometry:
             tokens=patches + int(vit.num_prefix_tokens),
             patches=patches,
             patch_inputs=int(projection.in_channels * height * width),
-            base_classes=int(vit.num_classes),
+            base_classes=int(getattr(vit.head, "out_features", 0)),
         )
 
 

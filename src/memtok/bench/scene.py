@@ -18,7 +18,7 @@ from memtok.data import DataSource, from_dataset
 from memtok.data.transforms import Normaliser
 from memtok.errors import MemtokError
 from memtok.task import Task
-from memtok.training.device import accelerator_for, kept_gpu_state
+from memtok.training.device import OneProcess, accelerator_for
 from memtok.training.settings import Plan, Settings, make_plan
 
 STEPS = 1_000_000  # of the run that the timed steps are part of: it never ends, and its rate hardly moves
@@ -57,9 +57,8 @@ class Scene:
         self.stack.close()
 
     @cached_property
-    def accelerator(self) -> Accelerator:
+    def accelerator(self) -> Accelerator | OneProcess:
         """As the training loop has it."""
-        self.stack.enter_context(kept_gpu_state(self.device))
         return self.stack.enter_context(accelerator_for(self.sizes.device, self.sizes.precision))
 
     @cached_property

@@ -9,6 +9,15 @@ from __future__ import annotations
 from memtok.checkpoint.architecture import check_supported
 from memtok.checkpoint.fingerprint import fingerprint_of
 from memtok.checkpoint.layouts import LEFT_OUT
-from memtok.checkpoint.sources import Checkpoint, read_checkpoint, save_checkpoint
+from memtok.checkpoint.sources import Checkpoint, is_path, portable_source, read_checkpoint, save_checkpoint
 
-__all__ = ["LEFT_OUT", "Checkpoint", "check_supported", "fingerprint_of", "read_checkpoint", "save_checkpoint"]
+__all__ = [
+    "LEFT_OUT",
+    "Checkpoint",
+    "check_supported",
+    "fingerprint_of",
+    "is_path",
+    "portable_source",
+    "read_checkpoint",
+    "save_checkpoint",
+]

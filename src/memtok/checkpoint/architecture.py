@@ -15,7 +15,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import GatedMlp, GluMlp, Mlp, PatchEmbed, SwiGLU, get_act_layer, get_norm_layer
+from timm.layers import (
+    DropPath,
+    GatedMlp,
+    GluMlp,
+    Mlp,
+    PatchDropout,
+    PatchEmbed,
+    SwiGLU,
+    get_act_layer,
+    get_norm_layer,
+)
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
@@ -32,6 +42,10 @@ MLPS: dict[str, Any] = {
     "swiglu": SwiGLU,
     "gated": GatedMlp,
 }
+# The matrices of a layer. Task streams read their weights, so that what another module does with them would be lost.
+LINEAR = ("qkv", "proj", "fc1", "fc2", "fc1_g", "fc1_x")
+# All the same in evaluation mode.
+QUIET = (nn.Identity, nn.Dropout, DropPath, PatchDropout)
 NORMS = ("layernorm", "layernormfp32", "rmsnorm", "rmsnormfp32", "simplenorm", "simplenormfp32")
 # timm and torch each have a module for most of these; the class's name, in small letters, is looked up here.
 ACTIVATIONS = {
@@ -174,8 +188,10 @@ def describe(vit: nn.Module) -> Architecture:
     """
     _check_kind(vit)
     architecture = _read(vit)
-    # Whatever the description leaves out (an adapter, a pruned layer) shows in the tensors of the model that it builds.
-    expected = {name: tensor.shape for name, tensor in trunk_tensors(build(architecture, "meta"))}
+    # Whatever the description leaves out (an adapter, a pruned layer) shows in the model that it builds.
+    rebuilt = build(architecture, "meta")
+    _check_modules(vit, rebuilt)
+    expected = {name: tensor.shape for name, tensor in trunk_tensors(rebuilt)}
     found = {name: tensor.shape for name, tensor in trunk_tensors(vit)}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
@@ -212,6 +228,33 @@ def _check_kind(vit: Any) -> None:
                 raise MemtokError(
                     f"expected timm's {kind.__name__} in every layer, found {type(module).__name__} in blocks.{index}; "
                     "task streams do not understand it, take another model"
+                )
+
+    for name, module in vit.blocks.named_modules():
+        if name.rpartition(".")[2] in LINEAR and type(module) is not nn.Linear:
+            raise MemtokError(
+                f"expected torch's Linear in blocks.{name}, found {type_text(module)}; task streams do not understand "
+                "it: merge it into a plain layer, or take another model"
+            )
+
+
+def _check_modules(vit: Any, rebuilt: Any) -> None:
+    """MemtokError for a module of another kind than timm builds there. Norms and activations are checked by `_read`."""
+    modules = dict(vit.named_modules())
+    for name, expected in rebuilt.named_modules():
+        module = modules.get(name, expected)  # older versions of timm leave out what does nothing
+        known = type(expected).__name__.lower() in (*NORMS, *ACTIVATIONS) and not isinstance(expected, nn.Identity)
+        quiet = type(expected) in QUIET and type(module) in QUIET
+        if name.partition(".")[0] not in HEAD_MODULES and type(module) is not type(expected) and not (known or quiet):
+            raise MemtokError(
+                f"expected timm's {type(expected).__name__} in {name}, found {type_text(module)}; only models as timm "
+                "builds them can carry tasks"
+            )
+        for fact in ("num_heads", "head_dim", "attn_dim", "scale") if isinstance(expected, Attention) else ():
+            if getattr(module, fact) != getattr(expected, fact):
+                raise MemtokError(
+                    f"expected {fact} {getattr(expected, fact)} in {name}, as timm makes it, found "
+                    f"{getattr(module, fact)}; only models as timm builds them can carry tasks"
                 )
 
 
@@ -292,10 +335,10 @@ def _mlp_kind(mlp: Any) -> tuple[str, str]:
 def activation_name(activation: nn.Module) -> str:
     """The canonical name of an activation module, the same for torch's and timm's; MemtokError for an unknown one."""
     name = ACTIVATIONS.get(type(activation).__name__.lower())
-    if name is None:
+    if name is None or type(activation).__module__.partition(".")[0] not in ("torch", "timm"):
         raise MemtokError(
             f"expected an activation out of {', '.join(sorted(set(ACTIVATIONS.values())))}, found "
-            f"{type(activation).__name__}; take another model"
+            f"{type(activation).__name__ if name is None else type_text(activation)}; take another model"
         )
     approximated = isinstance(activation, nn.GELU) and activation.approximate == "tanh"
     return "gelu_tanh" if approximated else name
@@ -316,6 +359,11 @@ def trunk_tensors(vit: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in vit.state_dict().items():
         if name.partition(".")[0] not in HEAD_MODULES:
             yield name, tensor
+
+
+def type_text(module: object) -> str:
+    """The class of a module for an error message, with where it is from: wrappers like to be called the same."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def shape_text(shape: torch.Size | None) -> str:

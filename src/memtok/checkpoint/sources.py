@@ -11,6 +11,7 @@ import contextlib
 import copy
 import io
 import json
+import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from memtok.assets import shipped_backbone
 from memtok.checkpoint.architecture import Architecture, build, describe, shape_text
 from memtok.checkpoint.conversion import convert, layout_name
 from memtok.checkpoint.fingerprint import fingerprint_of
+from memtok.checkpoint.objects import check_unchanged
 from memtok.checkpoint.positions import resize_positions
 from memtok.checkpoint.processors import read_processor, usual_preprocessing
 from memtok.checkpoint.tensor_files import (
@@ -47,7 +49,9 @@ from memtok.checkpoint.timm_models import (
 )
 from memtok.errors import MemtokError
 from memtok.files import atomic_write
+from memtok.header import DIGEST, check_digest, digest_of
 from memtok.preprocessing import Preprocessing, size_pair
+from memtok.regular import check_regular
 
 SHIPPED = "small"  # the backbone that comes with memtok
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -116,12 +120,31 @@ def read_checkpoint(
     )
 
 
+def is_path(source: str) -> bool:
+    """Whether a source by its looks is a path, and neither a Hub id, a timm name nor `small`."""
+    if source.startswith(("object:", *HUB_PREFIXES)):
+        return False
+    one_word = Path(source).name == source or HUB_NAME.fullmatch(source)
+    return not one_word or source.endswith(".safetensors") or source.startswith(("~", "."))
+
+
+def portable_source(source: str) -> str:
+    """What a task file calls the source of a backbone: as given, but of a folder or file its name only.
+
+    Where it lies on the machine that trained a task is of no use to others and none of their business.
+    """
+    path = os.path.abspath(os.path.expanduser(source))
+    here = os.path.exists(path) and source != SHIPPED and not source.startswith(HUB_PREFIXES)
+    return Path(path).name or source if here or is_path(source) else source
+
+
 def _read_named(source: str | Path, size: tuple[int, int] | None, architecture: str | None) -> Found:
     text = str(source)
     for prefix in HUB_PREFIXES:
         if text.startswith(prefix):
             return _read_hub(text.removeprefix(prefix), size, architecture)
     path = Path(source).expanduser()
+    check_regular(path, "a folder or a .safetensors file")
     if path.is_dir():
         return _read_folder(path, text, size, architecture)
     if path.is_file():
@@ -233,8 +256,7 @@ def _read_file(path: Path, size: tuple[int, int] | None, architecture: str | Non
 
 def _read_object(model: nn.Module, size: tuple[int, int] | None) -> Found:
     """A copy of a model in memory. A transformers model is saved and read back: its files keep their names."""
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise MemtokError("expected a model with its weights, found one on the meta device; load its weights first")
+    check_unchanged(model)
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "model_type") or not hasattr(model, "save_pretrained"):
         return read_timm_object(model, size)
@@ -288,6 +310,7 @@ def save_checkpoint(
         "classes": json.dumps(list(classes), ensure_ascii=False),
         "record": json.dumps(dict(record or {})),
     }
+    metadata[DIGEST] = digest_of(metadata)
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
@@ -307,8 +330,9 @@ def _read_saved(
             f"expected version {FORMAT_VERSION} of memtok's checkpoints, found {metadata[FORMAT]!r} in {path}; "
             "read it with a newer memtok"
         )
+    check_digest(path, metadata)
     try:
-        vit = build(Architecture.from_json(metadata["architecture"]))
+        vit: Any = build(Architecture.from_json(metadata["architecture"]))
         preprocessing = Preprocessing.from_dict(json.loads(metadata["preprocessing"]))
         classes = tuple(str(name) for name in json.loads(metadata["classes"]))
         record = dict(json.loads(metadata.get("record", "{}")))  # the first files have none
@@ -320,5 +344,9 @@ def _read_saved(
             "get the file again"
         ) from error
     load_tensors(vit, tensors)
+    if classes and len(classes) != getattr(vit.head, "out_features", 0):
+        raise MemtokError(
+            f"expected a class name for each output of the head in {path}, found {len(classes)}; get the file again"
+        )
     sized = preprocessing.with_image_size(size or preprocessing.image_size)
     return Found(vit, sized, "checkpoint", classes, (), record)

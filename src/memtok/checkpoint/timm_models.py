@@ -111,6 +111,7 @@ def _fill(vit: nn.Module, tensors: Mapping[str, Tensor], size: tuple[int, int] |
     wanted = size or _own_size(vit)
     kept, left_out = split_left_out(tensors, "timm")
     _fit_grid(vit, kept)
+    _fit_head(vit, kept)
     load_tensors(vit, kept)
     return _found(vit, wanted, origin, left_out)
 
@@ -127,6 +128,19 @@ def _fit_grid(vit: Any, tensors: Mapping[str, Tensor]) -> None:
     if side:
         height, width = vit.patch_embed.patch_size
         vit.set_input_size(img_size=(side * height, side * width))
+
+
+def _fit_head(vit: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Gives the model the head of the file where it has another number of classes than the config: replaced by hand."""
+    for name in ("head", "head_dist"):
+        weight = tensors.get(f"{name}.weight")
+        if weight is None or weight.ndim != 2 or weight.shape[1] != vit.num_features:
+            continue
+        if getattr(getattr(vit, name, None), "out_features", 0) != len(weight):
+            bias = f"{name}.bias" in tensors
+            # Made without values, or torch would draw some from its global generator.
+            head = nn.Linear(vit.num_features, len(weight), bias, device="meta", dtype=torch.float32)
+            setattr(vit, name, head.to_empty(device="cpu"))
 
 
 def _own_size(vit: Any) -> tuple[int, int]:

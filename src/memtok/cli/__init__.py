@@ -4,7 +4,7 @@ Each sub-command is a module beside this one with `configure(parser)` and `run(o
 the command that was typed is imported, and torch only once its work starts, so help is answered at once.
 
 Exit codes: 0 done; 1 the check or the work failed; 2 wrong arguments, which the arguments and the configuration file
-show by themselves; 130 interrupted. See docs/cli.md.
+show by themselves; 130 interrupted by Ctrl-C, 143 by SIGTERM. See docs/cli.md.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ import importlib
 import io
 import logging
 import os
+import shlex
+import signal
 import sys
 import textwrap
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from memtok import __version__
-from memtok.cli.errors import UsageError, as_typed, printable
-from memtok.errors import MemtokError
+from memtok.cli.errors import UsageError, as_typed
+from memtok.errors import MemtokError, printable
 
-DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 # Command -> what it does, in the order in which a newcomer meets them. The module has the command's name,
 # with underscores for hyphens.
@@ -33,6 +36,7 @@ COMMANDS = {
     "evaluate": "measure the accuracy of tasks, each alone and all composed in one model",
     "predict": "classify images with every task in one pass",
     "concat": "put task files together in one file",
+    "rename": "give tasks in a file, or their classes, other names",
     "verify": "prove that tasks change neither the backbone nor each other",
     "inspect": "show what is in a file",
     "import-legacy": "turn checkpoints of the public reproduction into task files",
@@ -54,17 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = [word for word in words if word != "--debug"]
     program = f"memtok {known[0]}" if known and known[0] in COMMANDS else "memtok"
     try:
-        code = dispatch(known)
+        with terminable():
+            code = dispatch(known)
         sys.stdout.flush()  # a closed pipe shows here, not when Python ends
         return code
-    except KeyboardInterrupt:
-        hint = {
-            "memtok train": "; the same command with --resume goes on",
-            "memtok reproduce": "; the same command goes on",
-            "memtok sweep": "; the same command goes on",
-        }.get(program, "")
-        complain(program, f"interrupted, what was written stays{hint}")
-        return INTERRUPTED
+    except (KeyboardInterrupt, Terminated) as error:
+        complain(program, f"interrupted, what was written stays{going_on(known)}")
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
     except BrokenPipeError:
         # Whoever read our output is gone. Without this Python complains once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,6 +74,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         complain(program, "error: " + describe(error, debug))
         return WRONG_ARGUMENTS if isinstance(error, UsageError) else FAILED
+
+
+class Terminated(BaseException):
+    """SIGTERM came. Like KeyboardInterrupt no Exception, so that nobody takes it for an error of theirs."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM raises Terminated in the block, so that all is left in order; if somebody handles it already, they do."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def going_on(words: Sequence[str]) -> str:
+    """How interrupted work goes on, for a message."""
+    if words[:1] == ["train"]:
+        resumed = [word for word in words if word not in ("--overwrite", "--resume")]
+        return f"; go on with: {shlex.join(['memtok', *resumed, '--resume'])}"
+    return "; the same command goes on" if words[:1] in (["sweep"], ["reproduce"]) else ""
 
 
 def dispatch(words: list[str]) -> int:
@@ -87,9 +117,12 @@ def dispatch(words: list[str]) -> int:
         print(f"memtok {__version__}")
         return DONE
     if not words or words[0] not in COMMANDS:
-        found = f"{words[0]!r}" if words else "none"
+        from memtok.cli.suggestions import command_like
+
+        found = f"{words[0]!r}{command_like(words[0], list(COMMANDS))}" if words else "none"
         raise UsageError(f"expected a command ({', '.join(COMMANDS)}), found {found}; see `memtok --help`")
     from memtok.cli.options import build_parser, option_names, parse  # brings jsonargparse along
+    from memtok.cli.output import result_on_stdout
 
     command = words[0]
     module = importlib.import_module(f"memtok.cli.{command.replace('-', '_')}")
@@ -98,7 +131,7 @@ def dispatch(words: list[str]) -> int:
     options = parse(parser, words[1:])
     if options is None:  # help or the configuration was printed
         return DONE
-    with messages_on_stderr():
+    with messages_on_stderr(), result_on_stdout(vars(options)):
         try:
             return int(module.run(options))
         except MemtokError as error:
@@ -131,8 +164,8 @@ def describe(error: Exception, debug: bool) -> str:
         return f"expected to reach {error.filename}, found: {error.strerror}; check the path and its permissions"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
         return (
-            f"expected enough memory, found too little ({textwrap.shorten(text, 120)}); try smaller numbers, such as "
-            "--batch-size, --memory, --views or --image-size"
+            f"expected enough memory, found too little ({textwrap.shorten(text, 120) or 'Python ran out of it'}); try "
+            "smaller numbers, such as --batch-size, --memory, --views or --image-size"
         )
     hint = "" if debug else "; run again with --debug for the traceback"
     return f"unexpected {type(error).__name__}: {text}{hint}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from memtok.cli.output import check_outputs, say, size, table, write_result
 from memtok.errors import MemtokError
 
 if TYPE_CHECKING:
-    from memtok.bundle import StoredTask
+    from memtok.stored import StoredTask
 
 USAGE = "FILE... --out FILE.safetensors"
 EXAMPLES = """
@@ -36,46 +37,35 @@ def run(options: Namespace) -> int:
     if out.suffix != ".safetensors":
         raise UsageError(f"expected --out as FILE.safetensors, found {options.out!r}; change the ending")
     from memtok.bundle import write_stored
-    from memtok.cli.sources import check_same_preprocessing, in_order, read_files
+    from memtok.cli.sources import IN_FILES, check_content, check_same_preprocessing, read_files
+    from memtok.stored import as_one_file
 
-    found = read_files(options.files)
-    in_order(found)  # all that they extend is there
+    found = as_one_file(read_files(options.files), IN_FILES)
     check_content(found)
     check_composable(found)
-    check_same_preprocessing([stored.header for stored, _ in found])
-    write_stored([stored for stored, _ in found], out)
-    rows = [[stored.name, str(len(stored.header["classes"])), path] for stored, path in found]
+    check_same_preprocessing([stored.header for stored in found])
+    write_stored(found, out)
+    rows = [[stored.name, str(len(stored.header["classes"])), stored.where] for stored in found]
     table(["task", "classes", "from"], rows, right=["classes"])
     say(f"wrote {out}: {len(found)} tasks, {size(out.stat().st_size)}")
-    written = {"file": str(out), "bytes": out.stat().st_size, "tasks": [stored.name for stored, _ in found]}
+    written = {"file": str(out), "bytes": out.stat().st_size, "tasks": [stored.name for stored in found]}
     write_result(options.json, written)
     return 0
 
 
-def check_content(tasks: list[tuple[StoredTask, str]]) -> None:
-    """MemtokError unless every task's tensors are those that its fingerprint was made from."""
-    for stored, path in tasks:
-        if stored.fingerprint() != stored.header["fingerprint"]:
-            raise MemtokError(
-                f"expected the content of {stored.name!r} in {path} to match its fingerprint "
-                f"{stored.header['fingerprint'][:19]}, found {stored.fingerprint()[:19]}; the file was changed, get it "
-                "again"
-            )
-
-
-def check_composable(tasks: list[tuple[StoredTask, str]]) -> None:
+def check_composable(tasks: Sequence[StoredTask]) -> None:
     """MemtokError unless all can stand in one model: composable, and of one backbone."""
-    first, first_path = tasks[0]
-    for stored, path in tasks:
+    first = tasks[0]
+    for stored in tasks:
         header = stored.header
         if not header["composable"] and len(tasks) > 1:
             raise MemtokError(
-                f"expected composable tasks, found {stored.name!r} of regime {header['regime']!r} in {path}; train it "
-                "again with --regime memory or head"
+                f"expected composable tasks, found {stored.name!r} of regime {header['regime']!r} in {stored.where}; "
+                "train it again with --regime memory or head"
             )
         expected, found = first.header["backbone"], header["backbone"]
         if found["fingerprint"] != expected["fingerprint"]:
             raise MemtokError(
                 f"expected tasks of one backbone, found {expected['source']} ({expected['fingerprint'][:19]}) in "
-                f"{first_path} and {found['source']} ({found['fingerprint'][:19]}) in {path}; use one"
+                f"{first.where} and {found['source']} ({found['fingerprint'][:19]}) in {stored.where}; use one"
             )

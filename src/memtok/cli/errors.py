@@ -14,11 +14,6 @@ class UsageError(MemtokError):
     """Arguments that are wrong by themselves, whatever the files hold. Exit code 2."""
 
 
-def printable(text: str) -> str:
-    """One line in which names from files cannot steer the terminal: what does not print is written as an escape."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
-
-
 NAME = r"(?<![\w./'\"=-])(?P<name>[a-z]\w*)"  # not of a path, a quotation or an option
 # Where a word is the name of an argument, though it may be a common one, such as `memory`.
 NAMED = (
@@ -36,12 +31,15 @@ NAMED = (
 def as_typed(message: str, options: Mapping[str, str]) -> str:
     """A message of the library with its arguments as they are typed: `trace_dir` is `--trace-dir`.
 
-    options: the option of each argument. `views=None` becomes `no --views`, and `device='cpu'` becomes `--device cpu`.
+    options: the option of each argument. `views=None` becomes `no --views`, `device='cpu'` becomes `--device cpu`, and
+    `resume=True` becomes `--resume`.
     """
 
     def assigned(match: re.Match[str]) -> str:
         option, value = options.get(match["name"]), match["value"].strip("'")
-        return match[0] if option is None else f"no {option}" if value == "None" else f"{option} {value}".strip()
+        if option is None:
+            return match[0]
+        return {"None": f"no {option}", "True": option, "": option}.get(value, f"{option} {value}")
 
     def named(match: re.Match[str]) -> str:
         option = options.get(match["name"].removeprefix("space."), match["name"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
@@ -19,14 +21,26 @@ from memtok.cli.options import (
     add_switch,
     one_of,
     require,
+    require_backbone,
     whole,
 )
-from memtok.cli.output import check_outputs, note, percent, progress, say, table, write_result
+from memtok.cli.output import (
+    check_apart,
+    check_outputs,
+    note,
+    note_left_out,
+    percent,
+    progress,
+    recall_words,
+    say,
+    table,
+    write_result,
+)
 
 if TYPE_CHECKING:
     from memtok.evaluation import EvaluationTable
 
-USAGE = "FILE... --backbone SRC --data NAME=SPEC..."
+USAGE = "FILE... [--backbone SRC] --data NAME=SPEC..."
 EXAMPLES = """
   memtok evaluate pets.safetensors --backbone facebook/dinov2-small --data folder:photos
   memtok evaluate pets.safetensors digits.safetensors --backbone small \\
@@ -37,7 +51,7 @@ EXAMPLES = """
 def configure(parser: Parser) -> None:
     """Adds the options."""
     add_files(parser, "task files, those among them that others extend; any order")
-    add_backbone(parser)
+    add_backbone(parser, "as the task files say")
     add_list(
         parser,
         "--data",
@@ -45,7 +59,8 @@ def configure(parser: Parser) -> None:
         "data for each task by its name; `base=SPEC` measures the backbone's own classifier; "
         "for a single task the name may be left out",
     )
-    add(parser, "--part", one_of("--part", ("test", "validation", "train")), "PART", "part of the data", "test")
+    parts = "test, validation or train (default: test, or validation where the data have no test part)"
+    add(parser, "--part", one_of("--part", ("test", "validation", "train")), "PART", parts)
     add_split(parser, "that of the training, where the data are the same")
     add_switch(parser, "--composed-only", "leave out the second measurement, of each task without the others")
     add(parser, "--batch-size", whole("--batch-size", 1), "N", "images at once", 64)
@@ -53,11 +68,13 @@ def configure(parser: Parser) -> None:
     add_device(parser)
     add_json(parser)
     add(parser, "--csv", None, "FILE", "also write a table with one row per class")
+    add(parser, "--confusion", None, "DIR", "also write confusion matrices: TASK.png, TASK.csv, TASK.json")
 
 
 def run(options: Namespace) -> int:
     """Loads, measures, prints."""
-    require(options, "--backbone", "--data")
+    require(options, "--data")
+    require_backbone(options)
     check_outputs(options.json, options.csv, inputs=[*options.files, options.backbone], pictures=options.data)
     from memtok.cli.sources import BASE, choose_device, load_files, named_specs, open_backbone, read_headers
     from memtok.evaluation import evaluate
@@ -66,8 +83,16 @@ def run(options: Namespace) -> int:
     headers = read_headers(options.files)
     names = list(dict.fromkeys(header["name"] for header in headers)) or [BASE]
     specs = named_specs(options.data, names)
+    check_confusion(options, specs)
     device = choose_device(options.device)
-    backbone = open_backbone(options.backbone, headers, device=device, precision=options.precision)
+    backbone = open_backbone(
+        options.backbone,
+        headers,
+        files=options.files,
+        results=[options.json, options.csv],
+        device=device,
+        precision=options.precision,
+    )
     model = MemoryViT(backbone, load_files(options.files, backbone))
     for name in model.names:
         if name not in specs:
@@ -90,25 +115,53 @@ def run(options: Namespace) -> int:
     write_result(options.json, result.to_json())
     if options.csv is not None:
         result.write_csv(options.csv)
+    written = [] if options.confusion is None else result.write_confusions(options.confusion)
     show(result)
+    for path in written:
+        say(f"wrote {path}")
+    if options.part is None:
+        note_validation(result)
     return 0
 
 
+def check_confusion(options: Namespace, specs: Mapping[str, str]) -> None:
+    """UsageError or MemtokError for a --confusion that would take the place of something, or cannot be written."""
+    if options.confusion is None:
+        return
+    from memtok.confusion import ENDINGS
+    from memtok.folders import slug
+
+    check_apart(specs.values(), confusion=options.confusion)
+    files = [str(Path(options.confusion) / f"{slug(name)}{ending}") for name in specs for ending in ENDINGS]
+    check_outputs(options.json, options.csv, *files, inputs=[*options.files, options.backbone], pictures=options.data)
+
+
 def show(result: EvaluationTable) -> None:
-    """Prints one row per task."""
+    """Prints one row per task, what the classes come to, and what the accuracy hides."""
     rows = []
-    for name, score in result.tasks.items():
+    for name, score in result.rows():
         alone = result.alone.get(name)
         shown = "" if alone is None else percent(alone.top1)
-        rows.append([name, f"{score.images:,}", percent(score.top1), percent(score.top5), shown])
-    if result.base is not None:
-        score = result.base
-        rows.append(["base", f"{score.images:,}", percent(score.top1), percent(score.top5), ""])
-    columns = ["task", "images", "top-1", "top-5", "top-1 alone"]
-    table(columns, rows, right=columns[1:])
+        shares = [percent(share) for share in (score.top1, score.balanced, score.top5)]
+        rows.append([name, result.part(name), f"{score.images:,}", *shares, shown])
+    columns = ["task", "part", "images", "top-1", "balanced", "top-5", "top-1 alone"]
+    table(columns, rows, right=columns[2:])
+    for name, score in result.rows():
+        say(f"{name}: {recall_words(score)}")
     for name, split in result.splits.items():
         say(f"{name}: {split['part']} part of {split['spec']}, split {split['kind']}, {split['digest'][:19]}")
-    for path in result.skipped:
-        note(f"not readable, left out: {path}")
-    if result.skipped:
-        say(f"{len(result.skipped)} unreadable images left out")
+    for name, score in result.rows():
+        for warning in score.warnings():
+            note(f"{name}: {warning}")
+    note_left_out(result.left_out)
+    if result.left_out:
+        say(f"{len(result.left_out)} unreadable images left out")
+
+
+def note_validation(result: EvaluationTable) -> None:
+    """Says of which data only validation images could be measured, though nobody asked for these."""
+    for spec in dict.fromkeys(split["spec"] for split in result.splits.values() if split["part"] == "validation"):
+        note(
+            f"{spec} has no test part: these are the validation images, by which training chooses its best state, so "
+            "new images may give less; train with --split 80-20, or add a folder test/, to have a test part"
+        )

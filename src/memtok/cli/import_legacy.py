@@ -13,8 +13,9 @@ from jsonargparse import Namespace
 
 from memtok.cli.errors import UsageError
 from memtok.cli.options import Parser, add, add_backbone, add_files, add_json, add_list, add_switch, require
-from memtok.cli.output import check_outputs, say, size, table, write_result
+from memtok.cli.output import check_outputs, progress, say, size, table, write_result
 from memtok.errors import MemtokError
+from memtok.regular import check_regular
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
@@ -86,6 +87,7 @@ def old_files(options: Namespace) -> list[str]:
 
 def read_classes(path: str) -> list[str]:
     """Class names from a text file, one a line (empty lines do not count), or from a JSON list of texts."""
+    check_regular(path, "a text file of class names", streams=True)
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -114,7 +116,11 @@ def read_all(options: Namespace, classes: Sequence[Sequence[str]] | None) -> tup
         inside = legacy_backbone(found[0].path, base)
         inside.source = base.source if inside.fingerprint == base.fingerprint else options.base_out
         base = inside
-    tasks = [task for file in found for task in read_file(file, base)]
+    tasks: list[Task] = []
+    with progress("reading checkpoints") as report:
+        for done, file in enumerate(found, start=1):
+            tasks += read_file(file, base)
+            report(done, len(found))
     names = [task.name for task in tasks]
     for name in names:
         if names.count(name) > 1:

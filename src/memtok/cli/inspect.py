@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from memtok.cli.options import Parser, add_files, add_json, require
 from memtok.cli.output import check_outputs, say, size, table, write_result
 from memtok.errors import MemtokError
-from memtok.header import Header, StoredTensor, parse_metadata, read_safetensors_header
+from memtok.header import Header, StoredTensor, check_digest, parse_metadata, read_safetensors_header, tensors_of
 
 USAGE = "FILE..."
 EXAMPLES = """
@@ -50,12 +50,15 @@ def look(path: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"path": path, "bytes": header.nbytes}
     if "memtok" in header.metadata:
         tasks = parse_metadata(Path(path), header.metadata)
-        return facts | {"kind": "tasks", "tasks": [describe_task(path, task, header, len(tasks)) for task in tasks]}
+        own, _ = tensors_of(tasks, header.tensors)
+        described = [describe_task(path, *one, header) for one in zip(tasks, own, strict=True)]
+        return facts | {"kind": "tasks", "tasks": described}
     if "architecture" not in header.metadata:
         raise MemtokError(
             f"expected a task file or a model written by memtok, found a safetensors file of neither kind in {path}; "
             "name another"
         )
+    check_digest(Path(path), header.metadata)
     return facts | {"kind": "model"} | describe_tensors(header.tensors) | {"metadata": unfold(header.metadata)}
 
 
@@ -81,15 +84,11 @@ def look_at_folder(folder: Path) -> dict[str, Any]:
     return found
 
 
-def describe_task(path: str, task: Mapping[str, Any], header: Header, tasks: int) -> dict[str, Any]:
-    """The header of a task with its tensors: shapes, types, sizes."""
-    prefix = f"tasks.{task['name']}."
-    own = {name.removeprefix(prefix): tensor for name, tensor in header.tensors.items() if name.startswith(prefix)}
-    if tasks == 1 and not own:
-        own = header.tensors
+def describe_task(path: str, task: Mapping[str, Any], own: Mapping[str, str], header: Header) -> dict[str, Any]:
+    """The header of a task with its tensors: shapes, types, sizes. own: what each of them is called in the file."""
     if not own:
         raise MemtokError(f"expected the tensors of task {task['name']!r} in {path}, found none; get the file again")
-    return dict(task) | describe_tensors(own)
+    return dict(task) | describe_tensors({key: header.tensors[name] for key, name in own.items()})
 
 
 def describe_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:

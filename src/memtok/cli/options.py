@@ -11,7 +11,9 @@ from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
-from memtok.cli.errors import UsageError
+from memtok.cli.errors import UsageError, arguments
+from memtok.cli.suggestions import options_like
+from memtok.regular import check_regular
 
 # What memtok.data knows, without importing it; a test compares the two.
 DATA_NAMES = (
@@ -36,7 +38,7 @@ class Parser(ArgumentParser):
         """Raises `message` as a UsageError of one line."""
         if isinstance(ex, UsageError):
             raise ex
-        raise UsageError(explain(self.prog, message)) from ex
+        raise UsageError(explain(self, message)) from ex
 
     def _check_value_key(
         self, action: argparse.Action, value: Any, key: str, cfg: Namespace | None, append: bool = False
@@ -141,6 +143,18 @@ def positive(flag: str) -> Kind:
     return Kind(flag, "a finite number above 0", convert)
 
 
+def number(flag: str) -> Kind:
+    """A finite number."""
+
+    def convert(value: str) -> float:
+        found = float(value)
+        if not math.isfinite(found):
+            raise ValueError
+        return found
+
+    return Kind(flag, "a finite number", convert)
+
+
 def one_of(flag: str, choices: Sequence[str]) -> Kind:
     """One of a few words."""
 
@@ -201,15 +215,10 @@ def add_yes_no(parser: Parser, flag: str, help: str) -> None:
     parser.add_argument(flag, action=action, default=None, help=help)
 
 
-def add_backbone(parser: Parser) -> None:
-    """`--backbone SRC`."""
-    add(
-        parser,
-        "--backbone",
-        None,
-        "SRC",
-        "the pre-trained model: a folder, a .safetensors file, a Hub id, a timm name, or `small`, which memtok ships",
-    )
+def add_backbone(parser: Parser, default: str = "") -> None:
+    """`--backbone SRC`; `default` says what holds without it."""
+    sources = "a folder, a .safetensors file, a Hub id, a timm name, or `small`, which memtok ships"
+    add(parser, "--backbone", None, "SRC", f"the pre-trained model: {sources}{default and f' (default: {default})'}")
 
 
 def add_device(parser: Parser) -> None:
@@ -218,10 +227,10 @@ def add_device(parser: Parser) -> None:
     add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
 
 
-def add_on_bad_image(parser: Parser) -> None:
+def add_on_bad_image(parser: Parser, default: str = "fail") -> None:
     """`--on-bad-image`."""
     kind = one_of("--on-bad-image", ("skip", "fail"))
-    add(parser, "--on-bad-image", kind, "WHAT", "an image that cannot be read: skip it and say so, or fail", "fail")
+    add(parser, "--on-bad-image", kind, "WHAT", "an image that cannot be read: skip it and say so, or fail", default)
 
 
 def add_data_options(parser: Parser, workers: bool = True) -> None:
@@ -250,7 +259,7 @@ def add_split(parser: Parser, default: str) -> None:
 
 def add_json(parser: Parser) -> None:
     """`--json FILE`."""
-    add(parser, "--json", None, "FILE", "also write the result as JSON")
+    add(parser, "--json", None, "FILE", "also write the result as JSON; - is standard output, and then nothing else is")
 
 
 def option_names(parser: Parser) -> dict[str, str]:
@@ -261,6 +270,7 @@ def option_names(parser: Parser) -> dict[str, str]:
 
 def parse(parser: Parser, words: list[str]) -> Namespace | None:
     """The options in `words`; None where --help or --print-config was answered. Raises UsageError."""
+    check_configs(words)
     try:
         options: Namespace = parser.parse_args(words)
         for key, default in vars(parser.get_defaults()).items():
@@ -279,7 +289,16 @@ def parse(parser: Parser, words: list[str]) -> Namespace | None:
     except (argparse.ArgumentError, argparse.ArgumentTypeError, TypeError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(explain(parser.prog, str(error))) from error
+        raise UsageError(explain(parser, str(error))) from error
+
+
+def check_configs(words: Sequence[str]) -> None:
+    """UsageError if a `--config` among the words names a pipe or a device, which reading may never end."""
+    for index, word in enumerate(words):
+        option, _, value = word.partition("=")
+        if option == "--config":
+            with arguments():
+                check_regular(value or "".join(words[index + 1 : index + 2]), "a YAML file", streams=True)
 
 
 def require(options: Namespace, *flags: str) -> None:
@@ -290,19 +309,29 @@ def require(options: Namespace, *flags: str) -> None:
             raise UsageError(f"expected {flag}, found none; see the examples of --help")
 
 
-def explain(program: str, message: str) -> str:
-    """The one line that argparse's or jsonargparse's `message` amounts to."""
+def require_backbone(options: Namespace, flag: str = "FILE") -> None:
+    """UsageError without --backbone and without a task file after `flag`, which would name it."""
+    files = options.files if flag == "FILE" else options[flag.removeprefix("--")]
+    if options.backbone is None and not files:
+        raise UsageError(f"expected --backbone, found none, nor a task file ({flag}) that names it; see --help")
+
+
+def explain(parser: argparse.ArgumentParser, message: str) -> str:
+    """The one line that argparse's or jsonargparse's `message` to the user of `parser` amounts to."""
     line = " ".join(message.split())
     line = re.sub(r"^(error: )?argument [^:]+: (?=expected (--|[A-Z]+ ))", "", line)
     if re.match(r"expected (--|[A-Z]+ )", line):
         return line
-    help = f"see `{program} --help`"
+    help = f"see `{parser.prog} --help`"
+    options = [option for action in parser._actions for option in action.option_strings]
     if match := re.match(r"argument ([^:]+): expected (at least )?one argument", line):
         return f"expected a value after {match[1].split('/')[0]}, found none; {help}"
     if match := re.match(r"unrecognized arguments: (.+)", line, flags=re.IGNORECASE):
-        return f"expected options of this command, found {match[1]}; {help}"
+        unknown = [word for word in match[1].split() if word.startswith("-")]
+        return f"expected options of this command, found {match[1]}{options_like(unknown, options)}; {help}"
     if match := re.match(r"Option '([^']+)' is not accepted", line):
-        return f"expected options of this command in the configuration, found {match[1]!r}; {help}"
+        like = options_like([f"--{match[1]}"], options)
+        return f"expected options of this command in the configuration, found {match[1]!r}{like}; {help}"
     if match := re.match(r'Parser key "config": (.+)', line):
         return f"expected a readable YAML file after --config, found: {match[1]}; name another"
     if match := re.match(r"Problems parsing config: (.+)", line):

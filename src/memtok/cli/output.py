@@ -6,22 +6,29 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from memtok.cli.errors import UsageError, printable
-from memtok.errors import MemtokError
-from memtok.files import write_json
+from memtok.cli.errors import UsageError, arguments
+from memtok.errors import MemtokError, printable
+from memtok.files import is_stream, look_at, standard_descriptor, write_json
+from memtok.meter import Meter
+
+if TYPE_CHECKING:
+    from memtok.metrics import Score
 
 DATA_FOLDER = re.compile(r"^([^=]*=)?folder:")
+RECALLS_SHOWN = 10  # classes
+MOST_NAMED = 20  # of the images that are left out
 PIPED_WIDTH = 100_000  # a pipe has no edge at which to break lines
+RESULTS = ("json", "csv")  # the options that name a file for the result
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
@@ -49,9 +56,25 @@ def note(text: str) -> None:
     print(f"memtok: note: {printable(text)}", file=sys.stderr)
 
 
+def note_left_out(left_out: Sequence[tuple[str, str]]) -> None:
+    """Names what could not be read, (path, reason) each; of many the first ones, for `--json` has them all."""
+    for path, reason in left_out[:MOST_NAMED]:
+        note(f"left out: {path} ({reason})")
+    if len(left_out) > MOST_NAMED:
+        note(f"left out: {len(left_out) - MOST_NAMED} more, which --json names")
+
+
 def percent(share: float) -> str:
     """0.8765 as 87.65 %."""
     return f"{100 * share:.2f} %"
+
+
+def recall_words(score: Score) -> str:
+    """The recall of each class, or of the worst ones where they are many; classes without images are left out."""
+    seen = [(row.top1, row.name) for row in score.per_class if row.top1 is not None]
+    shown = seen if len(seen) <= RECALLS_SHOWN else sorted(seen)[:RECALLS_SHOWN]
+    what = "recall" if shown is seen else f"lowest recall of {len(seen):,} classes"
+    return f"{what}: {', '.join(f'{name} {percent(share)}' for share, name in shown)}"
 
 
 def size(count: int) -> str:
@@ -72,6 +95,45 @@ def write_result(path: str | None, result: Any) -> None:
         write_json(path, result)
 
 
+@contextmanager
+def result_on_stdout(options: MutableMapping[str, Any]) -> Iterator[None]:
+    """Lets `-` (or /dev/stdout) after `--json` or `--csv` mean standard output, on which nothing else then stands.
+
+    options: of the command that runs in the block; all that it prints goes to standard error. Raises UsageError if both
+    results are to go there.
+    """
+    asked = [name for name in RESULTS if is_standard_output(options.get(name))]
+    if not asked:
+        yield
+        return
+    if len(asked) > 1:
+        raise UsageError("expected one result on standard output, found --json and --csv; name a file for one of them")
+    stdout = sys.stdout
+    with tempfile.TemporaryDirectory(prefix="memtok-") as folder, redirect_stdout(sys.stderr):
+        result = Path(folder) / f"result.{asked[0]}"
+        options[asked[0]] = str(result)
+        try:
+            yield
+        finally:
+            if result.exists():  # also where a check failed, which the exit code says
+                stdout.flush()
+                if hasattr(stdout, "buffer"):
+                    stdout.buffer.write(result.read_bytes())
+                else:  # of a notebook
+                    stdout.write(result.read_text(encoding="utf-8", errors="backslashreplace"))
+                stdout.flush()
+
+
+def is_standard_output(path: str | None) -> bool:
+    """Whether a result named so belongs on standard output."""
+    if path is None or path == "-":
+        return path == "-"
+    try:
+        return standard_descriptor(os.stat(path)) == 1
+    except OSError:
+        return False
+
+
 def check_outputs(*paths: str | None, inputs: Iterable[str | None] = (), pictures: Iterable[str | None] = ()) -> None:
     """Raises for a result file that could not be written, or that would take the place of another file of the command.
 
@@ -82,17 +144,25 @@ def check_outputs(*paths: str | None, inputs: Iterable[str | None] = (), picture
     read = {real(path) for path in inputs if path is not None}
     looked_at = {real(DATA_FOLDER.sub("", path)) for path in pictures if path is not None}
     written: set[Path] = set()
+    files: list[Path] = []
     for path in (Path(path) for path in paths if path is not None):
         if path.is_dir():
             raise UsageError(f"expected a file name for the result, found the folder {path}; name a file in it")
+        with arguments():
+            status = look_at(path)
+        if status is not None and is_stream(status):  # written into, not replaced
+            if not os.access(path, os.W_OK):
+                raise MemtokError(f"expected a place that can be written, found {path}; choose another")
+            continue
+        files.append(path)
         place = path.resolve()
         taken = place in read | looked_at or (path.is_file() and path.parent.resolve() in read)
         if taken or place in written or (path.is_file() and is_picture(path) and below(path, looked_at)):
             found = "the place of another result" if place in written and not taken else "a file that the command reads"
             raise UsageError(f"expected a file of its own for each result, found {path.name} as {found}; name another")
         written.add(place)
-    for path in (Path(path) for path in paths if path is not None):
-        above = next(folder for folder in path.absolute().parents if folder.exists())
+    for path in files:
+        above = next(folder for folder in Path(os.path.realpath(path)).parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise MemtokError(f"expected a folder that can be written for {path}, found {above}; choose another place")
 
@@ -131,12 +201,15 @@ def below(path: Path, folders: Iterable[Path]) -> bool:
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A function (done, total) that moves a bar on a terminal; None where standard error is none."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        row = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(row, completed=done, total=total)
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A function (done, total) that moves a bar on standard error; where that is no terminal, a line now and then."""
+    meter = Meter(Console(stderr=True), label, transient=True)
+
+    def report(done: int, total: int) -> None:
+        meter.move(done, total)
+        meter.tick()
+
+    try:
+        yield report
+    finally:
+        meter.close()

@@ -27,6 +27,7 @@ from memtok.cli.options import (
     whole,
 )
 from memtok.cli.output import check_apart, check_outputs, note, percent, say, table, write_result
+from memtok.launch import check_launch
 
 if TYPE_CHECKING:
     from memtok.presets import Preset
@@ -118,6 +119,7 @@ def run(options: Namespace) -> int:
         raise UsageError(f"expected no {wrong[0]} for {options.experiment}, found one; {advice}")
     require(options, "--out")
     check_pairs(vars(options))
+    check_launch()
     check_places(options)
     check_apart(options.data or (), out=options.out, trace_dir=options.trace_dir)
     preset = apply_preset(options)
@@ -299,6 +301,7 @@ def compositions(options: Namespace, plan: GridSettings, preset: Preset | None) 
 
 def console_listener() -> Listener:
     """Notes on standard error: what was trained, how good it is, and how long the rest will take."""
+    from memtok.meter import duration
     from memtok.reproduce.runs import Listener, Run
     from memtok.training import Progress, RichProgress
 
@@ -330,17 +333,9 @@ def console_listener() -> Listener:
             return Steps()
 
     class Steps(RichProgress):
-        """The bar of a training without the lines that describe it."""
+        """The bar of a training, or lines on how far it is, without those that describe it."""
 
         def message(self, text: str) -> None:
             pass
 
     return Console()
-
-
-def duration(seconds: float) -> str:
-    """1 h 20 min, 12 min, 40 s."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from memtok.backbone import Backbone, load_backbone
-from memtok.bundle import StoredTask, read_stored, revive
+from memtok.bundle import read_stored, revive
+from memtok.checkpoint import is_path
 from memtok.cli.errors import UsageError, check_spec
+from memtok.cli.output import check_outputs
 from memtok.errors import MemtokError
 from memtok.header import read_header
 from memtok.preprocessing import Preprocessing
+from memtok.stored import StoredTask
 from memtok.task import Task
 
 BASE = "base"  # names the backbone's own answer
+IN_FILES = " in the given files; give its file too"  # what to do about a task that another one extends
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -64,14 +72,20 @@ def read_headers(paths: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def open_backbone(
-    word: str,
+    word: str | None,
     headers: Sequence[dict[str, Any]] = (),
     *,
+    files: Sequence[str] = (),
+    results: Sequence[str | None] = (),
     image_size: int | None = None,
     device: str = "cpu",
     precision: str = "float32",
 ) -> Backbone:
-    """Loads the backbone at the image size of the tasks with these headers; MemtokError if they differ."""
+    """Loads the backbone at the image size of the tasks with these headers; MemtokError if they differ.
+
+    Without a `word` it is found by what the headers say of it, also beside `files`, from which they are; none of
+    `results` may take the place of one of its files.
+    """
     wanted: int | tuple[int, int] | None = image_size
     if headers:
         check_same_preprocessing(headers)
@@ -81,8 +95,13 @@ def open_backbone(
                 f"expected images of {wanted[0]}x{wanted[1]} px, with which {headers[0]['name']!r} was trained, found "
                 f"--image-size {image_size}; leave it out"
             )
+    load = partial(load_backbone, image_size=wanted, dtype=PRECISIONS[precision], device=device)
+    if word is None:
+        places = backbone_places(headers, files)
+        check_outputs(*results, inputs=places)
+        return find_backbone(headers[0], places, load)
     try:
-        return load_backbone(word, image_size=wanted, dtype=PRECISIONS[precision], device=device)
+        return load(word)
     except MemtokError as error:
         if not headers or "multiple of the patch" not in str(error):
             raise
@@ -91,6 +110,46 @@ def open_backbone(
             f"expected the backbone {own['source']} ({own['fingerprint'][:19]}), on which {headers[0]['name']!r} was "
             f"trained, found {word}, which cannot take its images; load that one"
         ) from error
+
+
+def backbone_places(headers: Sequence[dict[str, Any]], files: Sequence[str]) -> list[str]:
+    """Where the backbone of the first header may be, by what all headers of the same backbone say of it.
+
+    A folder or file as recorded, or of that name in the current folder or beside one of `files`; then what is no path:
+    a Hub id, a timm name, `small`. Version 0.1 recorded a path as it was typed.
+    """
+    fingerprint = headers[0]["backbone"]["fingerprint"]
+    backbones = [header["backbone"] for header in headers if header["backbone"]["fingerprint"] == fingerprint]
+    found: list[str] = []
+    for source in dict.fromkeys(str(backbone["source"]) for backbone in backbones):
+        name = re.split(r"[\\/]", source.rstrip("\\/"))[-1]
+        if not name or source.startswith("object:"):  # a model in somebody's memory
+            continue
+        beside = [Path(file).parent / part for file in files for part in (source, name)]
+        paths = [Path(os.path.expanduser(source)), Path(name), *beside]
+        found += [str(path) for path in paths if path.is_dir() or path.is_file()]
+        if not is_path(source):
+            found.append(source)
+    return list(dict.fromkeys(found))
+
+
+def find_backbone(header: dict[str, Any], places: Sequence[str], load: Callable[[str], Backbone]) -> Backbone:
+    """The first backbone of `places` that is the task's by its fingerprint; MemtokError if none is."""
+    own = header["backbone"]
+    reasons = []
+    for place in places:
+        try:
+            backbone = load(place)
+        except MemtokError as error:
+            reasons.append(f"{place}: {error}")
+            continue
+        if backbone.fingerprint == own["fingerprint"]:
+            return backbone
+        reasons.append(f"{place}: another backbone ({backbone.fingerprint[:19]})")
+    raise MemtokError(
+        f"expected to find the backbone {own['source']} ({own['fingerprint'][:19]}), on which {header['name']!r} was "
+        f"trained, found {'; '.join(reasons) or 'nothing of that name'}; say where it is with --backbone"
+    )
 
 
 def check_same_preprocessing(headers: Sequence[dict[str, Any]]) -> None:
@@ -105,58 +164,42 @@ def check_same_preprocessing(headers: Sequence[dict[str, Any]]) -> None:
             )
 
 
-def read_files(paths: Sequence[str]) -> list[tuple[StoredTask, str]]:
-    """The tasks of all files with the file of each, without a backbone.
+def read_files(paths: Sequence[str]) -> list[StoredTask]:
+    """The tasks of all files, without a backbone.
 
     A task that another one extends may lie in several files and is taken once; otherwise two of one name are an error.
     """
-    found: list[tuple[StoredTask, str]] = []
-    everything = [(stored, path) for path in paths for stored in read_stored(path)]
-    extended = {entry["fingerprint"] for stored, _ in everything for entry in stored.header["extends"]}
-    for stored, path in everything:
-        same = next((other for other in found if other[0].name == stored.name), None)
-        if same is None:
-            found.append((stored, path))
+    everything = [stored for path in paths for stored in read_stored(path)]
+    extended = {entry["fingerprint"] for stored in everything for entry in stored.header["extends"]}
+    found: dict[str, StoredTask] = {}
+    for stored in everything:
+        same = found.setdefault(stored.name, stored)
+        if same is stored:
             continue
         fingerprint = stored.header["fingerprint"]
-        if fingerprint not in extended or fingerprint != same[0].header["fingerprint"]:
+        if fingerprint not in extended or fingerprint != same.header["fingerprint"]:
             raise MemtokError(
-                f"expected tasks of different names, found {stored.name!r} in {same[1]} and in {path}; leave one out, "
-                "or train one again with another --name"
+                f"expected tasks of different names, found {stored.name!r} in {same.where} and in {stored.where}; "
+                "leave one out, or give one another name with `memtok rename`"
             )
-    return found
-
-
-def in_order(tasks: Sequence[tuple[StoredTask, str]]) -> list[tuple[StoredTask, str]]:
-    """The same with every task after those that it extends, whatever the order of the files.
-
-    Raises MemtokError, naming the file, if what a task extends is not among them.
-    """
-    waiting, ordered, known = list(tasks), list[tuple[StoredTask, str]](), set[str]()
-    while waiting:
-        ready = [item for item in waiting if all(entry["fingerprint"] in known for entry in item[0].header["extends"])]
-        if not ready:
-            stored, path = waiting[0]
-            lacking = next(entry for entry in stored.header["extends"] if entry["fingerprint"] not in known)
-            if any(lacking["fingerprint"] == other.header["fingerprint"] for other, _ in waiting):
-                raise MemtokError(
-                    f"expected tasks that extend each other without a cycle, found one through {stored.name!r} in "
-                    f"{path} and {lacking['name']!r}; get the files again"
-                )
+        if stored.header["classes"] != same.header["classes"]:
             raise MemtokError(
-                f"expected {lacking['name']!r} ({lacking['fingerprint'][:19]}), which {stored.name!r} in {path} "
-                "extends, found no such task in the given files; give its file too"
+                f"expected the same class names of {stored.name!r} in {same.where} and in {stored.where}, found "
+                "others; leave one out, or rename the classes of one with `memtok rename`"
             )
-        ordered += ready
-        known |= {stored.header["fingerprint"] for stored, _ in ready}
-        waiting = [item for item in waiting if item not in ready]
-    return ordered
+    return list(found.values())
+
+
+def check_content(tasks: Sequence[StoredTask]) -> None:
+    """MemtokError unless every task's tensors are those that its fingerprint was made from."""
+    for stored in tasks:
+        if stored.fingerprint() != stored.header["fingerprint"]:
+            raise MemtokError(
+                f"expected the content of {stored} to match its fingerprint {stored.header['fingerprint'][:19]}, found "
+                f"{stored.fingerprint()[:19]}; the file was changed, get it again"
+            )
 
 
 def load_files(paths: Sequence[str], backbone: Backbone) -> list[Task]:
     """All tasks of all files, in the order of the files; what they extend is found among them."""
-    stored = read_files(paths)
-    loaded: dict[str, Task] = {}
-    for task, path in in_order(stored):
-        loaded[task.name] = revive([task], backbone, list(loaded.values()), path)[0]
-    return [loaded[task.name] for task, _ in stored]
+    return revive(read_files(paths), backbone, advice=IN_FILES)

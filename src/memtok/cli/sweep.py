@@ -28,8 +28,9 @@ from memtok.cli.options import (
     require,
     whole,
 )
-from memtok.cli.output import check_apart, check_outputs, note, say, table, write_result
+from memtok.cli.output import check_apart, check_outputs, note, percent, say, table, write_result
 from memtok.cli.train import check_compiler
+from memtok.launch import check_launch
 from memtok.sweeps.space import LARGEST, REGIMES, SEARCHES, Axis, Range
 
 if TYPE_CHECKING:
@@ -70,13 +71,15 @@ def configure(parser: Parser) -> None:
     search = "grid tries all, random draws --trials, optuna proposes them"
     add(parser, "--search", one_of("--search", SEARCHES), "S", search, "grid")
     add(parser, "--trials", whole("--trials", 1), "N", "configurations of a random or Optuna search")
-    halving = "stop losers early: at each rung one in ETA goes on (default: nobody stops)"
+    halving = "stop the worse ones early: at each rung one in ETA goes on (default: none is stopped)"
     add(parser, "--halving", whole("--halving", 2), "ETA", halving)
     limit = "memory that a pass may take (default: 60 %% of what is free)"
     add(parser, "--memory-limit", positive("--memory-limit"), "GB", limit)
     together = "configurations that share a pass, at most (default: as many as fit the memory)"
     add(parser, "--together", whole("--together", 1), "N", together)
     add_switch(parser, "--keep-all", "keep the task file of every configuration, not only the winner's")
+    line = "train heads alone beside the others, as the line to beat, or not (default: yes)"
+    add_yes_no(parser, "--compare-head", line)
     add(parser, "--recipe", one_of("--recipe", RECIPES), "R", ", ".join(RECIPES), "default")
     add(parser, "--steps", whole("--steps", 1), "N", "steps to train (default: as the recipe says)")
     add(parser, "--epochs", positive("--epochs"), "X", "the same as times over the data")
@@ -137,6 +140,7 @@ def run(options: Namespace) -> int:
     check_pairs(vars(options))
     check_places(options)
     check_apart(options.data, out=options.out, trace_dir=options.trace_dir)
+    check_launch()
     space, shared = check_settings(options)
     check_compiler(options)
     from memtok.cli.sources import open_backbone
@@ -150,6 +154,7 @@ def run(options: Namespace) -> int:
         out=options.out,
         **space,
         **{name: options[name] for name in ("halving", "memory_limit", "together", "keep_all", "name")},
+        compare_head=options.compare_head is not False,
         progress=RichSweepListener(),
         **shared,
     )
@@ -239,6 +244,10 @@ def show(result: SweepResult, options: Namespace) -> None:
     say()
     for sentence in result.sentences():
         say(sentence)
+    for one in result.data:
+        look = None if one.winner is None else one.winner.last
+        if look is not None and look.balanced is not None:  # records of version 0.1 have none
+            say(f"{one.data}: the winner's balanced accuracy (mean recall of the classes) is {percent(look.balanced)}")
     for name in ("result.json", "result.csv", "result.md"):
         say(f"wrote {result.out / name}")
     say(f"wrote {result.picture}: the plot")

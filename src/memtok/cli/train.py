@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,27 @@ from memtok.cli.options import (
     add_switch,
     add_trace_options,
     add_yes_no,
+    number,
     one_of,
     positive,
     require,
+    require_backbone,
     whole,
 )
-from memtok.cli.output import check_apart, check_outputs, note, percent, say, size, table, write_result
+from memtok.cli.output import (
+    check_apart,
+    check_outputs,
+    note_left_out,
+    percent,
+    recall_words,
+    say,
+    size,
+    table,
+    write_result,
+)
+from memtok.errors import MemtokError
+from memtok.launch import check_launch, is_first_process
+from memtok.preprocessing import check_range
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
@@ -39,7 +54,7 @@ if TYPE_CHECKING:
 
 USAGE = "--backbone SRC --data SPEC --out FILE.safetensors"
 EXAMPLES = """
-  memtok train --backbone facebook/dinov2-small --data folder:photos --out pets.safetensors
+  memtok train --backbone facebook/dinov2-small --data folder:photos --split 80-20 --out pets.safetensors
   memtok train --backbone small --data digits --steps 300 --out digits.safetensors
   memtok train --backbone small --data folder:more --extends pets.safetensors --out more.safetensors
   memtok train --config train.yaml --seed 1 --out pets-1.safetensors
@@ -51,11 +66,12 @@ WITH_MEMORY = ("memory", "memory-shared", "memory-propagated", "memory-additive"
 RECIPES = ("default", "paper", "reproduction")
 AUGMENTATIONS = ("inception", "crop", "none")
 TRACEABLE = ("memory", "head")
+SELECT = ("balanced", "top1", "loss")
 
 
 def configure(parser: Parser) -> None:
     """Adds the options."""
-    add_backbone(parser)
+    add_backbone(parser, "with --extends as the files there say")
     add(
         parser,
         "--data",
@@ -80,7 +96,11 @@ def configure(parser: Parser) -> None:
         parser, "--augment", one_of("--augment", AUGMENTATIONS), "A", "inception, crop or none (default: fits the data)"
     )
     add_yes_no(parser, "--flip", "mirror one training image in two, or none (default: fits the data)")
+    select = "what the best state is chosen by on the validation images: balanced, the mean recall of the classes"
+    add(parser, "--select", one_of("--select", SELECT), "S", f"{select}; top1, or loss (default: balanced)")
     add(parser, "--image-size", whole("--image-size", 1), "N", "pixels (default: the checkpoint's)")
+    help = "values of black and white in images with more than 8 bits: 0 4095 for 12 bits (default: 0 65535)"
+    add_list(parser, "--pixel-range", "N", help, number("--pixel-range"))
     add(parser, "--seed", whole("--seed"), "S", "of initial values, order and augmentation", 0)
     add(parser, "--accumulate", whole("--accumulate", 1), "N", "parts that a batch is cut into, to save memory", 1)
     add(parser, "--device", one_of("--device", ("auto", "cpu", "cuda")), "NAME", "auto, cpu or cuda", "auto")
@@ -89,34 +109,43 @@ def configure(parser: Parser) -> None:
     add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
     add_data_options(parser, workers=False)
     add_trace_options(parser)
+    head = "train a head alone on the same images too, to see what memory is worth (default: where it costs little)"
+    add_yes_no(parser, "--compare-head", head)
     add_switch(parser, "--resume", "go on with the run in FILE.run, if there is one")
-    add_switch(parser, "--overwrite", "start anew where an unfinished run lies")
+    add_switch(parser, "--overwrite", "start anew where FILE.run has a run already")
     add_json(parser)
 
 
 def run(options: Namespace) -> int:
     """Checks all arguments, then loads, trains, prints."""
-    require(options, "--backbone", "--data", "--out")
-    backbone_file = str(Path(options.backbone) / "model.safetensors")
+    require(options, "--data", "--out")
+    require_backbone(options, "--extends")
+    backbone_file = None if options.backbone is None else str(Path(options.backbone) / "model.safetensors")
     inputs = [*(options.extends or []), backbone_file]
     # The task of a run that began in the backbone's folder is no part of the backbone.
-    own = Path(options.backbone).is_dir() and Path(options.out).with_suffix(".run").is_dir()
+    own = (
+        backbone_file is not None and Path(options.backbone).is_dir() and Path(options.out).with_suffix(".run").is_dir()
+    )
     check_outputs(options.out, inputs=[*inputs, *([] if own else [options.backbone])], pictures=[options.data])
     check_outputs(options.json, options.out, inputs=inputs, pictures=[options.data])
     check_outputs(options.json, inputs=[options.backbone])
     check_apart([options.data], out=Path(options.out).with_suffix(".run"), trace_dir=options.trace_dir)
     check_regime(options)
+    if options.pixel_range is not None:
+        with arguments():
+            check_range(options.pixel_range)
     check_pairs(vars(options))
     check_spec(options.data)
+    check_launch()
     from memtok.training import train
 
     settings = check_settings(options)
     check_compiler(options)
     trainable, data = prepare(options)
     result = train(trainable, data, progress=True, **settings)
-    if int(os.environ.get("RANK", "0")) == 0:  # the first of several processes speaks for all
+    if is_first_process():  # the first of several processes speaks for all
         write_result(options.json, summary(trainable, result))
-        show(trainable, result, options)
+        show(trainable, result, options, has_test=data.has_test)
     return 0
 
 
@@ -133,6 +162,8 @@ def check_regime(options: Namespace) -> None:
     for flag, given in own_tokens.items():
         if given and regime != "memory":
             raise UsageError(f"expected no {flag} in regime {regime!r}, found one; use --regime memory")
+    if options.compare_head and regime in ("head", "full"):
+        raise UsageError(f"expected no --compare-head in regime {regime!r}, found one; leave it out")
     if options.keep_traces and regime not in TRACEABLE:
         raise UsageError(
             f"expected a composable task (--regime memory or head) with --keep-traces, found --regime {regime}, whose "
@@ -155,12 +186,14 @@ def check_settings(options: Namespace) -> dict[str, Any]:
             "learning_rate",
             "augment",
             "flip",
+            "select",
             "seed",
             "accumulate",
             "device",
             "precision",
             "compile",
             "workers",
+            "compare_head",
             "resume",
             "overwrite",
             "on_bad_image",
@@ -195,7 +228,15 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
     from memtok.training import RichProgress, create
 
     headers = read_headers(options.extends or [])
-    backbone: Backbone = open_backbone(options.backbone, headers, image_size=options.image_size)
+    backbone: Backbone = open_backbone(
+        options.backbone,
+        headers,
+        files=options.extends or [],
+        results=[options.out, options.json],
+        image_size=options.image_size,
+    )
+    if options.pixel_range is not None:
+        backbone.preprocessing = replace(backbone.preprocessing, pixel_range=options.pixel_range)
     tasks = load_files(options.extends or [], backbone)
     seen = {id(ancestor) for task in tasks for ancestor in task.ancestors()}
     extends = [task for task in tasks if id(task) not in seen]
@@ -212,6 +253,9 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
         extends=extends,
         seed=options.seed,
     )
+    wanted, taken = backbone.preprocessing.pixel_range, trainable.preprocessing.pixel_range
+    if options.pixel_range is not None and wanted != taken:
+        raise MemtokError(f"expected the pixel range of what it extends, {taken}, found {wanted}; leave it out")
     return trainable, data
 
 
@@ -242,17 +286,22 @@ def summary(trainable: Trainable, result: TrainResult) -> dict[str, Any]:
         "best_step": result.best_step,
         "best_accuracy": result.best_accuracy,
         "final_accuracy": result.final_accuracy,
+        "best_balanced": result.best_balanced,
+        "final_balanced": result.final_balanced,
+        "validation": None if result.score is None else result.score.to_json(),
         "trainable_parameters": result.trainable_parameters,
         "total_parameters": result.total_parameters,
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
-        "skipped_images": len(result.skipped_images),
+        "skipped_images": len(result.left_out),
+        "left_out": [one._asdict() for one in result.left_out],
         "split_digest": result.split_digest,
+        "head_alone": None if result.head_alone is None else result.head_alone.to_json(),
         "record": result.record,
     }
 
 
-def show(trainable: Trainable, result: TrainResult, options: Namespace) -> None:
+def show(trainable: Trainable, result: TrainResult, options: Namespace, *, has_test: bool) -> None:
     """Prints the result and what to type next."""
     out = result.out
     assert out is not None
@@ -263,10 +312,13 @@ def show(trainable: Trainable, result: TrainResult, options: Namespace) -> None:
             "validation top-1",
             f"{percent(result.best_accuracy)} at step {result.best_step:,} (last: {percent(result.final_accuracy)})",
         ),
+        *validation_rows(result),
         ("trained", f"{trained:,} of {total:,} parameters ({100 * trained / total:.3g} %)"),
         ("time", f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"),
         ("file", f"{out}, {size(out.stat().st_size)}"),
     ]
+    if result.head_alone is not None:
+        rows.insert(2, ("head alone", str(result.head_alone)))
     kept = result.record.get("traces")
     if kept:
         taken = size(kept["bytes"] + kept["validation_bytes"])
@@ -274,18 +326,36 @@ def show(trainable: Trainable, result: TrainResult, options: Namespace) -> None:
         count = f"{kept['records']:,} of training, {kept['validation_records']:,} of validation"
         rows.append(("traces", f"kept ({kept['kept']}): {count}, {taken}; {there:,} were there before"))
     table(["", ""], rows)
-    for path in result.skipped_images:
-        note(f"not readable, left out: {path}")
+    note_left_out(result.left_out)
+    if not has_test:
+        say("no test part: --split 80-20, or a folder test/, keeps images that choose nothing to measure on")
     say()
     say("next:")
     for command in next_commands(trainable.name, str(out), options):
         say(f"  {command}")
 
 
+def validation_rows(result: TrainResult) -> list[tuple[str, str]]:
+    """What the best state answers on the validation images, beside top-1; nothing where version 0.1 found it."""
+    score, select = result.score, result.record["hyperparameters"].get("select")
+    if score is None or result.out is None:
+        return []
+    best, last = score.balanced, result.final_balanced
+    shown = f"{percent(best)}" + ("" if last is None else f" (last: {percent(last)})")
+    what, recalls = recall_words(score).split(": ", 1)
+    return [
+        ("balanced", f"{shown}; best state chosen by {select}"),
+        (what, recalls),
+        ("confusion matrix", f"{result.out.with_suffix('.run') / 'confusion.png'}, .csv, .json"),
+    ]
+
+
 def next_commands(name: str, out: str, options: Namespace) -> list[str]:
     """What can be done with the file, as it is typed."""
-    backbone, data = shlex.quote(options.backbone), options.data
+    data = options.data
+    backbone = "" if options.backbone is None else f" --backbone {shlex.quote(options.backbone)}"
     place = f" --data-dir {shlex.quote(options.data_dir)}" if options.data_dir else ""
+    place += " --on-bad-image skip" if options.on_bad_image == "skip" else ""
     if options.regime == "full":
         return [
             f"memtok evaluate --backbone {shlex.quote(out)} --data {shlex.quote('base=' + data)}{place}",
@@ -293,7 +363,7 @@ def next_commands(name: str, out: str, options: Namespace) -> list[str]:
         ]
     files = " ".join(shlex.quote(file) for file in (*(options.extends or []), out))
     return [
-        f"memtok evaluate {files} --backbone {backbone} --data {shlex.quote(f'{name}={data}')}{place}",
-        f"memtok verify {files} --backbone {backbone}",
-        f"memtok predict {files} --backbone {backbone} --images PATH",
+        f"memtok evaluate {files}{backbone} --data {shlex.quote(f'{name}={data}')}{place}",
+        f"memtok verify {files}{backbone}",
+        f"memtok predict {files}{backbone} --images PATH",
     ]

@@ -14,7 +14,7 @@ from memtok.cli.options import (
     add_data_options,
     add_files,
     add_json,
-    require,
+    require_backbone,
     whole,
 )
 from memtok.cli.output import check_outputs, progress, say, table, write_result
@@ -22,7 +22,7 @@ from memtok.cli.output import check_outputs, progress, say, table, write_result
 if TYPE_CHECKING:
     from memtok.verification import VerifyReport
 
-USAGE = "FILE... --backbone SRC [--data SPEC]"
+USAGE = "FILE... [--backbone SRC] [--data SPEC]"
 EXAMPLES = """
   memtok verify pets.safetensors digits.safetensors --backbone facebook/dinov2-small
   memtok verify all.safetensors --backbone small --data digits --json proof.json
@@ -32,8 +32,8 @@ EXAMPLES = """
 def configure(parser: Parser) -> None:
     """Adds the options."""
     add_files(parser, "task files, those among them that others extend; any order")
-    add_backbone(parser)
-    add(parser, "--data", None, "SPEC", "look at images of its test part; without it at random ones")
+    add_backbone(parser, "as the task files say")
+    add(parser, "--data", None, "SPEC", "look at images of its test or validation part; without it at random ones")
     add(parser, "--images", whole("--images", 1), "N", "how many images to look at", 32)
     add(parser, "--seed", whole("--seed"), "S", "of the choice of images", 0)
     add_data_options(parser, workers=False)
@@ -43,7 +43,7 @@ def configure(parser: Parser) -> None:
 
 def run(options: Namespace) -> int:
     """Loads, checks, prints; 1 if a check fails."""
-    require(options, "--backbone")
+    require_backbone(options)
     check_outputs(options.json, inputs=[*options.files, options.backbone], pictures=[options.data])
     if options.data is not None:
         check_spec(options.data)
@@ -51,7 +51,13 @@ def run(options: Namespace) -> int:
     from memtok.verification import verify
 
     headers = read_headers(options.files)
-    backbone = open_backbone(options.backbone, headers, device=choose_device(options.device))
+    backbone = open_backbone(
+        options.backbone,
+        headers,
+        files=options.files,
+        results=[options.json],
+        device=choose_device(options.device),
+    )
     tasks = load_files(options.files, backbone)
     with progress("verify") as report:
         result = verify(

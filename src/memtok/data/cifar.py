@@ -23,6 +23,7 @@ from memtok.data.published import Published
 from memtok.data.sources import ArrayStore, ImageSet
 from memtok.data.splits import Indices
 from memtok.errors import MemtokError
+from memtok.regular import check_regular
 
 SIDE = 32
 
@@ -84,6 +85,7 @@ def _whole_files(folder: Path, files: Sequence[Sequence[str]]) -> dict[str, byte
     """{name: content} of those of `files` (name, MD5) that are there and have their checksum."""
     found = {}
     for name, md5 in files:
+        check_regular(folder / name, f"the file {name} of CIFAR")
         try:
             content = (folder / name).read_bytes()
         except OSError:

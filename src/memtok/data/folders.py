@@ -1,27 +1,31 @@
 """`folder:PATH`: one folder of images per class, split as the folder says or as a seed says.
 
-Three layouts: class folders directly in PATH; or PATH/train with class folders, beside it PATH/val (also `valid`,
-`validation`), PATH/test, both or neither. Where no part for validation is given, one is drawn and written down.
+Three layouts: class folders directly in PATH; or PATH/train with class folders, beside it PATH/val, PATH/test, both or
+neither (parts.py says what else they may be called). Where no part for validation is given, one is drawn and written
+down.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from memtok.checks import composed, new_classes
+from memtok.data.finding import holds_images, images_below, look_into, summary
 from memtok.data.images import (
     IMAGE_EXTENSIONS,
+    LeftOut,
     Progress,
     UnreadableImageError,
     check_cache_file,
+    look_at_images,
     shown,
-    unreadable_images,
 )
+from memtok.data.parts import part_folders
 from memtok.data.sources import DataSource, FileStore, ImageSet, listing
 from memtok.data.splits import (
     EIGHTY_TWENTY,
@@ -39,16 +43,11 @@ from memtok.errors import MemtokError
 logger = logging.getLogger("memtok")
 
 VALIDATION_FRACTION = 0.2
-PART_FOLDERS = {
-    "train": TRAIN,
-    "val": VALIDATION,
-    "valid": VALIDATION,
-    "validation": VALIDATION,
-    "test": TEST,
-}
-
 Files = dict[str, int]
 """{path relative to PATH, with forward slashes: label}, in the order in which the images are numbered."""
+
+ClassFolders = dict[str, list[Path]]
+"""{class name: its folders} in natural order; two folders whose names differ only in Unicode's form are one class."""
 
 
 def open_folder(
@@ -68,7 +67,7 @@ def open_folder(
     """
     root = _existing_folder(path)
     try:
-        classes, parts = _list_parts(root)
+        classes, parts, left_out = _list_parts(root)
     except OSError as error:
         raise MemtokError(
             f"expected folders that can be read in {shown(root)}, found {shown(error.filename or root)} "
@@ -82,9 +81,10 @@ def open_folder(
     if split == EIGHTY_TWENTY:
         parts = {TRAIN: {name: label for files in parts.values() for name, label in files.items()}}
     listed = [name for files in parts.values() for name in files]
-    bad = unreadable_images(root, listed, cache=check_cache_file(data_dir / "checked", root), progress=progress)
-    if bad and on_bad_image == "fail":
-        raise _too_bad(root, bad)
+    bad, peak = look_at_images(root, listed, cache=check_cache_file(data_dir / "checked", root), progress=progress)
+    left_out += [LeftOut(str(root / name), reason) for name, reason in bad.items()]
+    if left_out and on_bad_image == "fail":
+        raise _too_bad(left_out)
     readable = {
         part: {name: label for name, label in files.items() if name not in bad} for part, files in parts.items()
     }
@@ -106,7 +106,10 @@ def open_folder(
             readable[part] = {name: label for name, label in whole.items() if written.parts[name] == part}
         kind, drawn_seed, fraction = split or "drawn", written.seed, written.fraction
         _check_drawn(root, classes, readable, SPLIT_FILE_80_20 if split == EIGHTY_TWENTY else SPLIT_FILE)
-    sets = {part: _image_set(root, files) for part, files in readable.items()}
+    hashes = check_cache_file(data_dir / "content", root)
+    sets = {part: _image_set(root, files, hashes) for part, files in readable.items()}
+    if left_out:
+        logger.warning("%s: %s", shown(root), summary(left_out))
     return DataSource(
         spec=f"folder:{path}",
         name=root.resolve().name or "folder",
@@ -117,7 +120,8 @@ def open_folder(
         split_kind=kind,
         seed=drawn_seed,
         fraction=fraction,
-        skipped=tuple(str(root / name) for name in bad),
+        left_out=tuple(left_out),
+        peak=peak,
     )
 
 
@@ -139,130 +143,101 @@ def _existing_folder(path: str) -> Path:
     return root
 
 
-def _list_parts(root: Path) -> tuple[tuple[str, ...], dict[str, Files]]:
-    """The class names and the images of each part; without part folders all images are in `train`."""
-    part_folders = _part_folders(root)
-    train = part_folders[TRAIN]
-    classes = _class_names(train)
+def _list_parts(root: Path) -> tuple[tuple[str, ...], dict[str, Files], list[LeftOut]]:
+    """The class names, the images of each part, and what was left out; without parts all images are in `train`."""
+    places = part_folders(root, sorted(look_into(root).folders, key=lambda child: natural_key(child.name)))
+    left_out = _lost_folders(root)
+    folders: dict[str, ClassFolders] = {}
+    for part, place in places.items():
+        folders[part] = _class_folders(place)
+        left_out |= _lost_folders(place)
+    classes = _class_names(places[TRAIN], folders[TRAIN])
     parts: dict[str, Files] = {}
-    for part, folder in part_folders.items():
-        if folder != train:
-            _check_same_classes(train, classes, folder)
-        parts[part] = _list_files(root, folder, classes)
-    return classes, parts
+    for part, place in places.items():
+        if part != TRAIN:
+            _check_same_classes(places[TRAIN], classes, place, tuple(folders[part]))
+        parts[part], unread = _list_files(root, place, classes, folders[part])
+        left_out |= unread
+    return classes, parts, [LeftOut(str(path), reason) for path, reason in left_out.items()]
 
 
-def _part_folders(root: Path) -> dict[str, Path]:
-    """{"train": ..., "validation": ..., "test": ...} as far as they are there; {"train": root} if there are no parts.
-
-    A folder called `train` that holds images itself is a class (of vehicles, say), unless there is nothing beside it
-    but other names of parts.
-    """
-    folders = _folders(root)
-    named: dict[str, Path] = {}
-    for folder in folders:
-        part = PART_FOLDERS.get(folder.name.casefold())
-        if part in named:
-            raise MemtokError(
-                f"expected one folder for {part} in {shown(root)}, found {named[part].name}/ and {folder.name}/; "
-                "keep one of them"
-            )
-        if part is not None:
-            named[part] = folder
-    if not named or not (len(named) == len(folders) or (TRAIN in named and _holds_classes(named[TRAIN]))):
-        return {TRAIN: root}
-    if TRAIN not in named:
-        raise MemtokError(
-            f"expected train/ beside {next(iter(named.values())).name}/ in {shown(root)}, found none; put the "
-            "training images there, one folder per class"
-        )
-    if TEST in named and not _folders(named[TEST]) and any(_images(named[TEST], deep=False)):
-        logger.warning("%s has no class folders, so its images have no labels: left out", named.pop(TEST))
-    return named
+def _lost_folders(place: Path) -> dict[Path, str]:
+    """{path: reason} of links that may have led to class folders. Images that lie beside those have no class."""
+    return {path: reason for path, reason in look_into(place).left_out.items() if not path.suffix}
 
 
-def _holds_classes(folder: Path) -> bool:
-    return bool(_folders(folder)) and not any(_images(folder, deep=False))
+def _class_folders(place: Path) -> ClassFolders:
+    folders: ClassFolders = {}
+    for child in look_into(place).folders:
+        folders.setdefault(composed(child.name), []).append(child)
+    return {name: folders[name] for name in sorted(folders, key=natural_key)}
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(child.name for child in _folders(folder))
+def _class_names(place: Path, folders: ClassFolders) -> tuple[str, ...]:
+    names = tuple(folders)
     if not names:
-        found = "images but no folders" if any(_images(folder, deep=False)) else "no folders"
+        found = "images but no folders" if look_into(place).images else "no folders"
         raise MemtokError(
-            f"expected one folder of images per class in {shown(folder)}, found {found}; make a folder per class"
+            f"expected one folder of images per class in {shown(place)}, found {found}; make a folder per class"
         )
     if len(names) == 1:
         raise MemtokError(
-            f"expected at least two class folders in {shown(folder)}, found only {names[0]!r}; add another class"
+            f"expected at least two class folders in {shown(place)}, found only {names[0]!r}; add another class"
         )
+    alike: dict[str, list[str]] = {}
+    for name in new_classes(names):
+        alike.setdefault(name.casefold(), []).append(name)
+    for twins in (twins for twins in alike.values() if len(twins) > 1):
+        logger.warning("classes of %s that differ in capitals only: %s", shown(place), listing(twins))
     return names
 
 
-def _check_same_classes(train: Path, classes: tuple[str, ...], folder: Path) -> None:
-    names = [child.name for child in _folders(folder)]
-    if not any(_images(folder)):
+def _check_same_classes(train: Path, classes: tuple[str, ...], place: Path, names: tuple[str, ...]) -> None:
+    if not holds_images(place):
         raise MemtokError(
-            f"expected images in {shown(folder)}, found none; fill it, or remove it and let a part be drawn"
+            f"expected images in {shown(place)}, found none; fill it, or remove it and let a part be drawn"
         )
     missing = [name for name in classes if name not in names]
     extra = [name for name in names if name not in classes]
     if missing or extra:
         found = f"no {missing[0]!r}" if missing else f"{extra[0]!r} too"
         raise MemtokError(
-            f"expected the classes of {shown(train)} in {shown(folder)}, found {found} ({len(missing)} missing, "
+            f"expected the classes of {shown(train)} in {shown(place)}, found {found} ({len(missing)} missing, "
             f"{len(extra)} unknown); give both the same folders"
         )
 
 
-def _list_files(root: Path, folder: Path, classes: tuple[str, ...]) -> Files:
+def _list_files(
+    root: Path, place: Path, classes: tuple[str, ...], folders: ClassFolders
+) -> tuple[Files, dict[Path, str]]:
+    """The images of all classes in one part, and {path: reason} of what was left out."""
     files: Files = {}
+    left_out: dict[Path, str] = {}
     for label, name in enumerate(classes):
-        images = sorted(image.relative_to(root).as_posix() for image in _images(folder / name))
+        images: list[str] = []
+        unread: dict[Path, str] = {}
+        for folder in folders[name]:
+            found, lost = images_below(folder)
+            images += [image.relative_to(root).as_posix() for image in found]
+            unread |= lost
+        left_out |= unread
         if not images:
+            why = f" ({summary([LeftOut(str(path), reason) for path, reason in unread.items()])})" if unread else ""
             raise MemtokError(
-                f"expected images in every class folder, found none in {shown(folder / name)}; add images "
+                f"expected images in every class folder, found none in {shown(folders[name][0])}{why}; add images "
                 f"({listing(sorted(IMAGE_EXTENSIONS), 40)}) or remove the folder"
             )
-        files.update(dict.fromkeys(images, label))
-    return files
+        files.update(dict.fromkeys(sorted(images), label))
+    return files, left_out
 
 
-def _folders(folder: Path) -> list[Path]:
-    """The folders in `folder` in natural order, without hidden ones and what macOS leaves in archives."""
-    children = [
-        child
-        for child in folder.iterdir()
-        if child.is_dir() and not child.name.startswith(".") and child.name != "__MACOSX"
-    ]
-    return sorted(children, key=lambda child: natural_key(child.name))
-
-
-def _images(folder: Path, deep: bool = True, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
-    """The image files in `folder` and, if `deep`, in the folders within; links are followed, circles are not."""
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):  # also `._name.jpg`, which macOS writes beside name.jpg
-                continue
-            if entry.is_dir():
-                if deep:
-                    yield from _images(Path(entry.path), deep, (*above, here))
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS:
-                yield Path(entry.path)
-
-
-def _too_bad(root: Path, bad: Mapping[str, str]) -> MemtokError:
-    name, reason = next(iter(bad.items()))
-    error = UnreadableImageError(root / name, reason)
-    if len(bad) == 1:
-        return error
+def _too_bad(left_out: Sequence[LeftOut]) -> MemtokError:
+    first = left_out[0]
+    if len(left_out) == 1:
+        return UnreadableImageError(first.path, first.reason)
     return MemtokError(
-        f"expected readable images, found {len(bad)} that are not, the first one {shown(root / name)} ({reason}); mend "
-        "or remove them, or skip bad images"
+        f"expected readable images, found {len(left_out)} that are not, the first one {shown(first.path)} "
+        f"({first.reason}); mend or remove them, or use on_bad_image='skip'"
     )
 
 
@@ -291,6 +266,6 @@ def _check_drawn(root: Path, classes: tuple[str, ...], parts: Mapping[str, Files
         )
 
 
-def _image_set(root: Path, files: Files) -> ImageSet:
+def _image_set(root: Path, files: Files, hashes: Path) -> ImageSet:
     labels = np.fromiter(files.values(), dtype=np.int64, count=len(files))
-    return ImageSet(FileStore(root, tuple(files)), np.arange(len(files)), labels)
+    return ImageSet(FileStore(root, tuple(files), hashes), np.arange(len(files)), labels)

@@ -7,7 +7,9 @@ Whatever a file holds (grey, palette, transparency, CMYK, 16 bit, a camera's rot
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 import os
 import time
 import warnings
@@ -15,14 +17,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
+from memtok.data.png import without_text
 from memtok.errors import MemtokError
 from memtok.files import atomic_write
+from memtok.preprocessing import Preprocessing
+from memtok.regular import special_kind
 
 # fmt: off
 IMAGE_EXTENSIONS = frozenset({
@@ -61,19 +67,31 @@ ORIENTATIONS = {
 # less than this many seconds before it was looked at is therefore looked at again the next time.
 FRESH_SECONDS = 2.0
 
+DARK = 2**14 - 1
+"""A largest value of 16-bit images that tells that they were taken with fewer bits: a quarter of white."""
+
+logger = logging.getLogger("memtok")
+
 
 class UnreadableImageError(MemtokError):
     """A file that does not hold a readable image. `path` and `reason` say which, and why."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(
-            f"expected a readable image, found {shown(path)} ({reason}); mend or remove it, or skip bad images"
+            f"expected a readable image, found {shown(path)} ({reason}); mend or remove it, or use on_bad_image='skip'"
         )
         self.path = str(path)
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, str]]:
         return type(self), (self.path, self.reason)  # by its own arguments, so that it can cross processes
+
+
+class LeftOut(NamedTuple):
+    """Something that could not be read, and why."""
+
+    path: str
+    reason: str
 
 
 def shown(path: str | Path) -> str:
@@ -88,16 +106,30 @@ def read_image(path: str | Path) -> Image.Image:
     Raises UnreadableImageError (a MemtokError) for a file that is missing, cut short, not an image, or that would
     unpack to more than twice `PIL.Image.MAX_IMAGE_PIXELS`.
     """
-    if Path(path).exists() and not Path(path).is_file():
-        raise UnreadableImageError(path, "not a regular file")  # a named pipe would never answer
+    with guarded(path):
+        return as_rgb(read_upright(path))
+
+
+def read_upright(path: str | Path) -> Image.Image:
+    """The same, but grey of more than 8 bits keeps its values (modes I;16, I, F), for `as_rgb` with their range."""
     with _quiet():
         return _decode(path)
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """A PIL image of any mode as RGB, 8 bit; transparency is laid on white. Its rotation is left alone."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return _grey_as_rgb(image)
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image is grey of more than 8 bits."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def as_rgb(image: Image.Image, pixel_range: tuple[float, float] | None = None) -> Image.Image:
+    """A PIL image of any mode as RGB, 8 bit; transparency is laid on white. Its rotation is left alone.
+
+    pixel_range: which values become black and white in grey of more than 8 bits; see `Preprocessing`.
+    """
+    if is_deep(image):
+        return _grey_as_rgb(image, pixel_range)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
     if image.mode in ("La", "RGBa"):  # premultiplied alpha
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if image.has_transparency_data:
@@ -107,23 +139,30 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def unreadable_images(
+class Looked(NamedTuple):
+    """What a look at images found: {name: reason} of those that cannot be read, and the `peak` of all others."""
+
+    unreadable: dict[str, str]
+    peak: float | None
+
+
+def look_at_images(
     root: Path,
     names: Sequence[str],
     *,
     cache: Path | None = None,
     progress: Progress | None = None,
     threads: int | None = None,
-) -> dict[str, str]:
-    """Decodes every file `root/name` and returns those that fail: {name: reason}, in the order of `names`.
+) -> Looked:
+    """Decodes every file `root/name`; those that fail are named in the order of `names`.
 
     With `cache`, a JSON file, files whose size and times are those of an earlier look are not decoded again. A cache
     that cannot be read or written is done without.
     """
     known = _read_cache(cache)
     marks = {name: _mark(root / name) for name in names}
-    pending = [name for name in names if marks[name] is None or known.get(name, [None])[:-1] != marks[name]]
-    reasons = {name: str(known[name][-1]) for name in names if name in known}
+    pending = [name for name in names if marks[name] is None or name not in known or known[name][0] != marks[name]]
+    seen = {name: known[name][1] for name in names if name in known}
     done = len(names) - len(pending)
     if progress is not None:
         progress(done, len(names))
@@ -132,22 +171,60 @@ def unreadable_images(
     with _quiet(), ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(pending), 512):  # in parts, or a million files would be a million pending jobs
             part = pending[start : start + 512]
-            for name, reason in zip(part, pool.map(_failure, [root / name for name in part]), strict=True):
-                reasons[name] = reason
+            for name, found in zip(part, pool.map(_look, [root / name for name in part]), strict=True):
+                seen[name] = found
                 done += 1
                 if progress is not None:
                     progress(done, len(names))
     settled = {name: mark for name, mark in marks.items() if mark is not None and _settled(mark, started)}
     if cache is not None:
-        fresh = {name: [*mark, reasons[name]] for name, mark in settled.items()}
+        fresh = {name: (mark, seen[name]) for name, mark in settled.items()}
         if fresh != known:
             _write_cache(cache, fresh)
-    return {name: reasons[name] for name in names if reasons[name]}
+    peaks = [seen[name].peak for name in names]
+    return Looked(
+        {name: seen[name].reason for name in names if seen[name].reason},
+        max((peak for peak in peaks if peak is not None), default=None),
+    )
+
+
+def peak(image: Image.Image) -> float | None:
+    """The largest value of an image whose values are taken as 16 bits, None for others."""
+    if not is_deep(image):
+        return None
+    low, high = _extremes(_values(image))
+    return high if _as_sixteen_bits(image.mode, low, high) else None
+
+
+def warn_if_dark(highest: float | None, preprocessing: Preprocessing, where: str) -> None:
+    """Says so if images with this `peak` become nearly black, because their values are of fewer bits than 16."""
+    if highest and highest <= DARK and preprocessing.pixel_range is None:
+        top = 2 ** int(highest).bit_length() - 1
+        logger.warning(
+            "images with more than 8 bits in %s have no value above %d of 65535, so they are nearly black; for values "
+            "of 0 to %d, train with --pixel-range 0 %d (pixel_range=(0, %d) in the preprocessing)",
+            where, highest, top, top, top,
+        )  # fmt: skip
 
 
 def check_cache_file(folder: Path, root: Path) -> Path:
     """Where the look at the images under `root` is remembered: one file in `folder`, named by the resolved path."""
     return folder / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]}.json"
+
+
+@contextmanager
+def guarded(path: str | Path) -> Iterator[None]:
+    """Around all that is done with one image: whatever goes wrong becomes an UnreadableImageError that names it."""
+    try:
+        yield
+    except MemtokError:
+        raise
+    except MemoryError as error:
+        raise UnreadableImageError(path, "does not fit into memory") from error
+    # Pillow's readers raise nearly anything on a broken file: OSError, SyntaxError, ValueError, struct.error,
+    # zlib.error, IndexError, DecompressionBombError ...
+    except Exception as error:
+        raise UnreadableImageError(path, _reason(error)) from error
 
 
 @contextmanager
@@ -160,18 +237,25 @@ def _quiet() -> Iterator[None]:
 
 def _decode(path: str | Path) -> Image.Image:
     """`read_image` without touching the filters of warnings, which belong to the process, not to the thread."""
-    try:
-        with Image.open(path, formats=_formats()) as image:
-            image.load()  # before the orientation: PNG may store it behind the pixels, TIFF is turned on loading
-            turn = ORIENTATIONS.get(_orientation(image))
-            upright = image if turn is None else image.transpose(turn)
-            return as_rgb(upright)
-    except MemoryError as error:
-        raise UnreadableImageError(path, "does not fit into memory") from error
-    # Pillow's readers raise nearly anything on a broken file: OSError, SyntaxError, ValueError, struct.error,
-    # zlib.error, IndexError, DecompressionBombError ...
-    except Exception as error:
-        raise UnreadableImageError(path, _reason(error)) from error
+    with guarded(path):
+        if kind := special_kind(path):  # which may be waited for without end
+            raise UnreadableImageError(path, kind)
+        try:
+            return _upright(path)
+        except ValueError:
+            content = Path(path).read_bytes()
+            slim = without_text(content)
+            if slim == content:
+                raise
+            return _upright(io.BytesIO(slim))
+
+
+def _upright(source: str | Path | io.BytesIO) -> Image.Image:
+    with Image.open(source, formats=_formats()) as image:
+        image.load()  # before the orientation: PNG may store it behind the pixels, TIFF is turned on loading
+        turn = ORIENTATIONS.get(_orientation(image))
+        upright = image.copy() if turn is None else image.transpose(turn)
+        return upright if is_deep(upright) else as_rgb(upright)
 
 
 def _formats() -> list[str]:
@@ -196,19 +280,35 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _grey_as_rgb(image: Image.Image) -> Image.Image:
+def _values(image: Image.Image) -> NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _extremes(values: NDArray[np.float64]) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
+
+
+def _as_sixteen_bits(mode: str, low: float, high: float) -> bool:
+    """Whether grey values are taken as 16 bits. Mode I holds those in most files, floats do if they are that large."""
+    return low >= 0 and high <= 65535 and (mode != "F" or high > 255)
+
+
+def _grey_as_rgb(image: Image.Image, pixel_range: tuple[float, float] | None) -> Image.Image:
     """Grey of more than 8 bits (modes I;16*, I, F) as RGB; 65535 becomes 255, so nothing is clipped.
 
-    Mode I holds 16-bit values in most files; where it does not, and in mode F, the range is that of the values:
-    within [0, 1], within [0, 255], within [0, 65535], else stretched from the smallest to the largest.
+    Other values: within [0, 1] or [0, 255] as such, else stretched from the smallest to the largest. With a
+    `pixel_range` that decides, and what is beyond it is clipped.
     """
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    values = _values(image)
     transparent = image.info.get("transparency")
-    low, high = float(values.min()), float(values.max())
-    if image.mode != "F" and low >= 0 and high <= 65535:
+    low, high = _extremes(values)
+    if pixel_range is not None:
+        low, high = pixel_range
+        grey = (values.clip(low, high) - low) * (255 / (high - low))
+    elif _as_sixteen_bits(image.mode, low, high):
         grey = values / 257
-    elif low >= 0 and high <= 65535:
-        grey = values * 255 if high <= 1 else values if high <= 255 else values / 257
+    elif low >= 0 and high <= 255:
+        grey = values * 255 if high <= 1 else values
     else:
         grey = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
     pixels: NDArray[np.uint8] = np.rint(grey).astype(np.uint8)
@@ -217,13 +317,19 @@ def _grey_as_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(pixels).convert("RGB")
 
 
-def _failure(path: Path) -> str:
-    """Why `path` cannot be read; "" when it can."""
+class _Seen(NamedTuple):
+    """What is known of one image: why it cannot be read ("" when it can), and its `peak`."""
+
+    reason: str
+    peak: float | None
+
+
+def _look(path: Path) -> _Seen:
     try:
-        _decode(path)
+        with guarded(path):
+            return _Seen("", peak(_decode(path)))
     except UnreadableImageError as error:
-        return error.reason
-    return ""
+        return _Seen(error.reason, None)
 
 
 def _mark(path: Path) -> list[int] | None:
@@ -239,23 +345,24 @@ def _settled(mark: list[int], now: float) -> bool:
     return max(mark[1:]) / 1e9 < now - FRESH_SECONDS
 
 
-def _read_cache(cache: Path | None) -> dict[str, list[object]]:
+def _read_cache(cache: Path | None) -> dict[str, tuple[list[int], _Seen]]:
     if cache is None:
         return {}
     try:
         content = json.loads(cache.read_text(encoding="utf-8"))
-        # Another Pillow may read other files.
-        if content["version"] == 1 and content["pillow"] == PIL.__version__:
-            return {name: [*row[:3], str(row[3])] for name, row in content["files"].items()}
+        # Another Pillow may read other files. Version 1 took large texts for damage.
+        if content["version"] == 2 and content["pillow"] == PIL.__version__:
+            return {name: (row[:3], _Seen(str(row[3]), row[4])) for name, row in content["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         pass
     return {}
 
 
-def _write_cache(cache: Path, files: dict[str, list[object]]) -> None:
+def _write_cache(cache: Path, files: dict[str, tuple[list[int], _Seen]]) -> None:
     try:
         with atomic_write(cache) as temporary:
-            content = {"version": 1, "pillow": PIL.__version__, "files": files}
+            rows = {name: [*mark, *seen] for name, (mark, seen) in files.items()}
+            content = {"version": 2, "pillow": PIL.__version__, "files": rows}
             temporary.write_text(json.dumps(content), encoding="utf-8")
     except (MemtokError, OSError):
         pass

@@ -41,7 +41,7 @@ def read_inaturalist2017(data_dir: Path) -> Published:
         )
     names = tuple(f"{folder}/{name}" for folder, files in zip(classes, listed, strict=True) for name in files)
     labels = np.repeat(np.arange(len(classes)), [len(files) for files in listed])
-    images = ImageSet(FileStore(root, names), np.arange(len(names)), labels)
+    images = ImageSet(FileStore(root, names, published=True), np.arange(len(names)), labels)
     return Published(
         classes,
         images,

@@ -1,26 +1,31 @@
 """Batches of an image set, in an order and with an augmentation that follow from the seed alone.
 
 The images of epoch e come in the permutation drawn from (seed, e), and what happens to one of them by chance is drawn
-from (seed, e, index). So batch k is the same with any number of worker processes and after any interruption, and no
-generator of the caller is moved.
+from (seed, e, index). So batch k is the same with any number of worker processes and after any interruption.
+
+memtok's own transforms draw from generators that are made for each image, so the global ones are neither read nor
+moved. Code of somebody else (a torch Dataset, a transform) can only draw from the global ones: they are seeded for each
+image, in one thread at a time, and put back.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from memtok.data.images import UnreadableImageError
 from memtok.data.sources import ImageSet
 from memtok.data.splits import Indices, check_seed, shuffled
-from memtok.data.transforms import Transform
+from memtok.data.transforms import Generators, OwnTransform, Transform
 from memtok.errors import MemtokError
 
 # What a draw is for; keeps the numbers of one purpose apart from those of another.
@@ -71,16 +76,25 @@ def steps_per_epoch(images: int, batch_size: int, drop_last: bool = False) -> in
     return whole + (1 if rest and (not drop_last or whole == 0) else 0)
 
 
+GLOBAL_RANDOM = threading.RLock()
+"""Held by whoever seeds the global generators for a while: two threads at once would disturb each other."""
+
+
 @contextmanager
 def kept_random_state() -> Iterator[None]:
-    """Puts the global generators of Python, numpy and torch (CPU) back as they were when the block ends."""
-    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
-        torch.set_rng_state(of_torch)
+    """Puts the global generators of Python, numpy and torch (CPU) back as they were when the block ends.
+
+    One thread at a time is in such a block; what others draw from these generators meanwhile is not guarded.
+    """
+    # A worker process has no other threads, but may have been forked while one held the lock.
+    with GLOBAL_RANDOM if get_worker_info() is None else nullcontext():
+        of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
+            torch.set_rng_state(of_torch)
 
 
 @dataclass(frozen=True)
@@ -144,19 +158,46 @@ class Samples(Dataset[tuple[Tensor, int, int]]):
     seed: int
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int, int]] | Failure:
-        with kept_random_state():
-            try:
-                return [self._sample(epoch, index) for epoch, index in keys]
-            except MemtokError as error:
-                return Failure(str(error))
+        try:
+            if isinstance(self.transform, OwnTransform) and not self.image_set.store.draws:
+                return [self._own_sample(self.transform, epoch, index) for epoch, index in keys]
+            with kept_random_state():
+                return [self._foreign_sample(epoch, index) for epoch, index in keys]
+        except MemtokError as error:
+            return Failure(str(error))
 
-    def _sample(self, epoch: int, index: int) -> tuple[Tensor, int, int]:
-        seeds = np.random.SeedSequence((self.seed, epoch, index, AUGMENTATION)).generate_state(3)
-        random.seed(int(seeds[0]))
-        np.random.seed(seeds[1])
-        torch.default_generator.manual_seed(int(seeds[2]))  # torch.manual_seed would reseed the GPU as well
-        image, label = self.image_set[index]
-        return self.transform(image), label, index
+    def _own_sample(self, transform: OwnTransform, epoch: int, index: int) -> tuple[Tensor, int, int]:
+        """An image of memtok's own stores, as it is stored, through one of memtok's transforms."""
+        for_python, _, for_torch = self._seeds(epoch, index)
+        generators = Generators(random.Random(for_python), torch.Generator().manual_seed(for_torch))
+        with self._room_for(index):
+            image, label = self.image_set.as_stored(index)
+            return transform(image, generators), label, index
+
+    def _foreign_sample(self, epoch: int, index: int) -> tuple[Tensor, int, int]:
+        """The same where somebody else's code may draw, from the global generators."""
+        for_python, for_numpy, for_torch = self._seeds(epoch, index)
+        random.seed(for_python)
+        np.random.seed(for_numpy)
+        torch.default_generator.manual_seed(for_torch)  # torch.manual_seed would reseed the GPU as well
+        with self._room_for(index):
+            # memtok's transforms take what is stored; those of others are promised RGB.
+            own = isinstance(self.transform, OwnTransform)
+            image, label = self.image_set.as_stored(index) if own else self.image_set[index]
+            return self.transform(image), label, index
+
+    @contextmanager
+    def _room_for(self, index: int) -> Iterator[None]:
+        """Around the work on an image: one that does not fit into memory is named."""
+        try:
+            yield
+        except MemoryError as error:
+            raise UnreadableImageError(self.image_set.identity(index), "does not fit into memory") from error
+
+    def _seeds(self, epoch: int, index: int) -> list[int]:
+        """For the generators of Python, numpy and torch; the first numbers of each are the same either way."""
+        sequence = np.random.SeedSequence((self.seed, epoch, index, AUGMENTATION))
+        return [int(seed) for seed in sequence.generate_state(3)]
 
 
 def collate(samples: list[tuple[Tensor, int, int]] | Failure) -> Batch | Failure:

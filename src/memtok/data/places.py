@@ -48,7 +48,7 @@ def read_places365(data_dir: Path) -> Published:
         labels += official.targets
         sizes.append(len(files))
     classes = tuple(sorted(official.class_to_idx, key=official.class_to_idx.__getitem__))
-    store = FileStore(data_dir, tuple(names))
+    store = FileStore(data_dir, tuple(names), published=True)
     numbers = np.arange(len(names))
     images = ImageSet(store, numbers, np.array(labels, dtype=np.int64))
     return Published(classes, images, (numbers[: sizes[0]], numbers[sizes[0] :]))

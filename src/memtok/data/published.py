@@ -5,16 +5,20 @@ The readers of the named sets (mnist.py, cifar.py ...) return a `Published`; `in
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from memtok.data.images import Progress, check_cache_file, shown, unreadable_images
+from memtok.data.finding import summary
+from memtok.data.images import LeftOut, Progress, check_cache_file, look_at_images
 from memtok.data.sources import DataSource, FileStore, ImageSet
 from memtok.data.splits import EIGHTY_TWENTY, OFFICIAL, TEST_FRACTION, Indices, draw_validation
 from memtok.errors import MemtokError
+
+logger = logging.getLogger("memtok")
 
 VALIDATION_FRACTION = 0.1
 """The share of a named set's training images that validates."""
@@ -104,7 +108,11 @@ def without_unreadable(data: DataSource, data_dir: Path, progress: Progress | No
     if not isinstance(store, FileStore):
         return data  # pictures in memory were read when the set was opened
     names = [name for part in (data.train, data.validation, data.test) for name in part.identities]
-    bad = unreadable_images(
+    bad, _ = look_at_images(
         store.root, names, cache=check_cache_file(data_dir / "checked" / data.name, store.root), progress=progress
     )
-    return data.without(bad, tuple(shown(store.root / name) for name in bad)) if bad else data
+    if not bad:
+        return data
+    left_out = tuple(LeftOut(str(store.root / name), reason) for name, reason in bad.items())
+    logger.warning("%s: %s", data.name, summary(left_out))
+    return data.without(bad, left_out)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from memtok.data.datasets import check_split, open_data
+from memtok.data.images import Progress
 from memtok.data.sources import DataSource
 from memtok.data.splits import EIGHTY_TWENTY, SPLIT_FILE_80_20, SPLITS, check_fraction, check_seed
 from memtok.errors import MemtokError
@@ -70,18 +71,20 @@ def open_as_trained(
     *,
     who: str,
     classes: Sequence[str],
-    part: str,
+    part: str | None,
     split: str | None = None,
     data_dir: str | Path | None = None,
     on_bad_image: str = "fail",
+    progress: Progress | None = None,
 ) -> DataSource:
     """Opens `spec` with the split that `record` names, if the record is about the same data; else as `open_data`.
 
-    `who` names the task in messages, `classes` are its own, `part` is what will be looked at: "test", "validation" or
-    "train". `split` asks for a split; MemtokError if the part then holds images that the task was trained on.
+    `who` names the task in messages, `classes` are its own, `part` is what will be looked at: "test", "validation",
+    "train" or None, see `DataSource.measured_part`. `split` asks for a split; MemtokError if the part then holds images
+    that the task was trained on.
     """
     check_split(split)
-    open_one = partial(open_data, spec, data_dir=data_dir, on_bad_image=on_bad_image)
+    open_one = partial(open_data, spec, data_dir=data_dir, on_bad_image=on_bad_image, progress=progress)
     trained = trained_on(record)
     if trained is None or not same_data(trained.spec, spec):
         if trained is not None and split is None and _moved_folder(spec, trained):
@@ -100,26 +103,30 @@ def open_as_trained(
                 who,
                 trained.digest[:19],
                 now[:19],
-                part,
+                data.measured_part(part),
             )
         return data
     data = open_one(split=split)
     if part != "train":
         before = _of(open_one(**trained.arguments), classes)
-        check_apart(before, _of(data, classes), part, who=who)
+        check_apart(before, _of(data, classes), data.measured_part(part), who=who)
     return data
 
 
 def check_apart(trained: DataSource, tested: DataSource, part: str, *, who: str) -> None:
-    """Raises MemtokError if `part` of `tested` holds images of the training part of `trained`."""
+    """MemtokError if `part` of `tested` holds images of the training part of `trained`, or as a test of validation."""
     images = getattr(tested, part).identities
-    common = len(set(trained.train.identities).intersection(images))
-    if common:
-        raise MemtokError(
-            f"expected a {part} part that {who} was not trained on, found {common:,} of its training images (split "
-            f"{trained.split_kind}) among the {len(images):,} of {tested.spec} (split {tested.split_kind}); leave the "
-            "split out to take that of the training"
-        )
+    looked_at = [("was not trained on", "training", trained.train)]
+    if part == "test":
+        looked_at.append(("was not chosen by", "validation", trained.validation))
+    for what, kind, seen in looked_at:
+        common = len(set(seen.identities).intersection(images))
+        if common:
+            raise MemtokError(
+                f"expected a {part} part that {who} {what}, found {common:,} of its {kind} images (split "
+                f"{trained.split_kind}) among the {len(images):,} of {tested.spec} (split {tested.split_kind}); leave "
+                "the split out to take that of the training"
+            )
 
 
 def same_data(one: str, other: str) -> bool:

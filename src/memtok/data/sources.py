@@ -11,13 +11,15 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from memtok.data.images import read_image
+from memtok.checks import composed, new_classes
+from memtok.data.hashes import MISSING, file_hashes, mark_of
+from memtok.data.images import LeftOut, as_rgb, read_upright
 from memtok.data.splits import Indices, check_seed, digest, stratified_order
 from memtok.errors import MemtokError
 
@@ -25,35 +27,46 @@ from memtok.errors import MemtokError
 class ImageStore(Protocol):
     """Where pictures lie, by position."""
 
+    @property
+    def draws(self) -> bool:
+        """Whether reading may draw from the global random generators, as code of the user's does."""
+
     def read(self, position: int) -> Image.Image:
-        """The picture in RGB; raises MemtokError if it cannot be read."""
+        """The picture in RGB, or grey of more than 8 bits as it is; raises MemtokError if it cannot be read."""
 
     def identity(self, position: int) -> str:
         """The name under which the picture goes into a split: a relative path, or part and number."""
 
-    def mark(self, position: int) -> bytes | None:
-        """Something that changes with the picture and is known without decoding it; None where nothing is."""
+    def content(self, positions: Indices) -> list[bytes] | None:
+        """For each of these positions, bytes that change with the picture; None where nobody knows without reading."""
 
 
 @dataclass(frozen=True)
 class FileStore:
-    """Image files under `root`; `names` are relative paths with forward slashes."""
+    """Image files under `root`; `names` are relative paths with forward slashes.
+
+    `hashes`: a file in which the hashes of the images are remembered. `published`: of a published data set, whose files
+    nobody changes: their sizes tell enough.
+    """
 
     root: Path
     names: Sequence[str]
+    hashes: Path | None = None
+    published: bool = False
+    draws: ClassVar[bool] = False
 
     def read(self, position: int) -> Image.Image:
-        return read_image(self.root / self.names[position])
+        return read_upright(self.root / self.names[position])
 
     def identity(self, position: int) -> str:
         return self.names[position]
 
-    def mark(self, position: int) -> bytes | None:
-        try:
-            found = (self.root / self.names[position]).stat()
-        except OSError:
-            return b"missing"
-        return f"{found.st_size} {found.st_mtime_ns}".encode()
+    def content(self, positions: Indices) -> list[bytes] | None:
+        names = [self.names[int(position)] for position in positions]
+        if not self.published:
+            return [found.encode() for found in file_hashes(self.root, names, self.hashes)]
+        marks = (mark_of(self.root / name) for name in names)
+        return [MISSING.encode() if mark is None else str(mark[0]).encode() for mark in marks]
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,7 @@ class ArrayStore:
 
     pixels: NDArray[np.uint8]
     prefix: str
+    draws: ClassVar[bool] = False
 
     def read(self, position: int) -> Image.Image:
         return Image.fromarray(self.pixels[position]).convert("RGB")
@@ -69,9 +83,9 @@ class ArrayStore:
     def identity(self, position: int) -> str:
         return f"{self.prefix}/{position}"
 
-    def mark(self, position: int) -> bytes | None:
-        pixels: NDArray[np.uint8] = self.pixels[position]
-        return pixels.tobytes()
+    def content(self, positions: Indices) -> list[bytes] | None:
+        shape = str(self.pixels.shape[1:]).encode()
+        return [shape + self.pixels[int(position)].tobytes() for position in positions]
 
 
 @dataclass(frozen=True)
@@ -82,14 +96,23 @@ class JoinedStore:
     second: ImageStore
     start: int
 
+    @property
+    def draws(self) -> bool:
+        return self.first.draws or self.second.draws
+
     def read(self, position: int) -> Image.Image:
         return self.first.read(position) if position < self.start else self.second.read(position - self.start)
 
     def identity(self, position: int) -> str:
         return self.first.identity(position) if position < self.start else self.second.identity(position - self.start)
 
-    def mark(self, position: int) -> bytes | None:
-        return self.first.mark(position) if position < self.start else self.second.mark(position - self.start)
+    def content(self, positions: Indices) -> list[bytes] | None:
+        early = positions < self.start
+        first, second = self.first.content(positions[early]), self.second.content(positions[~early] - self.start)
+        if first is None or second is None:
+            return None
+        parts = iter(first), iter(second)
+        return [next(parts[0] if before else parts[1]) for before in early]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +131,11 @@ class ImageSet:
         return len(self.positions)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self.as_stored(index)
+        return as_rgb(image), label
+
+    def as_stored(self, index: int) -> tuple[Image.Image, int]:
+        """The same, but grey of more than 8 bits keeps its values: a transform of memtok's knows their range."""
         return self.store.read(int(self.positions[index])), int(self.labels[index])
 
     def identity(self, index: int) -> str:
@@ -156,10 +184,11 @@ class DataSource:
     """A data set in three parts.
 
     `spec`: what was asked for, such as `digits` or `folder:photos`; `name`: a short name. `classes`: their names in the
-    order of the labels. `test` is the official test part where there is one, else the validation part. `split_kind`,
-    `seed`, `fraction`: how the parts came about. `augment`: how its images are varied in training unless told otherwise
-    ("inception", "crop" or "none"), and `flip`: are they mirrored? `skipped`: paths that could not be read and were
-    left out.
+    order of the labels. `test` is a part of its own where there is one (`has_test`), else the validation part.
+    `split_kind`, `seed`, `fraction`: how the parts came about. `augment`: how its images are varied in training unless
+    told otherwise ("inception", "crop" or "none"), and `flip`: are they mirrored? `left_out`: what could not be read,
+    (path, reason) each; `skipped`: the paths alone. `peak`: the largest value in those of its images that are taken as
+    16 bits, None where there are none, or where it is not known.
     """
 
     spec: str
@@ -173,10 +202,12 @@ class DataSource:
     fraction: float | None = None
     flip: bool = True
     augment: str = "inception"
-    skipped: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    peak: float | None = None
 
     def __post_init__(self) -> None:
         check_classes(self.classes, self.spec)
+        object.__setattr__(self, "classes", new_classes(self.classes))
         for part in ("train", "validation", "test"):
             labels = getattr(self, part).labels
             if len(labels) == 0:
@@ -186,6 +217,11 @@ class DataSource:
                     f"expected labels from 0 to {len(self.classes) - 1} in the {part} part of {self.spec}, found "
                     f"{labels.min()} to {labels.max()}; name every class"
                 )
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The paths of what could not be read."""
+        return tuple(one.path for one in self.left_out)
 
     @cached_property
     def split_digest(self) -> str:
@@ -198,9 +234,29 @@ class DataSource:
             }
         )
 
+    @cached_property
+    def has_test(self) -> bool:
+        """Whether no image of `test` is in the validation part, which chooses the best state of a training."""
+        return self.test is not self.validation and set(self.test.identities).isdisjoint(self.validation.identities)
+
+    def measured_part(self, part: str | None) -> str:
+        """`part`; for None "test" where there is a test part, else "validation". MemtokError for a test part not there.
+
+        Never says "test" of images that a training looked at to choose its best state.
+        """
+        if part == "test" and not self.has_test:
+            raise MemtokError(
+                f"expected a test part in {self.spec}, found none apart from its validation part, which chooses the "
+                "best state; measure the validation part, or train with split='80-20' to set a test part aside"
+            )
+        return part or ("test" if self.has_test else "validation")
+
     @property
     def split(self) -> dict[str, Any]:
-        """How the parts came about, for records: kind, seed, fraction, digest and the number of images (JSON-able)."""
+        """How the parts came about, for records: kind, seed, fraction, digest and the number of images (JSON-able).
+
+        Where the data have no test part of their own it counts 0 images.
+        """
         return {
             "kind": self.split_kind,
             "seed": self.seed,
@@ -209,7 +265,7 @@ class DataSource:
             "counts": {
                 "train": len(self.train),
                 "validation": len(self.validation),
-                "test": len(self.test),
+                "test": len(self.test) if self.has_test else 0,
             },
         }
 
@@ -219,6 +275,7 @@ class DataSource:
         Raises MemtokError for a class that the source does not have, one named twice, fewer than two, or if a part
         holds no image of them.
         """
+        classes = [composed(name) for name in classes]
         unknown = [name for name in classes if name not in self.classes]
         if unknown:
             raise MemtokError(f"expected classes of {self.spec}, found {unknown[0]!r}; it has {listing(self.classes)}")
@@ -239,14 +296,14 @@ class DataSource:
             test=restrict(self.test),
         )
 
-    def without(self, identities: Container[str], skipped: tuple[str, ...]) -> DataSource:
-        """The source without the images of these identities; `skipped` are their paths."""
+    def without(self, identities: Container[str], left_out: tuple[LeftOut, ...]) -> DataSource:
+        """The source without the images of these identities; `left_out` are their paths and what is wrong with them."""
 
         def rest(part: ImageSet) -> ImageSet:
             return part.select([index for index, name in enumerate(part.identities) if name not in identities])
 
         return replace(
-            self, train=rest(self.train), validation=rest(self.validation), test=rest(self.test), skipped=skipped
+            self, train=rest(self.train), validation=rest(self.validation), test=rest(self.test), left_out=left_out
         )
 
 

@@ -19,6 +19,7 @@ from memtok.data.official import official_parts
 from memtok.data.published import Published
 from memtok.data.sources import FileStore, ImageSet
 from memtok.errors import MemtokError
+from memtok.regular import check_regular
 
 FOLDER = "SUN397"
 LISTS = ("Training_01.txt", "Testing_01.txt")
@@ -43,7 +44,7 @@ def read_sun397(data_dir: Path) -> Published:
     labels = np.repeat(np.arange(len(folders)), [len(files) for files in listed])
     return Published(
         tuple(folder.split("/", 1)[-1] for folder in folders),  # without the letter that they are sorted under
-        ImageSet(FileStore(root, names), np.arange(len(names)), labels),
+        ImageSet(FileStore(root, names, published=True), np.arange(len(names)), labels),
         official_parts(LISTS, [data_dir / folder for folder in LIST_FOLDERS], _read_list, names, root),
         lists=f"no {' and '.join(LISTS)} in {shown(root)}",
     )
@@ -68,6 +69,7 @@ def _read_list(path: Path) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
+    check_regular(path, f"{path.name} of SUN-397")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

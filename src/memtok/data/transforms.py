@@ -1,6 +1,6 @@
 """From a picture to what the model receives: size, crop, range and normalisation as the checkpoint was trained with.
 
-C, H, W: channels (3), height and width of the model's input. Transforms take a PIL image in RGB and return a float32
+C, H, W: channels (3), height and width of the model's input. Transforms take a PIL image and return a float32
 tensor (C, H, W): pixels / 255, less the mean, over the standard deviation. Each is made of two parts: what happens to
 the picture, which ends in uint8 pixels (C, H, W), and the `Normaliser`. memtok's own loops load pixels, a quarter of
 the bytes, and normalise whole batches where the model is; the numbers are the same. All of them can be pickled.
@@ -9,25 +9,36 @@ the bytes, and normalise whole batches where the model is; the numbers are the s
 from __future__ import annotations
 
 import math
+import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torchvision import transforms
 
+from memtok.data.images import as_rgb
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
 
 Transform = Callable[[Image.Image], Tensor]
 
+
 AUGMENTATIONS = ("inception", "crop", "none")
 
 CROP_MARGIN = 8 / 7
 """`crop` resizes to this much more than the input size: 224 to 256, the usual ratio of resize and crop."""
+
+LARGEST_RESIZED = 2**24
+"""Pixels that a picture may have after the resize to be resized as a whole: 50 MB in RGB."""
+
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+"""Of `inception`: the share of the area that a part covers, and its width over its height."""
+
+ATTEMPTS = 10  # to draw a part that lies within the image, as in timm; then the middle is taken
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -37,50 +48,96 @@ INTERPOLATIONS = {
 }
 
 
+class PythonRandom(Protocol):
+    """What is needed of Python's random numbers: a `random.Random`, or the module `random`."""
+
+    def uniform(self, a: float, b: float) -> float: ...
+    def randint(self, a: int, b: int) -> int: ...
+
+
 @dataclass(frozen=True)
-class EvaluationPixels:
+class Generators:
+    """Where an augmentation draws its random numbers. torch None: from torch's global generator."""
+
+    python: PythonRandom
+    torch: torch.Generator | None
+
+    def below(self, end: int) -> int:
+        """A whole number from 0 to `end` - 1, by torch's generator."""
+        return int(torch.randint(0, end, (1,), generator=self.torch))
+
+    def heads(self) -> bool:
+        """True in one of two cases, by torch's generator."""
+        return bool(torch.rand(1, generator=self.torch) < 0.5)
+
+
+GLOBAL_GENERATORS = Generators(random, None)
+
+
+class OwnTransform(ABC):
+    """A transform of memtok's: it takes images of any mode, and knows the range of those with more than 8 bits.
+
+    All that it draws comes from `generators`, so it needs no global one.
+    """
+
+    @abstractmethod
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
+        """The tensor (C, H, W) of an image."""
+
+
+@dataclass(frozen=True)
+class EvaluationPixels(OwnTransform):
     """The deterministic part of evaluation: resize, centre crop."""
 
     preprocessing: Preprocessing
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
         settings = self.preprocessing
-        image = resize(image, settings.resize, settings.interpolation)
-        if settings.crop:
-            image = centre_crop(image, settings.image_size, low=settings.position_resize == "transformers")
-        return pixels_of(image)
+        image = as_rgb(image, settings.pixel_range)
+        resized = resized_size(image, settings.resize)
+        crop = settings.image_size if settings.crop else resized
+        corner = centre_corner(resized, crop, low=settings.position_resize == "transformers")
+        return pixels_of(resize_and_crop(image, resized, corner, crop, settings.interpolation))
 
 
 @dataclass(frozen=True)
-class RandomCropPixels:
+class RandomCropPixels(OwnTransform):
     """Resize to a little more than the input size, random crop, perhaps a random flip."""
 
     preprocessing: Preprocessing
     flip: bool
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
         settings = self.preprocessing
+        image = as_rgb(image, settings.pixel_range)
         height, width = settings.image_size
         size: tuple[int, int] | int
         if isinstance(settings.resize, int):
             size = math.ceil(max(height, width) * CROP_MARGIN)
         else:
             size = (math.ceil(height * CROP_MARGIN), math.ceil(width * CROP_MARGIN))
-        image = resize(image, size, settings.interpolation)
-        image = transforms.RandomCrop((height, width))(image)
-        if self.flip:
-            image = transforms.RandomHorizontalFlip()(image)
-        return pixels_of(image)
+        resized = resized_size(image, size)
+        top, left = 0, 0
+        if resized != (height, width):
+            top, left = (
+                generators.below(whole - part + 1) for whole, part in zip(resized, (height, width), strict=True)
+            )
+        image = resize_and_crop(image, resized, (top, left), (height, width), settings.interpolation)
+        return pixels_of(mirrored(image) if self.flip and generators.heads() else image)
 
 
 @dataclass(frozen=True)
-class TimmPixels:
-    """A transform of timm's that ends in uint8 pixels."""
+class InceptionPixels(OwnTransform):
+    """A random part of the image, resized to the input size, perhaps mirrored; the numbers are timm's."""
 
-    transform: Transform
+    preprocessing: Preprocessing
+    flip: bool
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self.transform(image).contiguous()
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
+        settings = self.preprocessing
+        image = as_rgb(image, settings.pixel_range)
+        image = resize(image.crop(random_part(image, generators.python)), settings.image_size, settings.interpolation)
+        return pixels_of(mirrored(image) if self.flip and generators.heads() else image)
 
 
 class Normaliser:
@@ -91,8 +148,9 @@ class Normaliser:
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         # 255 as a tensor: by a plain number a GPU does not divide, it multiplies with 1 / 255, which is another number.
-        self.constants = torch.tensor([(255.0,) * 3, preprocessing.mean, preprocessing.std])[:, :, None, None]
-        self.placed: dict[torch.device, Tensor] = {}
+        rows = [(255.0,) * 3, preprocessing.mean, preprocessing.std]
+        self.constants = torch.tensor(rows, dtype=torch.float32, device="cpu")[:, :, None, None]
+        self.placed = {self.constants.device: self.constants}
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """float32 (..., C, H, W) of uint8 pixels (..., C, H, W)."""
@@ -105,17 +163,17 @@ class Normaliser:
 
 
 @dataclass(frozen=True)
-class Normalised:
+class Normalised(OwnTransform):
     """What a transform to pixels gives, normalised."""
 
-    pixels: Transform
+    pixels: OwnTransform
     normalise: Normaliser
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self.normalise(self.pixels(image))
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
+        return self.normalise(self.pixels(image, generators))
 
 
-def evaluation_transform(preprocessing: Preprocessing) -> Transform:
+def evaluation_transform(preprocessing: Preprocessing) -> OwnTransform:
     """The transform of evaluation: resize, centre crop, normalise, without chance.
 
     It equals the checkpoint's own: transformers' image processors (those on PIL) where the checkpoint came in
@@ -124,13 +182,14 @@ def evaluation_transform(preprocessing: Preprocessing) -> Transform:
     return Normalised(evaluation_pixels(preprocessing), Normaliser(preprocessing))
 
 
-def evaluation_pixels(preprocessing: Preprocessing) -> Transform:
+def evaluation_pixels(preprocessing: Preprocessing) -> OwnTransform:
     """The same without the last step: uint8 pixels (C, H, W), for a `Normaliser`."""
     return EvaluationPixels(preprocessing)
 
 
-def training_transform(preprocessing: Preprocessing, augment: str = "inception", flip: bool = True) -> Transform:
-    """The transform of training. Chance comes from the global generators, which the loader seeds per image.
+def training_transform(preprocessing: Preprocessing, augment: str = "inception", flip: bool = True) -> OwnTransform:
+    """The transform of training. Called with an image alone it draws from the global generators; the data loader gives
+    it generators that are seeded for each image.
 
     `augment`: "inception", a random part of 8 % to 100 % of the area with sides 3:4 to 4:3, resized to the input size
     (GoogLeNet, Szegedy et al. 2015; timm's); "crop", resize to 8/7 of the input size and a random crop; "none", what
@@ -139,48 +198,87 @@ def training_transform(preprocessing: Preprocessing, augment: str = "inception",
     return Normalised(training_pixels(preprocessing, augment, flip), Normaliser(preprocessing))
 
 
-def training_pixels(preprocessing: Preprocessing, augment: str = "inception", flip: bool = True) -> Transform:
+def training_pixels(preprocessing: Preprocessing, augment: str = "inception", flip: bool = True) -> OwnTransform:
     """The same without the last step: uint8 pixels (C, H, W), for a `Normaliser`."""
     if augment == "none":
         return evaluation_pixels(preprocessing)
     if augment == "crop":
         return RandomCropPixels(preprocessing, flip)
     if augment == "inception":
-        transform: Transform = create_transform(
-            input_size=(3, *preprocessing.image_size),
-            is_training=True,
-            scale=(0.08, 1.0),
-            ratio=(3 / 4, 4 / 3),
-            hflip=0.5 if flip else 0.0,
-            color_jitter=None,
-            interpolation=preprocessing.interpolation,
-            normalize=False,
-        )
-        return TimmPixels(transform)
+        return InceptionPixels(preprocessing, flip)
     raise MemtokError(f"expected augment to be one of {', '.join(AUGMENTATIONS)}, found {augment!r}; choose one")
 
 
+def random_part(image: Image.Image, python: PythonRandom) -> tuple[int, int, int, int]:
+    """A box (left, top, right, bottom) of `SCALE` of the area with sides of `RATIO`.
+
+    It draws what timm's RandomResizedCropAndInterpolation draws, in the same order, so a seed gives the same box.
+    """
+    low, high = RATIO
+    for _ in range(ATTEMPTS):
+        area = python.uniform(*SCALE) * (image.width * image.height)
+        ratio = math.exp(python.uniform(math.log(low), math.log(high)))
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if width <= image.width and height <= image.height:
+            top = python.randint(0, image.height - height)
+            left = python.randint(0, image.width - width)
+            return left, top, left + width, top + height
+    width, height = image.size  # the largest part in the middle
+    if width / height < low:
+        height = round(width / low)
+    elif width / height > high:
+        width = round(height * high)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return left, top, left + width, top + height
+
+
+def mirrored(image: Image.Image) -> Image.Image:
+    """Left and right exchanged."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
 def resize(image: Image.Image, size: tuple[int, int] | int, interpolation: str) -> Image.Image:
-    """Resizes to exactly (height, width), or so that the shorter side is `size` and the proportions stay."""
-    if isinstance(size, int):
-        short, long = sorted((image.height, image.width))
-        longer = int(size * long / short)  # rounded down, as torchvision and transformers do
-        height, width = (size, longer) if image.height <= image.width else (longer, size)
-    else:
-        height, width = size
+    """The picture at its `resized_size`."""
+    height, width = resized_size(image, size)
     return image.resize((width, height), INTERPOLATIONS[interpolation])
 
 
-def centre_crop(image: Image.Image, size: tuple[int, int], *, low: bool) -> Image.Image:
-    """The middle of the image, (height, width); the image is at least that large, as `Preprocessing` makes sure.
+def resized_size(image: Image.Image, size: tuple[int, int] | int) -> tuple[int, int]:
+    """(height, width) exactly as `size` says, or, if that is a number, with it as the shorter side."""
+    if not isinstance(size, int):
+        return size
+    short, long = sorted((image.height, image.width))
+    longer = int(size * long / short)  # rounded down, as torchvision and transformers do
+    return (size, longer) if image.height <= image.width else (longer, size)
+
+
+def centre_corner(size: tuple[int, int], crop: tuple[int, int], *, low: bool) -> tuple[int, int]:
+    """(top, left) of the middle of a picture, which is at least as large as the crop, as `Preprocessing` makes sure.
 
     Where the middle falls between two pixels, `low` takes the lower one, as transformers does; otherwise half numbers
     go to the even neighbour, as torchvision and so timm do.
     """
-    height, width = size
-    spare = image.height - height, image.width - width
-    top, left = (pixels // 2 if low else round(pixels / 2) for pixels in spare)
-    return image.crop((left, top, left + width, top + height))
+    top, left = (
+        (whole - part) // 2 if low else round((whole - part) / 2) for whole, part in zip(size, crop, strict=True)
+    )
+    return top, left
+
+
+def resize_and_crop(
+    image: Image.Image, size: tuple[int, int], corner: tuple[int, int], crop: tuple[int, int], interpolation: str
+) -> Image.Image:
+    """The part of (height, width) `crop` at (top, left) `corner` of the picture resized to (height, width) `size`.
+
+    Of a long and thin picture (60000 x 1 would become 15 million x 256) only that part is computed. Its pixels are the
+    same but for rounding: Pillow rounds positions and chooses which side it resizes first by the sizes.
+    """
+    (height, width), (top, left) = size, corner
+    bottom, right = top + crop[0], left + crop[1]
+    if height * width <= LARGEST_RESIZED:
+        return resize(image, size, interpolation).crop((left, top, right, bottom))
+    across, down = image.width / width, image.height / height
+    box = left * across, top * down, min(right * across, image.width), min(bottom * down, image.height)
+    return image.resize((crop[1], crop[0]), INTERPOLATIONS[interpolation], box)
 
 
 def pixels_of(image: Image.Image) -> Tensor:

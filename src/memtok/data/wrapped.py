@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Subset
 
-from memtok.data.images import as_rgb
+from memtok.data.images import as_rgb, is_deep
 from memtok.data.loader import kept_random_state
 from memtok.data.published import split_off
 from memtok.data.sources import DataSource, ImageSet
@@ -28,6 +28,7 @@ class DatasetStore:
     dataset: Any
     labels: Indices
     prefix: str
+    draws: ClassVar[bool] = True  # it may vary its items
 
     def read(self, position: int) -> Image.Image:
         picture, label = _pair(self.dataset, position)
@@ -36,12 +37,13 @@ class DatasetStore:
                 f"expected label {self.labels[position]} of item {position}, as the data set said before, found "
                 f"{label}; give a data set whose labels stay"
             )
-        return as_picture(picture, position)
+        deep = isinstance(picture, Image.Image) and is_deep(picture)
+        return picture if deep else as_picture(picture, position)
 
     def identity(self, position: int) -> str:
         return f"{self.prefix}/{position}"
 
-    def mark(self, position: int) -> bytes | None:
+    def content(self, positions: Indices) -> list[bytes] | None:
         return None  # only its owner knows when an item changes
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from memtok.checkpoint.sources import HUB_NAME, HUB_PREFIXES
 from memtok.checkpoint.tensor_files import one_line
 from memtok.errors import MemtokError
+from memtok.regular import check_regular
 
 # What the reproduction's authors published on the Hub, and the names that its download script saves them under.
 REPOSITORY = "necrashter/transformers-learnable-memory"
@@ -49,6 +50,7 @@ def legacy_files(source: str | Path, file: str | Sequence[str] | None = None) ->
     for prefix in HUB_PREFIXES:
         if isinstance(source, str) and text.startswith(prefix):
             return from_hub(text.removeprefix(prefix), names)
+    check_regular(path, "an old checkpoint")
     if path.is_file():
         if names:
             raise MemtokError(
@@ -106,6 +108,7 @@ def load_state(file: LegacyFile) -> dict[str, Tensor]:
     Nothing in the file is executed: `weights_only` admits tensors and plain containers.
     """
     label = file.label
+    check_regular(file.path, "an old checkpoint")
     try:
         with warnings.catch_warnings(action="ignore"):  # of other pickle protocols; they are refused below
             state: Any = torch.load(file.path, map_location="cpu", weights_only=True)

@@ -23,7 +23,7 @@ from memtok.checkpoint import Checkpoint
 from memtok.checkpoint.architecture import describe, trunk_tensors
 from memtok.checkpoint.conversion import convert
 from memtok.checkpoint.fingerprint import fingerprint_of
-from memtok.checks import check_classes
+from memtok.checks import new_classes
 from memtok.errors import MemtokError
 from memtok.legacy.files import LegacyFile, legacy_files
 from memtok.legacy.state import CLASS_TOKEN, MEMORY, MLP_BIAS, OWN, PATCHES, OldCheckpoint, read_old
@@ -198,7 +198,7 @@ def name_classes(tasks: Sequence[Task], classes: Sequence[Sequence[str]], labels
                 f"expected {len(task.classes)} class names for {task.name!r}{where}, found {len(names)}; give one per "
                 "output of its head"
             )
-        task.classes = check_classes(names)
+        task.classes = new_classes(names)
 
 
 def legacy_preprocessing(old: OldCheckpoint, backbone: Backbone) -> Preprocessing:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn
-from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.table import Table
 from rich.text import Text
 
+from memtok.meter import Meter, print_line
 from memtok.quickstart.result import QuickstartResult, TrainedRun
 from memtok.quickstart.words import base_words, comparison_words, next_commands, verification_words
 from memtok.report import percent, size
@@ -60,8 +59,7 @@ class RichListener(Listener):
         width = None if sys.stdout.isatty() else PIPED_WIDTH
         self.console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self.errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
-        self.bar: Progress | None = None
-        self.row: TaskID | None = None
+        self.meter: Meter | None = None
 
     def start(self, backbone: Backbone, data: DataSource, steps: int) -> None:
         height, width = backbone.preprocessing.image_size
@@ -70,22 +68,18 @@ class RichListener(Listener):
             f"stays as it is\ndata {data.spec!r}: {len(data.train):,} real handwritten digits to train on, "
             f"{len(data.test):,} to test on"
         )
-        if self.errors.is_terminal:
-            columns = (SpinnerColumn(), BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("left"), TimeLeft())
-            what = TextColumn("{task.description}", markup=False)
-            self.bar = Progress(*columns, what, console=self.errors, transient=True)
-            self.row = self.bar.add_task("", total=steps)
-            self.bar.start()
+        self.meter = Meter(self.errors, "quickstart", steps, counted=False, transient=True)
 
     def doing(self, what: str) -> None:
-        if self.bar is not None and self.row is not None:
-            self.bar.update(self.row, description=what)
-        else:
-            self.errors.print(f"{what} ...")
+        if self.meter is not None:
+            self.meter.move(self.meter.done, figures=[what])
+        if not self.errors.is_terminal:
+            print_line(self.errors, f"{what} ...")
 
     def advance(self, steps: int = 1) -> None:
-        if self.bar is not None and self.row is not None:
-            self.bar.advance(self.row, steps)
+        if self.meter is not None:
+            self.meter.move(self.meter.done + steps)
+            self.meter.tick()
 
     def measured(self, run: TrainedRun) -> None:
         composed = "" if run.composed_top1 is None else f", {percent(run.composed_top1)} beside the other task"
@@ -120,15 +114,15 @@ class RichListener(Listener):
 
     def say(self, text: str) -> None:
         """A line of result while the bar stands below it."""
-        if self.bar is not None and self.console.is_terminal:
-            self.bar.console.print(text, soft_wrap=True)  # a bar must know what is printed above it
+        if self.meter is not None and self.errors.is_terminal and self.console.is_terminal:
+            self.errors.print(text, soft_wrap=True)  # a bar must know what is printed above it
         else:
             self.console.print(text)
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        if self.meter is not None:
+            self.meter.close()
+            self.meter = None
 
 
 def drawn(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> Table:

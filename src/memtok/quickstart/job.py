@@ -21,10 +21,13 @@ import torch
 from memtok.assets import shipped_backbone
 from memtok.backbone import Backbone, load_backbone
 from memtok.bundle import load_task, load_tasks, save_tasks
-from memtok.data import DataSource, ImageSet, open_data
+from memtok.data import DataSource, ImageSet, batches, open_data
+from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
-from memtok.evaluation import BASE, evaluate
+from memtok.evaluation import BASE, evaluate, undisturbed
 from memtok.files import atomic_write, write_json
+from memtok.folders import locked
+from memtok.metrics import ranks
 from memtok.model import MemoryViT
 from memtok.prediction import predict
 from memtok.quickstart.console import Listener, RichListener
@@ -64,7 +67,7 @@ def run(
     check_folder(out)
     listener = progress if isinstance(progress, Listener) else RichListener() if progress else Listener()
     try:
-        with one_thread():
+        with locked(out), one_thread():
             result = Quickstart(out, seed, settings or QuickstartSettings(), listener).run()
         listener.finish(result)
         return result
@@ -132,9 +135,11 @@ class Quickstart:
             learning_rate=self.settings.learning_rate,
             augment="none",
             seed=self.seed,
+            select="top1",  # the number that is shown; the digits are nearly equal in number
             device="cpu",
             validate_every=max(1, self.settings.steps // self.settings.validations),
             log_every=max(1, self.settings.steps // 40),
+            compare_head=False,  # one of the regimes is a head
             progress=StepCounter(self.listener),
         )
 
@@ -181,9 +186,18 @@ class Quickstart:
         score = evaluate(MemoryViT(self.backbone, [task]), self.data).tasks[task.name]
         bitwise = self.base_is_the_same(task) if task.composable else None
         facts = {"test_images": score.images, "test_top1": score.top1, "composed_top1": None, "base_bitwise": bitwise}
-        run = self.describe(trained, self.data, path, label=label, **facts)
+        run = self.describe(trained, self.data, path, label=label, right=self.right_answers(task), **facts)
         self.listener.measured(run)
         return run
+
+    def right_answers(self, task: Task) -> str:
+        """Of each test image 1 if the task answers it right, else 0; so that tasks are compared image by image."""
+        model, transform = MemoryViT(self.backbone, [task]), evaluation_pixels(task.preprocessing)
+        normalise, found = Normaliser(task.preprocessing), []
+        with undisturbed(model):
+            for pixels, labels, _ in batches(self.data.test, transform, batch_size=64):
+                found += (ranks(model(normalise(pixels), base=False)[task.name], labels) == 0).int().tolist()
+        return "".join(map(str, found))
 
     def base_is_the_same(self, task: Task) -> bool:
         """Whether the backbone's answer beside this task is that of the source model, bit for bit."""
@@ -200,7 +214,7 @@ class Quickstart:
                 image.save(temporary, format="PNG")
             truths[str(path)] = self.data.classes[label]
         answers: dict[str, dict[str, tuple[str, float]]] = {path: {} for path in truths}
-        for row in predict(model, list(truths), top=1, base=True).rows:
+        for row in predict(model, list(truths), top=1, base=True, on_bad_image="fail").rows:
             answers[row.path][row.task] = row.ranking[0]
         assert all(BASE in found for found in answers.values())
         return tuple(

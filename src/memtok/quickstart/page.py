@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from memtok import plots, report
+from memtok.intervals import wilson
 from memtok.quickstart.result import PredictedImage, QuickstartResult, TrainedRun
 from memtok.quickstart.views import View
-from memtok.quickstart.words import base_words, comparison_words, margin, next_commands, verification_words
+from memtok.quickstart.words import base_words, comparison_words, next_commands, verification_words
 from memtok.report import percent, size
 
 BASE = "base"
@@ -173,7 +174,7 @@ def comparison_section(result: QuickstartResult) -> str:
         [run.label, percent(run.test_top1), f"{run.trainable_parameters:,}", size(run.bytes), base_words(run)]
         for run in runs
     ]
-    shares, margins = [run.test_top1 for run in runs], [margin(run.test_top1, run.test_images) for run in runs]
+    shares, ranges = [run.test_top1 for run in runs], [wilson(run.test_top1, run.test_images) for run in runs]
     labels = [run.label for run in runs]
     alone = [run.label for run in runs if run.base_bitwise is None]
     note = (
@@ -191,8 +192,9 @@ def comparison_section(result: QuickstartResult) -> str:
         report.paragraph(comparison_words(runs)),
         report.table(columns, rows, right=columns[1:4]),
         report.figure(
-            plots.bars(labels, shares, margins, f"Accuracy on {runs[0].test_images} test images"),
-            "The whiskers are the 95 % interval that so many images allow.",
+            plots.bars(labels, shares, ranges, f"Accuracy on {runs[0].test_images} test images"),
+            "The whiskers are the 95 % interval of every accuracy alone. The sentences above compare image by image; "
+            "that tells apart more, for two tasks answer most images alike.",
             "; ".join(f"{run.label}: {percent(run.test_top1)}" for run in runs),
         ),
         report.paragraph(note, "note"),
@@ -201,7 +203,7 @@ def comparison_section(result: QuickstartResult) -> str:
 
 
 def attention_section(result: QuickstartResult, view: View) -> str:
-    """Where the class tokens look."""
+    """The attention weights of the class tokens."""
     layers = result.backbone["layers"]
     rows = []
     height, width = next(iter(view.maps.values()))[1].shape[1:]
@@ -209,11 +211,11 @@ def attention_section(result: QuickstartResult, view: View) -> str:
         task, maps = view.maps[digit]
         row = [(plots.png(view.images[digit], 96), f"handwritten {digit}")]
         for layer, heat in enumerate(maps, start=1):
-            picture = plots.png(plots.overlay(view.images[digit], heat), 96)
-            row.append((picture, f"where {task} looks on a {digit} in layer {layer}"))
+            picture = plots.png(plots.heat_map(heat), 96)
+            row.append((picture, f"attention weights of {task} on a {digit} in layer {layer}"))
         rows.append(row)
     return report.section(
-        "Where the class token looks",
+        "Attention weights of the class token",
         report.paragraph(" ".join(memory_words(name, parts) for name, parts in result.attention.items())),
         report.figure(
             plots.layer_shares({f"Class token “{name}”": parts for name, parts in result.attention.items()}),
@@ -224,8 +226,8 @@ def attention_section(result: QuickstartResult, view: View) -> str:
         report.picture_grid(
             ["image", *(f"layer {layer}" for layer in range(1, layers + 1))],
             rows,
-            "Where on the image the class token of the task that knows the digit looks, averaged over heads. The image "
-            f"has {height} x {width} patches; in each picture by itself the yellow ones are those it looks at most.",
+            "The image, and beside it the attention weights of the class token of the task that knows the digit, over "
+            f"its {height} x {width} patches, averaged over heads: the darker, the larger. Each map has its own scale.",
         ),
     )
 

@@ -30,7 +30,8 @@ class TrainedRun:
     """One training run and how well its task does. Accuracies are top-1 in [0, 1]; curves are (step, value) pairs.
 
     file: below the folder of the quickstart; bytes: its size. test_top1: of the task alone; composed_top1: in one pass
-    with the other task, None where that was not measured. base_bitwise: whether the backbone answers in the same pass,
+    with the other task, None where that was not measured. right: of each test image "1" if the task alone answers it
+    right, else "0"; None where that was not kept. base_bitwise: whether the backbone answers in the same pass,
     bit for bit as without the task; None for a task that cannot share a pass with it.
     """
 
@@ -53,6 +54,7 @@ class TrainedRun:
     loss: tuple[tuple[int, float], ...]
     validation: tuple[tuple[int, float], ...]
     seconds: float
+    right: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

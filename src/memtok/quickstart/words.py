@@ -2,59 +2,65 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from memtok.intervals import Difference, paired, unpaired
 from memtok.quickstart.result import TrainedRun
 from memtok.report import percent
 
 EXAMPLE_BACKBONE = "facebook/dinov2-small"
-CONFIDENCE = 1.96  # standard errors, for 95 of 100
 
 
-def margin(share: float, images: int) -> float:
-    """Half of the 95 % interval of a share that was counted on `images` images (Agresti and Coull, 1998)."""
-    trials = images + CONFIDENCE**2
-    centre = (share * images + CONFIDENCE**2 / 2) / trials
-    return CONFIDENCE * math.sqrt(centre * (1 - centre) / trials)
-
-
-def apart(one: TrainedRun, other: TrainedRun) -> bool:
-    """Whether two accuracies differ by more than the choice of images explains, taking both as independent."""
-    room = math.hypot(margin(one.test_top1, one.test_images), margin(other.test_top1, other.test_images))
-    return abs(one.test_top1 - other.test_top1) > room
+def minus(one: TrainedRun, other: TrainedRun) -> Difference:
+    """The test accuracy of one run minus that of another, image by image where both kept their answers."""
+    if one.right is None or other.right is None:
+        return unpaired([one.test_top1], [other.test_top1], one.test_images)
+    return paired(*([np.array(list(run.right or "")) == "1"] for run in (one, other)))
 
 
 def comparison_words(runs: Sequence[TrainedRun]) -> str:
-    """Who was best, and what that is worth."""
+    """Who was best, and what that is worth: one statement for all regimes, from the differences image by image."""
     best = max(runs, key=lambda run: run.test_top1)
-    said = [f"Best here: {best.label} with {percent(best.test_top1)} of {best.test_images} test images."]
-    worse = [run for run in runs if run is not best and apart(run, best)]
-    alike = [run for run in runs if run is not best and run not in worse]
-    if not worse:
-        said.append("On so few images none of the others can be told apart from it.")
-    elif alike:
-        said.append(f"On so few images {listed(alike)} cannot be told apart from it.")
-    if worse:
-        said.append(f"Behind by more than so few images explain: {listed(worse)}.")
-    said += cells_words([run for run in runs if run.cells])
+    said = [f"Highest here: {best.label} with {percent(best.test_top1)} of {best.test_images} test images."]
+    behind = [run for run in runs if run is not best and not minus(best, run).tied]
+    alike = [run for run in runs if run is not best and run not in behind]
+    if alike:
+        said.append(f"These images cannot tell it apart from {listed(alike)}.")
+    if behind:
+        said.append(f"Behind it by more than chance: {listed(behind)}.")
+    said += memory_words(runs)
     said.append("One run each: another seed may order them differently.")
     return " ".join(said)
 
 
-def cells_words(runs: Sequence[TrainedRun]) -> list[str]:
-    """Whether more memory cells helped."""
-    if len(runs) < 2:
+def memory_words(runs: Sequence[TrainedRun]) -> list[str]:
+    """What memory was worth: the best task with cells against a head alone, and more cells against fewer."""
+    heads, cells = [run for run in runs if run.regime == "head"], [run for run in runs if run.cells]
+    if not cells:
         return []
-    fewest, most = min(runs, key=lambda run: run.cells), max(runs, key=lambda run: run.cells)
-    gain = 100 * (most.test_top1 - fewest.test_top1)
-    counted = f"{most.cells} cells against {fewest.cells}"
-    if not apart(fewest, most):
-        return [f"More memory made no difference that these images show ({counted}: {gain:+.1f} points)."]
-    return [f"More memory {'helped' if gain > 0 else 'did harm'} ({counted}: {gain:+.1f} points)."]
+    said, best = [], max(cells, key=lambda run: run.test_top1)
+    if heads:
+        gain = minus(best, heads[0])
+        worth = "so these images do not show that memory helped" if gain.tied else "more than chance"
+        said.append(f"“{best.label}” minus “{heads[0].label}”: {gain}, {worth}.")
+    ordered = sorted(cells, key=lambda run: run.cells)
+    apart = [
+        f"{more.cells} cells minus {fewer.cells} cell{'s' if fewer.cells > 1 else ''}: {minus(more, fewer)}"
+        for fewer, more in combinations(ordered, 2)
+        if not minus(more, fewer).tied
+    ]
+    if apart:
+        said.append(f"The number of cells made a difference: {'; '.join(apart)}.")
+    elif len(ordered) > 1:
+        counts = " and ".join([", ".join(str(run.cells) for run in ordered[:-1]), str(ordered[-1].cells)])
+        said.append(f"Between {counts} cells these images show no difference.")
+    return said
 
 
 def listed(runs: Sequence[TrainedRun]) -> str:
@@ -93,9 +99,10 @@ def next_commands(out: Path) -> list[tuple[str, list[str]]]:
             ],
         ),
         (
-            "Your own pictures, one folder per class (photos/cat, photos/dog); the backbone is downloaded once:",
+            "Your own pictures, one folder per class (photos/cat, photos/dog), 20 % of them set aside to test on; the "
+            "backbone is downloaded once:",
             [
-                f"memtok train {backbone} --data folder:photos --out photos.safetensors",
+                f"memtok train {backbone} --data folder:photos --split 80-20 --out photos.safetensors",
                 f"memtok evaluate photos.safetensors {backbone} --data folder:photos",
                 f"memtok predict photos.safetensors {backbone} --images photos",
             ],

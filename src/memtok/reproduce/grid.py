@@ -26,6 +26,7 @@ import torch
 from memtok.backbone import Backbone, load_backbone
 from memtok.bundle import load_task
 from memtok.data import DataSource, ImageSet, open_data
+from memtok.data.content import training_content
 from memtok.errors import DivergedError, MemtokError
 from memtok.evaluation import evaluate
 from memtok.files import write_json
@@ -43,6 +44,7 @@ from memtok.training import TrainResult, create, train, train_together
 from memtok.training.regimes import FULL, Trainable, count_parameters
 from memtok.training.result import versions
 from memtok.training.settings import Plan, Settings, default_workers, make_plan
+from memtok.training.together import lock_of
 
 LOCK_SECONDS = 60.0  # to wait for another process that reads or writes what all runs share
 
@@ -70,6 +72,7 @@ class Grid:
         self.folder = folder or settings.out
         self.extends = extends
         self.sources: dict[str, DataSource] = {}
+        self.contents: dict[str, str] = {}
         self.stores = OpenStores()
 
     def run(self) -> list[RunRecord]:
@@ -110,13 +113,19 @@ class Grid:
             source = open_data(
                 data, data_dir=settings.data_dir, split=settings.split, on_bad_image=settings.on_bad_image
             )
-            if not set(source.test.identities).isdisjoint(source.validation.identities):
+            if not source.has_test:
                 raise MemtokError(
                     f"expected a test part apart from the validation part in {data}, found one part for both; use "
                     "--split 80-20, or add a folder test/"
                 )
             self.sources[data] = source
         return self.sources[data]
+
+    def content(self, data: str) -> str:
+        """The digest of the images that runs on a data set see, taken once."""
+        if data not in self.contents:
+            self.contents[data] = training_content(self.source(data))
+        return self.contents[data]
 
     def task(self, data: str, column: Column, seed: int) -> Task:
         """The trained task of a composable or variant column at its chosen rate, called after the data set."""
@@ -176,7 +185,7 @@ class Grid:
         """
         for path in self.runs(data).rglob(".*.part"):
             path.unlink(missing_ok=True)
-        digest = self.source(data).split_digest
+        digest, content = self.source(data).split_digest, self.content(data)
         for path in sorted(self.runs(data).glob("*/rate-*.json")):
             record = read_record(path)
             run = Run(find_column(record.column), record.learning_rate, record.seed)
@@ -190,6 +199,11 @@ class Grid:
                 raise MemtokError(
                     f"expected {data} split as it was for {path} ({found[:19]}), found {digest[:19]}; restore the "
                     "data, give the same --split, or use another --out"
+                )
+            if record.split.get("content", content) != content:  # version 0.1 did not write it down
+                raise MemtokError(
+                    f"expected the images of {data} as they were for {path}, found others under the same names; "
+                    "restore the data, or use another --out"
                 )
 
     def left(self) -> float:
@@ -262,6 +276,7 @@ class Grid:
             result.task.name = run.column.name
             self.keep(data, run, result, together=len(runs), model=result.task)
         state.unlink(missing_ok=True)
+        lock_of(state).unlink(missing_ok=True)
         state.with_suffix(".json").unlink()
         self.listener.done(data, runs, [read_record(self.path(data, run)) for run in runs])
         self.listener.left(self.left())
@@ -287,6 +302,7 @@ class Grid:
                 out=path,
                 resume=(folder / "state.safetensors").exists(),
                 validate_every=steps,  # the last state counts, as it does for those that train together
+                compare_head=False,  # the table has a column of heads
                 progress=self.listener.training(),
                 **settings,
             )
@@ -345,7 +361,7 @@ class Grid:
             fingerprint=self.backbone.fingerprint,
             image_size=(height, width),
             data=data,
-            split=self.source(data).split,
+            split=self.source(data).split | {"content": self.content(data)},
             column=run.column.name,
             regime=run.column.regime,
             cells=run.column.cells or 0,

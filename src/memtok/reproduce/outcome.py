@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from memtok.files import write_json, write_text
+from memtok.files import csv_text, write_csv, write_json, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +94,12 @@ class Outcome:
 
     def to_csv(self) -> str:
         """One line per task and seed."""
-        text = io.StringIO()
         names = list(Standing.__dataclass_fields__)
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(names)
+        lines: list[list[object]] = [[*names]]
         for row in self.rows:
             values = asdict(row) | {"extends": " ".join(row.extends)}
-            lines.writerow(["" if values[name] is None else values[name] for name in names])
-        return text.getvalue()
+            lines.append(["" if values[name] is None else values[name] for name in names])
+        return csv_text(lines)
 
     def to_markdown(self) -> str:
         """A heading line, the table and a sentence on what changed."""
@@ -136,13 +132,14 @@ class Outcome:
 
         paths = [folder / f"{self.experiment}.{ending}" for ending in ("json", "csv", "md", "png")]
         write_json(paths[0], self.to_json())
-        write_text(paths[1], self.to_csv())
+        write_csv(paths[1], self.to_csv())
         write_text(paths[2], self.to_markdown())
         fields = {
             "before": "alone",
             "after_masked": "together",
             "before_unmasked": "alone_unmasked",
             "after_unmasked": "together_unmasked",
+            "without_extending": "without_extending",
         }
         rows = [{"task": task, **{key: self.mean(task, name) for key, name in fields.items()}} for task in self.tasks]
         draw_before_after(rows, paths[3])

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from memtok.errors import MemtokError
+from memtok.errors import MemtokError, printable
 from memtok.files import atomic_write
 from memtok.plots import PNG_INK as INK
 from memtok.plots import PNG_LINE as LINE
@@ -49,18 +49,23 @@ DPI = 160
 
 @dataclass(frozen=True, kw_only=True)
 class BeforeAfter:
-    """Accuracy of a task in [0, 1]: alone and beside others, with the mask and, if it was tried, without it."""
+    """Accuracy of a task in [0, 1]: alone and beside others, with the mask and, if it was tried, without it.
+
+    without_extending: of a task that extends others, what the same task reaches that extends none.
+    """
 
     task: str
     before: float
     after_masked: float
     before_unmasked: float | None = None
     after_unmasked: float | None = None
+    without_extending: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("before", "after_masked", "before_unmasked", "after_unmasked"):
+        always = ("before", "after_masked")
+        for name in (*always, "before_unmasked", "after_unmasked", "without_extending"):
             value = getattr(self, name)
-            if not (value is None and name.endswith("unmasked")) and not 0 <= value <= 1:
+            if not (value is None and name not in always) and not 0 <= value <= 1:
                 raise MemtokError(f"expected {name} of {self.task} as a share in [0, 1], found {value!r}; correct it")
 
 
@@ -102,7 +107,7 @@ def panel(axes: Axes, row: Row, columns: Sequence[str]) -> None:
     for above, below in pairwise(columns):
         if color(above) != color(below):
             axes.axhline(places[above] - 0.5, color=LINE, linewidth=0.8, zorder=0)
-    axes.set_title(row.data, fontweight="bold", pad=17)
+    axes.set_title(printable(row.data), fontweight="bold", pad=17, parse_math=False)
     axes.annotate(
         caption(row), (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=7.5, color=MUTED
     )
@@ -178,13 +183,17 @@ def color(column: str) -> str:
 def draw_before_after(rows: Sequence[BeforeAfter | Mapping[str, Any]], path: str | Path, *, title: str = "") -> None:
     """Writes a PNG with a group of bars per task: alone and beside the others, with the mask and without it.
 
+    A task that extends others stands beside the same task that extends none; only it has that bar.
     rows: `BeforeAfter`, or its fields as a dict. MemtokError for none and for accuracies outside [0, 1].
     """
     tasks = [row if isinstance(row, BeforeAfter) else BeforeAfter(**row) for row in rows]
     if not tasks:
         raise MemtokError("expected at least one task for a picture, found none; evaluate first")
+    extending = any(task.without_extending is not None for task in tasks)
+    alone = "alone (with what it extends), with mask" if extending else "alone, with mask"
     series: list[tuple[str, str, list[float | None]]] = [
-        ("alone, with mask", MASKED_ALONE, [task.before for task in tasks]),
+        ("the same task without extending", OTHER, [task.without_extending for task in tasks]),
+        (alone, MASKED_ALONE, [task.before for task in tasks]),
         ("together, with mask", MASKED, [task.after_masked for task in tasks]),
         ("alone, without mask", UNMASKED_ALONE, [task.before_unmasked for task in tasks]),
         ("together, without mask", UNMASKED, [task.after_unmasked for task in tasks]),
@@ -195,8 +204,11 @@ def draw_before_after(rows: Sequence[BeforeAfter | Mapping[str, Any]], path: str
         axes = figure.subplots()
         width = 0.84 / len(series)
         for number, (label, paint, values) in enumerate(series):
-            places = [index + (number - (len(series) - 1) / 2) * width for index in range(len(tasks))]
-            bars = [(place, 100 * value) for place, value in zip(places, values, strict=True) if value is not None]
+            bars = [
+                (index + beside(series, number, index) * width, 100 * value)
+                for index, value in enumerate(values)
+                if value is not None
+            ]
             axes.bar([place for place, _ in bars], [value for _, value in bars], 0.92 * width, color=paint, label=label)
             for place, value in bars:
                 label_box: Any = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}  # the grid stays off the number
@@ -212,6 +224,12 @@ def draw_before_after(rows: Sequence[BeforeAfter | Mapping[str, Any]], path: str
             axes.set_title(title)
         figure.legend(loc="outside lower left", ncols=2, handlelength=1.2, fontsize=8.5)
         write(figure, path)
+
+
+def beside(series: Sequence[tuple[str, str, list[float | None]]], number: int, index: int) -> float:
+    """How many bars series `number` stands right of the middle of group `index`, where other series may lack a bar."""
+    there = [each for each, (_, _, values) in enumerate(series) if values[index] is not None]
+    return there.index(number) - (len(there) - 1) / 2
 
 
 def write(figure: Figure, path: str | Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from memtok.digests import sealed, unsealed
 from memtok.errors import MemtokError
 from memtok.files import write_json
 
@@ -52,8 +53,9 @@ class RunRecord:
     """One trained run: one configuration, one learning rate, one seed.
 
     backbone: as it was given. fingerprint: of the backbone. image_size: (height, width) in pixels. data: the source as
-    given, such as `cifar100`. split: how it was split, with its "digest". column: `full`, `head`, `class`,
-    `memory-5`, `class-unmasked`, `propagated-5`, ...; regime and cells say the same in memtok's words.
+    given, such as `cifar100`. split: how it was split, with its "digest" and the "content" of its images. column:
+    `full`, `head`, `class`, `memory-5`, `class-unmasked`, `propagated-5`, ...; regime and cells say the same in
+    memtok's words.
     chosen: this learning rate was the best on the validation part. validation: accuracy there. test: on the test part,
     only for a chosen rate, None as long as it was not tested. trained_parameters, total_parameters: counts.
     seconds: of training; together: how many configurations were trained over one pass of the trunk, 1 for a run of
@@ -163,17 +165,19 @@ class RunRecord:
 
 
 def write_record(path: str | Path, record: RunRecord) -> None:
-    """Writes a record as JSON, atomically."""
-    write_json(path, record.to_dict())
+    """Writes a record as JSON, atomically and with a checksum."""
+    write_json(path, sealed(record.to_dict()))
 
 
 def read_record(path: str | Path) -> RunRecord:
     """Reads what `write_record` wrote; MemtokError for a file that is missing, damaged or of an unknown version."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(value, dict):
+            value = unsealed(value)
     except OSError as error:
         raise MemtokError(f"expected a run record at {path}, found: {error.strerror}; check the path") from error
-    except (ValueError, RecursionError) as error:  # broken JSON or broken UTF-8
+    except (ValueError, RecursionError) as error:  # broken JSON, broken UTF-8, or another checksum
         raise MemtokError(f"expected a run record as JSON in {path}, found a damaged file; remove it") from error
     return RunRecord.from_dict(value, str(path))
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memtok.files import write_json, write_text
+from memtok.files import csv_text, write_csv, write_json, write_text
 from memtok.reproduce.published import BACKBONE, SOURCES
 from memtok.reproduce.table import Cell, Row, Table, column_label
 
@@ -82,11 +80,7 @@ def ordering_json(ordering: Ordering) -> dict[str, Any]:
 def to_csv(table: Table) -> str:
     """One line per cell under a heading; accuracies are shares in [0, 1], nothing where one is not known."""
     lines = [{**row_facts(row), **cell_facts(cell)} for row in table.rows for cell in row.cells.values()]
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue()
+    return csv_text([list(lines[0]), *(list(line.values()) for line in lines)])
 
 
 def row_facts(row: Row) -> dict[str, object]:
@@ -177,7 +171,7 @@ def save(table: Table, folder: Path, name: str) -> list[Path]:
     if not any(cell.tests for row in table.rows for cell in row.cells.values()):
         paths.pop()
     write_json(paths[0], to_json(table))
-    write_text(paths[1], to_csv(table))
+    write_csv(paths[1], to_csv(table))
     write_text(paths[2], to_markdown(table))
     for path in paths[3:]:
         draw(table, path)

@@ -1,9 +1,10 @@
 """The plot of a sweep, as PNG: validation accuracy over the learning rate, or over every axis of a search.
 
 A grid gives a panel per data set and setting of the axes that are no line; a line is a number of cells, small dots are
-seeds, the line their mean. A search gives a panel per axis and data set. A hollow mark was stopped early, a cross at
-the bottom diverged, a ring is the winner. Drawn by matplotlib without pyplot, so no window and no style of the caller
-is touched.
+seeds, the line their mean. A search gives a panel per axis and data set. Bars are the 95 % interval that so many
+validation images allow; the line across with its band is the best head alone. A hollow mark was stopped early, a cross
+at the bottom diverged, a black ring is the chosen one, a grey one the highest. Drawn by matplotlib without pyplot, so
+no window and no style of the caller is touched.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.patches import Patch
+from matplotlib.transforms import ScaledTranslation, Transform
 
+from memtok.errors import printable
 from memtok.files import atomic_write
 from memtok.plots import PNG_INK as INK
 from memtok.plots import PNG_MUTED as MUTED
 from memtok.plots import PNG_PAPER as PAPER
 from memtok.plots import PNG_RC
-from memtok.sweeps.space import FIELDS, OF_TOKENS
+from memtok.sweeps.space import FIELDS, OF_TOKENS, values_of
 from memtok.sweeps.trials import Trial
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ DPI = 160
 MOST_PANELS = 12  # of a data set; more cannot be read
 FEW = 8  # values of an axis: dots of one value may stand beside each other
 DOT = 5.0  # points across
+BESIDE = 3.5  # points from one line to the next, so that bars of one value stand beside each other
 PANEL_HEIGHT = 150.0  # points, about; it decides only how near to each other two dots are
 LOGARITHMIC = ("learning_rate", "weight_decay")
 WORDS = {
@@ -55,28 +58,31 @@ WORDS = {
 def draw(result: SweepResult, path: str | Path) -> None:
     """Writes the plot of a sweep, atomically; the same sweep gives the same bytes."""
     rows = [panels_of(one) for one in result.data]
+    titles = titles_of([one.data for one in result.data])
     across = {1: 1, 2: 2, 4: 2}.get(max(len(row) for row in rows), 3)
     down = [math.ceil(len(row) / across) for row in rows]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.2 + 3.5 * across, 0.9 + 2.9 * sum(down)), layout="constrained")
+        figure = Figure(figsize=(max(6.4, 1.2 + 3.5 * across), 0.9 + 2.9 * sum(down)), layout="constrained")
         grid = figure.subplots(sum(down), across, squeeze=False)
         first = 0
-        for one, row, lines in zip(result.data, rows, down, strict=True):
+        for one, title, row, lines in zip(result.data, titles, rows, down, strict=True):
             places = grid[first : first + lines].ravel().tolist()
             low, high = limits(one, row)
             for axes, panel in zip(places, row, strict=False):
                 axes.set_ylim(low, high)
                 if low < 0:  # room for crosses, not for accuracies
                     axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= high])
+                draw_head(axes, one)
                 panel.draw(axes, one)
+                axes.set_title(", ".join([printable(title), *panel.words()]), parse_math=False)
                 axes.grid(axis="y")
                 axes.set_axisbelow(True)
             for axes in places[len(row) :]:
                 axes.set_visible(False)
             for line in range(lines):
-                grid[first + line][0].set_ylabel("top-1 on validation images, %")
+                grid[first + line][0].set_ylabel(f"top-1 of {one.plan.validation_images:,} validation images, %")
             first += lines
-        figure.legend(handles=legend(result), loc="outside lower left", ncols=min(6, 2 + 2 * across), fontsize=8.5)
+        figure.legend(handles=legend(result), loc="outside lower left", ncols=min(6, 3 + across), fontsize=8)
         FigureCanvasAgg(figure)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
@@ -91,20 +97,24 @@ class LinePanel:
     def draw(self, axes: Axes, one: DataResult) -> None:
         """Draws the lines of one data set."""
         chosen = self.trials(one)
-        for key in sorted({line_key(trial, self.line) for trial in chosen}):
+        keys = sorted({line_key(trial, self.line) for trial in chosen})
+        for number, key in enumerate(keys):
             trials = [trial for trial in chosen if line_key(trial, self.line) == key]
-            paint = color(one, trials[0], self.line)
+            paint, aside = color(one, trials[0], self.line), BESIDE * (number - (len(keys) - 1) / 2)
             thin: Any = {"linewidth": 0.8, "alpha": 0.5}  # where not all went to the end
             for states, style in ((("finished", "stopped"), thin), (("finished",), {})):
                 means = self.means(trials, states)
-                axes.plot(list(means), list(means.values()), color=paint, zorder=3, **style)
+                (line,) = axes.plot(list(means), list(means.values()), color=paint, zorder=3, **style)
+                line.set_transform(moved_right(axes, aside))
             for trial in filter(alive, trials):
-                dot(axes, getattr(trial.configuration, self.x), 0.0, trial, paint, one)
+                dot(axes, getattr(trial.configuration, self.x), aside, trial, paint, one)
         draw_crosses(axes, one, chosen, self.x, self.line)
         scale(axes, self.x, [getattr(trial.configuration, self.x) for trial in chosen])
         axes.set_xlabel(WORDS[self.x])
-        title = [f"{WORDS[field]} {value:g}" for field, value in self.fixed.items()]
-        axes.set_title(", ".join([one.data, *title]))
+
+    def words(self) -> list[str]:
+        """What all trials of the panel have in common."""
+        return [f"{WORDS[field]} {value:g}" for field, value in self.fixed.items()]
 
     def trials(self, one: DataResult) -> list[Trial]:
         """The trials of a data set that are drawn here."""
@@ -133,19 +143,23 @@ class ScatterPanel:
     def draw(self, axes: Axes, one: DataResult) -> None:
         """Draws the dots of one data set."""
         values = [getattr(each, self.x) for each in one.order]
-        living = [trial for trial in one.trials if alive(trial)]
+        living = [trial for trial in self.trials(one) if alive(trial)]
         low, high = axes.get_ylim()
         beside = asides(living, self.x, (high - low) / PANEL_HEIGHT) if len(set(values)) <= FEW else [0.0] * len(living)
         for trial, aside in zip(living, beside, strict=True):
             dot(axes, getattr(trial.configuration, self.x), aside, trial, color(one, trial, "memory"), one)
-        draw_crosses(axes, one, one.trials, self.x, "memory")
+        draw_crosses(axes, one, self.trials(one), self.x, "memory")
         scale(axes, self.x, values)
         axes.set_xlabel(WORDS[self.x])
-        axes.set_title(f"{one.data}: {WORDS[self.x]}")
+
+    def words(self) -> list[str]:
+        """The axis that is looked along."""
+        return [f"by {WORDS[self.x]}"]
 
     def trials(self, one: DataResult) -> Sequence[Trial]:
-        """All trials of the data set."""
-        return one.trials
+        """All trials of the data set; over the cells, of which heads have none, those of the search."""
+        searched = set(one.order)
+        return [trial for trial in one.trials if self.x not in OF_TOKENS or trial.configuration in searched]
 
 
 def panels_of(one: DataResult) -> Sequence[LinePanel | ScatterPanel]:
@@ -169,12 +183,7 @@ def panels_of(one: DataResult) -> Sequence[LinePanel | ScatterPanel]:
 def varying_fields(one: DataResult) -> list[str]:
     """The fields in which the configurations of a data set differ; those of tokens without heads, which have none."""
     everyone = [trial.configuration for trial in one.trials]
-    found = []
-    for field in FIELDS:
-        values = {getattr(each, field) for each in everyone if field not in OF_TOKENS or each.regime != "head"}
-        if len(values) > 1:
-            found.append(field)
-    return found
+    return [field for field in FIELDS if len(values_of(everyone, field)) > 1]
 
 
 def line_key(trial: Trial, field: str) -> float:
@@ -197,20 +206,55 @@ def alive(trial: Trial) -> bool:
 
 
 def dot(axes: Axes, x: float, aside: float, trial: Trial, paint: Any, one: DataResult) -> None:
-    """The dot of a trial, `aside` points right of its place: hollow if it was stopped, with a ring if it won."""
+    """The dot of a trial, `aside` points right of its place: hollow if it was stopped, with a ring if it was chosen.
+
+    The first seed of a setting carries the bar of its interval.
+    """
     assert trial.last
-    y = 100 * trial.last.top1
+    y, place = 100 * trial.last.top1, moved_right(axes, aside)
     face = paint if trial.state == "finished" else PAPER
     (mark,) = axes.plot([x], [y], "o", markersize=DOT, markerfacecolor=face, markeredgecolor=paint, zorder=4)
-    figure: Any = axes.get_figure()
-    mark.set_transform(axes.transData + ScaledTranslation(aside / 72, 0, figure.dpi_scale_trans))
-    winner = one.winner
-    if winner is not None and trial.configuration == winner.configuration:
-        axes.plot([x], [y], "o", markersize=11, markerfacecolor="none", markeredgecolor=INK, zorder=5)
+    mark.set_transform(place)
+    setting = None if one.choice is None else one.choice.setting_of(trial.configuration)
+    if one.choice is None or setting is None or trial is not setting.trials[0]:
+        return
+    (bar,) = axes.plot(
+        [x, x], [100 * end for end in setting.interval], color=paint, linewidth=1.1, alpha=0.55, zorder=2
+    )
+    bar.set_transform(place)
+    for special, edge in ((one.choice.best, MUTED), (one.choice.chosen, INK)):
+        if setting is special:
+            ring: Any = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": edge, "zorder": 5}
+            axes.plot([x], [y], "o", **ring)[0].set_transform(place)
+    if setting is one.choice.chosen:
         box: Any = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-        axes.annotate(
-            f"{y:.1f}", (x, y), (0, 9), textcoords="offset points", ha="center", fontsize=8, zorder=5, bbox=box
-        )
+        style: Any = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 8, "zorder": 6}
+        axes.annotate(f"{y:.1f}", (x, y), (aside - 9, 0), bbox=box, **style)
+
+
+def moved_right(axes: Axes, points: float) -> Transform:
+    """Where data stand, moved to the right by so many points."""
+    figure: Any = axes.get_figure()
+    return axes.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
+
+
+def draw_head(axes: Axes, one: DataResult) -> None:
+    """The best head alone as a line across, with its 95 % interval as a band."""
+    head = None if one.choice is None else one.choice.head
+    if head is not None:
+        low, high = (100 * end for end in head.interval)
+        axes.axhspan(low, high, color=HEAD, alpha=0.1, linewidth=0, zorder=0)
+        axes.axhline(100 * head.top1, color=HEAD, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1)
+
+
+def titles_of(specs: Sequence[str]) -> list[str]:
+    """The data by name, a folder without what lies before it; of two that are called alike, with it."""
+    paths = [Path(spec.removeprefix("folder:")) for spec in specs]
+    names = [path.name or str(path) for path in paths]
+    return [
+        name if names.count(name) == 1 else f"{path.parent.name}/{name}"
+        for path, name in zip(paths, names, strict=True)
+    ]
 
 
 def asides(trials: Sequence[Trial], field: str, point: float) -> list[float]:
@@ -310,7 +354,9 @@ def limits(one: DataResult, panels: Sequence[LinePanel | ScatterPanel]) -> tuple
     found = [100 * trial.last.top1 for trial in one.trials if trial.last is not None and alive(trial)]
     if not found:
         return 0.0, 100.0
-    low, high = float(np.min(found)), float(np.max(found))
+    settings = () if one.choice is None else one.choice.settings
+    ends = [100 * end for setting in settings for end in setting.interval]
+    low, high = min(*found, *ends), max(*found, *ends)
     room = max(2.0, 0.12 * (high - low))
     low, high = max(-2.0, low - room), min(104.0, high + 1.3 * room)
     rows = [row for panel in panels for _, _, row in crosses(panel.trials(one), panel.x, "memory")]
@@ -318,9 +364,10 @@ def limits(one: DataResult, panels: Sequence[LinePanel | ScatterPanel]) -> tuple
     return low - (high - low) * share / (1 - share), high
 
 
-def legend(result: SweepResult) -> list[Line2D]:
+def legend(result: SweepResult) -> list[Line2D | Patch]:
     """What lines and marks mean, as far as they occur."""
     entries: dict[str, Line2D] = {}
+    choices = [one.choice for one in result.data if one.choice is not None]
     trials = [trial for one in result.data for trial in one.trials]
     for one in result.data:
         panel = panels_of(one)[0]
@@ -333,7 +380,8 @@ def legend(result: SweepResult) -> list[Line2D]:
             entries.setdefault(label, Line2D([], [], label=label, **style))
     entries = thinned(entries)
     marks: list[tuple[str, bool, str, float]] = [
-        ("winner", any(one.winner for one in result.data), INK, 10),
+        ("chosen", bool(choices), INK, 10),
+        ("highest", any(choice.best is not choice.chosen for choice in choices), MUTED, 10),
         ("stopped early", any(trial.state == "stopped" for trial in trials), MUTED, 5),
     ]
     for label, used, paint, size in marks:
@@ -342,7 +390,13 @@ def legend(result: SweepResult) -> list[Line2D]:
             entries[label] = Line2D([], [], marker="o", linestyle="none", label=label, **hollow)
     if any(trial.state == "diverged" for trial in trials):
         entries["diverged"] = Line2D([], [], marker="x", linestyle="none", color=MUTED, label="diverged")
-    return list(entries.values())
+    found: list[Line2D | Patch] = list(entries.values())
+    if any(choice.head is not None for choice in choices):
+        found.append(Line2D([], [], color=HEAD, linewidth=1.2, linestyle=(0, (5, 3)), label="best head alone"))
+        found.append(Patch(facecolor=HEAD, alpha=0.15, label="its interval"))
+    if choices:
+        found.append(Line2D([], [], color=MUTED, linewidth=1.1, label="95 % interval"))
+    return found
 
 
 def thinned(entries: dict[str, Line2D], most: int = 6) -> dict[str, Line2D]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-from rich.text import Text
 
+from memtok.meter import Meter, print_line
 from memtok.sweeps.result import counted
 from memtok.sweeps.space import Configuration
 from memtok.sweeps.trials import Trial
@@ -30,7 +27,7 @@ class SweepListener:
     def planned(self, data: str, passes: Sequence[int], need: int, limit: int, rungs: Sequence[int]) -> None:
         """These many configurations are in the passes to come over a data set.
 
-        need: bytes of the largest pass, of `limit`. rungs: steps after which losers stop.
+        need: bytes of the largest pass, of `limit`. rungs: steps after which the worse ones stop.
         """
 
     def left(self, amount: float) -> None:
@@ -56,22 +53,22 @@ def cost(configurations: float, steps: int) -> float:
 
 
 class RichSweepListener(SweepListener):
-    """A bar with the pass, images per second, the best so far and the time left; lines where there is no terminal."""
+    """A bar with the time left, the best so far, the pass and images per second; lines where there is no terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self.reader = RichProgress(self.console)
-        self.bar: Bar | None = None
-        self.row: TaskID | None = None
-        self.amount = self.done = 0.0
-        self.begun = time.perf_counter()
-        self.best = ""
+        self.meter: Meter | None = None
+        self.best = self.running = self.speed = ""
 
     def reading(self, done: int, total: int) -> None:
         self.reader.reading(done, total)
 
     def message(self, text: str) -> None:
-        self.console.print(Text(text), soft_wrap=True)  # a name such as folder:two is no emoji
+        if self.meter is None:
+            print_line(self.console, text)
+        else:
+            self.meter.say(text)
 
     def planned(self, data: str, passes: Sequence[int], need: int, limit: int, rungs: Sequence[int]) -> None:
         if not passes:
@@ -81,63 +78,55 @@ class RichSweepListener(SweepListener):
         text = f"{data}: {counted(sum(passes), 'configuration')} in {several} over the trunk, "
         text += f"about {shown_bytes(need)} of {shown_bytes(limit)} that may be used"
         if rungs:
-            text += f"; losers stop after step {', '.join(f'{step:,}' for step in rungs)}"
+            text += f"; early stopping after step {', '.join(f'{step:,}' for step in rungs)}"
         self.message(text)
 
     def left(self, amount: float) -> None:
         self.close()
-        self.amount, self.done, self.begun = amount, 0.0, time.perf_counter()
-        if amount and self.console.is_terminal:
-            columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=20),
-                TextColumn("{task.fields[figures]}", markup=False),
-                TextColumn("{task.fields[best]}", markup=False),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-            )
-            self.bar = Bar(*columns, console=self.console)
-            self.row = self.bar.add_task("sweep", total=amount, figures="", best=self.best)
-            self.bar.start()
+        if amount:
+            self.meter = Meter(self.console, "sweep", amount, counted=False)
 
     def training(self, configurations: Sequence[Configuration], start: int, until: int) -> Progress:
-        text = f"{counted(len(configurations), 'configuration')}, steps {start + 1:,} to {until:,}"
-        if self.bar is not None and self.row is not None:
-            self.bar.update(self.row, description=text)
-        else:
-            self.message(text)
+        self.running = f"{counted(len(configurations), 'configuration')}, steps {start + 1:,} to {until:,}"
+        if not self.console.is_terminal:
+            self.message(self.running)
+        self._show()
         return _Steps(self, len(configurations), start)
 
-    def advanced(self, amount: float, figures: str | None = None) -> None:
+    @property
+    def done(self) -> float:
+        """How much of what was left is done."""
+        return 0.0 if self.meter is None else self.meter.done
+
+    def advanced(self, amount: float, speed: str | None = None) -> None:
         """Moves the bar to `amount` of what was left."""
-        self.done = amount
-        if self.bar is not None and self.row is not None:
-            changed: dict[str, Any] = {} if figures is None else {"figures": figures}
-            self.bar.update(self.row, completed=amount, **changed)
+        self.speed = self.speed if speed is None else speed
+        if self.meter is not None:
+            self.meter.tick()  # of the step before
+            self.meter.move(amount)
+        self._show()
 
     def validated(self, data: str, trials: Sequence[Trial], best: Trial | None) -> None:
         if best is not None and best.last is not None:
             self.best = f"best {100 * best.last.top1:.1f} % ({best.configuration.name})"
-        if self.bar is not None and self.row is not None:
-            self.bar.update(self.row, best=self.best)
-        else:
-            self.message(f"{data}: {self.best or 'all diverged so far'}{self._time_left()}")
+        self._show()
+        if not self.console.is_terminal:
+            left = [] if self.meter is None else self.meter.time_left()
+            self.message("; ".join([f"{data}: {self.best or 'all diverged so far'}", *left]))
 
     def tested(self, data: str, trial: Trial, top1: float, images: int) -> None:
         self.message(f"{data}: {trial.configuration.name} has {100 * top1:.1f} % on the test part ({images:,} images)")
 
     def close(self) -> None:
         self.reader.close()
-        if self.bar is not None:
-            self.bar.stop()
-        self.bar = self.row = None
+        if self.meter is not None:
+            self.meter.close()
+        self.meter = None
 
-    def _time_left(self) -> str:
-        spent = time.perf_counter() - self.begun
-        if not 0 < self.done < self.amount:
-            return ""
-        seconds = spent * (self.amount - self.done) / self.done
-        return f"; about {seconds / 60:,.0f} min left" if seconds >= 90 else f"; about {seconds:.0f} s left"
+    def _show(self) -> None:
+        """The figures beside the bar."""
+        if self.meter is not None:
+            self.meter.move(self.meter.done, figures=(self.best, self.running, self.speed))
 
 
 class _Steps(Progress):
@@ -155,6 +144,9 @@ class _Steps(Progress):
 
     def step(self, step: int) -> None:
         self.listener.advanced(self.before + cost(self.configurations, step - self.begin))
+
+    def validating(self, done: int, total: int) -> None:
+        self.listener.advanced(self.listener.done, f"validating {100 * done / total:.0f} %")
 
     def log(self, row: Mapping[str, Any]) -> None:
         figures = f"{row['images_per_second']:,.0f} images/s"

@@ -12,13 +12,17 @@ import torch
 
 from memtok.backbone import Backbone
 from memtok.bundle import load_task
+from memtok.checks import check_name
 from memtok.data import DataSource, open_data
+from memtok.data.content import training_content
+from memtok.digests import sealed, unsealed
 from memtok.errors import MemtokError
 from memtok.evaluation import evaluate
 from memtok.files import atomic_write, write_json
 from memtok.folders import check_fixed, locked, slug
 from memtok.metrics import Score
 from memtok.model import MemoryViT
+from memtok.sweeps.choice import choose
 from memtok.sweeps.memory import Budget, Sizes, find_limit
 from memtok.sweeps.progress import RichSweepListener, SweepListener
 from memtok.sweeps.proposals import Proposals
@@ -26,7 +30,7 @@ from memtok.sweeps.result import DataResult, SweepResult, Test
 from memtok.sweeps.settings import SweepSettings, make_space
 from memtok.sweeps.space import Axis, Configuration
 from memtok.sweeps.stages import Job, Stages
-from memtok.sweeps.trials import Trial, ranked, winner_of
+from memtok.sweeps.trials import Trial, ranked
 from memtok.traces import OpenStores
 from memtok.training.compiler import make_compiler
 from memtok.training.device import moved
@@ -54,6 +58,7 @@ def sweep(
     memory_limit: float | None = None,
     together: int | None = None,
     keep_all: bool = False,
+    compare_head: bool = True,
     name: str | None = None,
     progress: bool | SweepListener = False,
     **shared: Any,
@@ -67,13 +72,15 @@ def sweep(
     halving: ETA of successive halving, of which one in ETA goes on at each rung; see docs/sweep.md. None stops nobody.
     memory_limit: GB that a pass may take (default: 60 % of what is free). together: most configurations in one pass.
     out: the folder for all that is written; the same call goes on where it stopped. keep_all: keep every task file.
+    compare_head: also train a head alone for each rate, decay and seed, as the line to beat; it cannot win unless it is
+        among the regimes.
     name: of the written task, by default that of the data. progress: True for a bar, or a SweepListener.
     shared: arguments of `train_together` and `open_data` that all share; their `seed` is that of order, augmentation
         and search, which cannot differ inside a pass. With keep_traces the trunk runs once per image and view for the
         whole sweep; trace_dir has a folder for each of several data sets.
 
-    The winner has the highest top-1 on the validation part; of equal ones the lowest loss, then the fewest trained
-    parameters, then the first in the space. Raises MemtokError for bad arguments, before anything is written.
+    The winner is the simplest of the settings whose accuracy on the validation part cannot be told apart from the
+    highest one: see docs/sweep.md. Raises MemtokError for bad arguments, before anything is written.
     """
     space = make_space(
         recipe=shared.get("recipe", "default"),
@@ -94,6 +101,7 @@ def sweep(
         memory_limit=memory_limit,
         together=together,
         keep_all=keep_all,
+        compare_head=compare_head,
         name=name,
         shared=shared,
     )
@@ -180,21 +188,25 @@ class Sweep:
             shared=training,
             budget=Budget(sizes, self.backbone, limit, settings.together),
             eta=settings.halving,
+            heads=settings.heads(),
             listener=self.listener,
             stores=OpenStores(),
+            content=training_content(source),
         )
 
     def run_data(self, job: Job) -> DataResult:
         """Trains what is missing on one data set, chooses, tests the winner."""
         stages = Stages(job)
-        space = self.settings.space
+        space, heads = self.settings.space, job.heads
         configurations = space.listed(job.plan.seed)
         if configurations is None:
             configurations = self.ask(job, stages)
         else:
-            stages.run(configurations)
-        trials = [stages.trial(each) for each in configurations]
-        winner = winner_of(trials)
+            stages.run(configurations, heads=[each for each in heads if each not in configurations])
+        everyone = dict.fromkeys([*configurations, *heads])
+        trials = [stages.trial(each) for each in everyone]
+        choice = choose(trials, configurations, job.plan)
+        winner = None if choice is None else choice.winner
         if winner is not None and not stages.task_path(winner.configuration).exists():
             stages.path(winner.configuration).unlink()  # its task went when another one was better
             (winner,) = stages.run([winner.configuration])
@@ -217,19 +229,27 @@ class Sweep:
         )
 
     def ask(self, job: Job, stages: Stages) -> list[Configuration]:
-        """Trains batch after batch of what Optuna proposes; returns all that it proposed."""
+        """Trains batch after batch of what Optuna proposes, heads beside the first; returns all that it proposed."""
         proposals = Proposals(self.settings.space, job.folder, seed=job.plan.seed, fits=job.budget.fits)
         for batch in proposals.batches():
             new = proposals.new(batch)
-            if any(stages.trial(each).state == "training" for each in new):
-                stages.run(new, share=len(batch) / max(len(batch), proposals.left))
+            beside = [each for each in self.untrained(stages, job.heads) if each not in new]
+            if beside or self.untrained(stages, new):
+                stages.run(new, share=len(batch) / max(len(batch), proposals.left), heads=beside)
             proposals.tell({each: stages.trial(each) for each in batch})
+        missing = self.untrained(stages, job.heads)
+        if missing:  # of a search that was done before heads were compared with
+            stages.run([], heads=missing)
         return proposals.proposed()
+
+    def untrained(self, stages: Stages, configurations: Sequence[Configuration]) -> list[Configuration]:
+        """Those that are not at their end, and were not stopped."""
+        return [each for each in configurations if stages.trial(each).state == "training"]
 
     def test(self, job: Job, stages: Stages, winner: Trial) -> Test | None:
         """The winner's accuracy on the test part, looked at once; None where no part is kept apart for testing."""
         source = job.source
-        if not len(source.test) or not set(source.test.identities).isdisjoint(source.validation.identities):
+        if not source.has_test:
             return None
         path = job.folder / "test" / "score.json"
         task = load_task(stages.task_path(winner.configuration), self.backbone)
@@ -242,7 +262,7 @@ class Sweep:
         model = MemoryViT(self.backbone, [task])
         score: Score = evaluate(model, source.test, batch_size=job.plan.batch_size, workers=workers).tasks[task.name]
         found = Test(top1=score.top1, top5=score.top5, images=score.images)
-        write_json(path, key | {"top1": found.top1, "top5": found.top5, "images": found.images})
+        write_json(path, sealed(key | {"top1": found.top1, "top5": found.top5, "images": found.images}))
         self.listener.tested(job.spec, winner, found.top1, found.images)
         return found
 
@@ -258,7 +278,7 @@ class Sweep:
 def read_test(path: Path, key: dict[str, str]) -> Test | None:
     """What an earlier look at the test part found, if it was of the same task."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = unsealed(json.loads(path.read_text(encoding="utf-8")))
         if {name: found[name] for name in key} != key:
             return None
         return Test(top1=float(found["top1"]), top5=float(found["top5"]), images=int(found["images"]))
@@ -278,4 +298,7 @@ def spec_of(one: Data) -> str:
 
 def name_of(spec: str) -> str:
     """What a task of these data is called unless told otherwise."""
-    return Path(spec.removeprefix("folder:")).name or "task"
+    try:
+        return check_name(Path(spec.removeprefix("folder:")).name)
+    except MemtokError:  # a folder may be called what a task may not
+        return "task"

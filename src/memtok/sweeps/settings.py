@@ -11,12 +11,12 @@ from typing import Any
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
 from memtok.sweeps.halving import check_halving
-from memtok.sweeps.space import Axis, Range, Space
+from memtok.sweeps.space import Axis, Configuration, Range, Space, ends
 
 RATE_FACTORS = (0.3, 1.0, 3.0)  # rates of a grid unless told otherwise, as multiples of the recipe's
 RATE_SPAN = 10.0  # a search draws from the recipe's rate over this to the rate times this
 PER_CONFIGURATION = ("learning_rate", "weight_decay")
-PER_TASK = ("out", "resume", "overwrite", "save_every", "validate_every")
+PER_TASK = ("out", "resume", "overwrite", "save_every", "validate_every", "select")
 OF_OPENING = ("data_dir", "split", "on_bad_image")
 FIXED: tuple[str, ...] = (
     "recipe",
@@ -42,6 +42,7 @@ class SweepSettings:
     memory_limit: float | None = None
     together: int | None = None
     keep_all: bool = False
+    compare_head: bool = True
     name: str | None = None
     shared: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,6 +79,21 @@ class SweepSettings:
         if place is not None and records in (place, *place.parents):
             raise MemtokError(f"expected trace_dir outside {self.out / 'runs'}, found {given}; name another folder")
 
+    def heads(self) -> list[Configuration]:
+        """The heads alone that the configurations are compared with: one for each rate, decay and seed.
+
+        Where rates or decays are drawn from a range, those that a grid has by default.
+        """
+        space = self.space
+        if not self.compare_head or set(ends(space.regimes)) == {"head"}:
+            return []
+        usual = make_space(recipe=self.shared.get("recipe", "default"), search="grid", trials=None)
+        rates, decays = (
+            getattr(usual if isinstance(getattr(space, axis), Range) else space, axis)
+            for axis in ("learning_rates", "weight_decays")
+        )
+        return Space(learning_rates=rates, weight_decays=decays, seeds=space.seeds, regimes=("head",)).grid()
+
     def opening(self) -> dict[str, Any]:
         """The arguments of `open_data`."""
         return {name: self.shared[name] for name in OF_OPENING if name in self.shared}
@@ -103,6 +119,8 @@ class SweepSettings:
         found["search"] = space.pop("search")
         if self.halving is None:
             del space["trials"]
+        elif not self.compare_head:  # then heads are stopped early like others
+            found["heads_compared"] = False
         if self.halving is not None or self.space.search != "grid":
             found |= {f"space.{name}": value for name, value in space.items()}
         return dict(json.loads(json.dumps(found)))

@@ -10,7 +10,7 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,6 +199,11 @@ def draw_value(generator: random.Random, field: str, axis: Axis) -> Any:
     if field in OF_TOKENS:
         return generator.randint(int(axis.low), int(axis.high))
     return float(f"{math.exp(generator.uniform(math.log(axis.low), math.log(axis.high))):.6g}")
+
+
+def values_of(configurations: Iterable[Configuration], field: str) -> set[Any]:
+    """The values of a field; heads have none of those of tokens."""
+    return {getattr(each, field) for each in configurations if field not in OF_TOKENS or each.regime != "head"}
 
 
 def unique(configurations: Iterator[Configuration]) -> list[Configuration]:

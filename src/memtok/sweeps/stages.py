@@ -2,7 +2,7 @@
 
 Between two rungs every living configuration is trained and looked at; then, with early stopping, the best go on. What
 goes on is taken out of the states of the passes, with its optimizer and at its place in its schedule, and shares new
-passes: fewer, once losers are gone. So the outcome does not depend on how many passes there were, nor on a kill.
+passes: fewer, once some were stopped. So the outcome does not depend on how many passes there were, nor on a kill.
 
     FOLDER/NAME.json                       the record of a configuration
     FOLDER/NAME.safetensors                the task that it trained
@@ -26,7 +26,7 @@ from memtok.sweeps.halving import find_rungs, going_on
 from memtok.sweeps.memory import Budget, stream_shape
 from memtok.sweeps.progress import SweepListener, cost
 from memtok.sweeps.space import Configuration
-from memtok.sweeps.trials import Trial, ranked, read_trial, write_trial
+from memtok.sweeps.trials import Trial, packed, ranked, read_trial, write_trial
 from memtok.task import Task, tensor_shapes
 from memtok.traces import OpenStores
 from memtok.training.result import TrainResult
@@ -41,8 +41,9 @@ class Job:
     """What the configurations of one data set share.
 
     spec: the data as they were named. plan: every number of a run but those of its configuration. shared: arguments of
-    `train_together`. eta: of successive halving, None for none. name: of the tasks that are written. stores: of kept
-    traces, which the first pass fills for all.
+    `train_together`. eta: of successive halving, None for none. heads: the line to beat, which is not stopped early.
+    name: of the tasks that are written. stores: of kept traces, which the first pass fills for all. content: the digest
+    of the images.
     """
 
     backbone: Backbone
@@ -54,8 +55,10 @@ class Job:
     shared: Mapping[str, Any]
     budget: Budget
     eta: int | None
+    heads: Sequence[Configuration]
     listener: SweepListener
     stores: OpenStores
+    content: str
 
 
 class Stages:
@@ -86,6 +89,7 @@ class Stages:
             "data": (found.data, job.spec),
             "split": (found.split, job.source.split_digest),
             "backbone": (found.fingerprint, job.backbone.fingerprint),
+            "images": (found.content or job.content, job.content),
         }
         for what, (here, wanted) in facts.items():
             if here != wanted:
@@ -110,6 +114,7 @@ class Stages:
             data=job.spec,
             split=job.source.split_digest,
             fingerprint=job.backbone.fingerprint,
+            content=job.content,
         )
 
     def create(self, configuration: Configuration) -> Task:
@@ -128,36 +133,47 @@ class Stages:
 
     # Work
 
-    def run(self, configurations: Sequence[Configuration], share: float = 1.0) -> list[Trial]:
+    def run(
+        self, configurations: Sequence[Configuration], share: float = 1.0, heads: Sequence[Configuration] = ()
+    ) -> list[Trial]:
         """Takes all of them to their end, or to the rung where they lose; returns what came of each.
 
-        share: how much of all the work that is left this is, for telling the time.
+        share: how much of all the work that is left this is, for telling the time. heads: those that are trained beside
+        them, only to be compared with.
         """
         ends = (*self.rungs(len(configurations)), self.job.plan.steps)
-        self.announce(configurations, ends, share)
-        living, start = list(configurations), 0
+        living, start = [*configurations, *heads], 0
+        self.announce(living, ends, share)
         for until in ends:
             self.stage(living, start, until)
             if until != self.job.plan.steps:
                 living, start = self.survivors(living, until), until
         shutil.rmtree(self.passes, ignore_errors=True)
-        return [self.trial(each) for each in configurations]
+        return [self.trial(each) for each in (*configurations, *heads)]
 
     def rungs(self, count: int) -> tuple[int, ...]:
-        """The steps after which losers stop."""
+        """The steps after which the worse ones stop."""
         plan = self.job.plan
         return find_rungs(self.job.eta, count=count, steps=plan.steps, warmup=plan.warmup)
 
     def survivors(self, living: Sequence[Configuration], rung: int) -> list[Configuration]:
-        """The best at a rung that did not diverge, in the order of the space; the others are marked as stopped."""
+        """The best at a rung that did not diverge, in the order of the space; the others are marked as stopped.
+
+        Heads that are the line to beat go on beside them, for they cost next to nothing.
+        """
         assert self.job.eta
-        order = ranked(as_of(self.trial(each), rung) for each in living)
-        best = {trial.configuration for trial in order[: going_on(self.job.eta, len(living))] if alive(trial)}
-        for each in living:
-            trial = self.trial(each)
-            if each not in best and trial.state == "training":
-                write_trial(self.path(each), replace(trial, state="stopped"))
-        return [each for each in living if each in best]
+        trials = {each: self.trial(each) for each in living}
+        compared = [each for each in living if each not in self.job.heads]
+        order = ranked(as_of(trials[each], rung) for each in compared)
+        best = {trial.configuration for trial in order[: going_on(self.job.eta, len(compared))]}
+        best |= set(living) - set(compared)
+        # Earlier versions stopped heads too; what was stopped here stays so, for its state is gone.
+        going = [each for each in living if each in best and alive(as_of(trials[each], rung))]
+        going = [each for each in going if not stopped_at(trials[each], rung)]
+        for each in set(living) - set(going):
+            if trials[each].state == "training":
+                write_trial(self.path(each), replace(trials[each], state="stopped"))
+        return going
 
     def stage(self, living: Sequence[Configuration], start: int, until: int) -> None:
         """Trains all of `living` from one step to another, as far as that was not done."""
@@ -228,14 +244,15 @@ class Stages:
             trial = replace(trial, state="diverged", diverged_at=result.diverged_at)
         else:
             metrics = result.record["metrics"]
-            figures = {name: metrics[f"validation_{name}"] for name in ("top1", "top5", "loss")}
+            figures = {name: metrics[f"validation_{name}"] for name in ("top1", "top5", "loss", "balanced")}
             look = Validation(step=until, **figures)
             if until == self.job.plan.steps:
                 trial = replace(trial, state="finished")
                 result.task.name = self.job.name
                 result.task.save(self.task_path(configuration))
         earlier = tuple(one for one in trial.looks if one.step < until)
-        write_trial(self.path(configuration), replace(trial, looks=(*earlier, look)))
+        right = packed(result.validation_right) if trial.state != "diverged" else None
+        write_trial(self.path(configuration), replace(trial, looks=(*earlier, look), right=right))
 
     # What to tell
 
@@ -272,6 +289,11 @@ def as_of(trial: Trial, rung: int) -> Trial:
     looks = tuple(look for look in trial.looks if look.step <= rung)
     diverged = trial.state == "diverged" and looks == trial.looks
     return replace(trial, looks=looks, state="diverged" if diverged else "training")
+
+
+def stopped_at(trial: Trial, rung: int) -> bool:
+    """Whether it was stopped at a rung, and did not go on."""
+    return trial.state == "stopped" and trial.last is not None and trial.last.step <= rung
 
 
 def alive(trial: Trial) -> bool:

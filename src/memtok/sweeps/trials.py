@@ -1,25 +1,24 @@
-"""What came of the configurations of a sweep, as JSON files, and the rule by which they are ranked."""
+"""What came of the configurations of a sweep, as JSON files, and the order in which they are listed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from memtok.digests import sealed, unsealed
 from memtok.errors import MemtokError
 from memtok.files import write_json
+from memtok.intervals import Right
 from memtok.sweeps.space import Configuration
 from memtok.training.state import Validation
 
 FORMAT_VERSION = 1
 STATES = ("training", "finished", "stopped", "diverged")
-
-RULE = (
-    "the highest top-1 accuracy on the validation part of the training set; of equal ones the lowest validation loss, "
-    "then the fewest trained parameters, then the first in the order of the space"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +28,8 @@ class Trial:
     state: "training", "finished", "stopped" by early stopping, or "diverged" at step `diverged_at`. looks: what was
     found on the validation part, at every rung and at the end. seconds: its equal share of the time of its passes.
     data, split, fingerprint: the data as they were named, the digest of their split, and that of the backbone.
+    right: which validation images the latest look found answered right, as `packed` writes it; None in old records.
+    content: the digest of the images, "" in records of version 0.1.
     """
 
     configuration: Configuration
@@ -40,6 +41,8 @@ class Trial:
     data: str
     split: str
     fingerprint: str
+    right: str | None = None
+    content: str = ""
 
     @property
     def last(self) -> Validation | None:
@@ -49,6 +52,12 @@ class Trial:
     def look_at(self, step: int) -> Validation | None:
         """What was found after `step` steps, None if nobody looked."""
         return next((look for look in self.looks if look.step == step), None)
+
+    def answered(self, images: int) -> Right | None:
+        """(images,) bool: which of the validation images are answered right; None where that is not known."""
+        if self.right is None or len(self.right) != 2 * -(-images // 8):
+            return None
+        return np.unpackbits(np.frombuffer(bytes.fromhex(self.right), dtype=np.uint8), count=images).astype(np.bool_)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` reads it back."""
@@ -64,6 +73,8 @@ class Trial:
             "data": self.data,
             "split": self.split,
             "fingerprint": self.fingerprint,
+            "right": self.right,
+            "content": self.content,
         }
 
     @classmethod
@@ -72,22 +83,32 @@ class Trial:
         if value["format_version"] != FORMAT_VERSION or value["state"] not in STATES:
             raise ValueError("another format")
         names = ("state", "trained_parameters", "seconds", "diverged_at", "data", "split", "fingerprint")
+        unknown = set(value) - {"format_version", "name", "configuration", "looks", "content", *names}
+        if unknown:
+            raise ValueError(f"the unknown {min(unknown)!r}")
         return cls(
+            content=value.get("content", ""),
             configuration=Configuration.of(value["configuration"]),
             looks=tuple(Validation(**look) for look in value["looks"]),
+            right=value.get("right") and bytes.fromhex(value["right"]).hex(),  # earlier versions did not keep it
             **{name: value[name] for name in names},
         )
 
 
+def packed(right: Right | None) -> str | None:
+    """(images,) bool as hexadecimal digits, eight images in two."""
+    return None if right is None else np.packbits(right).tobytes().hex()
+
+
 def write_trial(path: Path, trial: Trial) -> None:
-    """Writes the record of a configuration, atomically."""
-    write_json(path, trial.to_dict())
+    """Writes the record of a configuration, atomically and with a checksum."""
+    write_json(path, sealed(trial.to_dict()))
 
 
 def read_trial(path: Path) -> Trial | None:
     """What `write_trial` wrote, None where nothing is; MemtokError for another file."""
     try:
-        return Trial.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return Trial.from_dict(unsealed(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -100,8 +121,9 @@ def read_trial(path: Path) -> Trial | None:
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """Best first, by `RULE`: the finished ones, then those that were stopped, later ones first, then the diverged ones.
+    """Best first: the finished ones, then those that were stopped, later ones first, then the diverged ones.
 
+    The highest top-1 comes first; of equal ones the lowest loss, then the fewest trained parameters, then the first.
     trials: in the order of the space.
     """
     places = {"finished": 0, "training": 1, "stopped": 1, "diverged": 2}
@@ -114,9 +136,3 @@ def ranked(trials: Iterable[Trial]) -> list[Trial]:
         return (place, -look.step, -look.top1, look.loss, trial.trained_parameters, number)
 
     return [trial for _, trial in sorted(enumerate(trials), key=key)]
-
-
-def winner_of(trials: Sequence[Trial]) -> Trial | None:
-    """The best of those that finished, None if all diverged."""
-    best = ranked(trials)[:1]
-    return best[0] if best and best[0].state == "finished" else None

@@ -14,24 +14,22 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 
 from memtok.backbone import Backbone
 from memtok.checkpoint.architecture import trunk_tensors
-from memtok.data.loader import Samples
+from memtok.data.content import content_digest, spread
 from memtok.data.sources import ImageSet
-from memtok.data.transforms import Transform
+from memtok.digests import digest_of
 from memtok.errors import MemtokError
 from memtok.files import write_json
 from memtok.preprocessing import Preprocessing
 
-FORMAT = 3  # since pixels are normalised as the task says; before, it was as the backbone said
+FORMAT = 4  # since files are known by their bytes; before, by size and time
 MANIFEST = "manifest.json"
 SHARD_BYTES = 1 << 30  # of a file with traces, at most (one record at least)
 ALIGNMENT = 64  # bytes; records begin at multiples of it
-SPREAD = 16  # pictures that are looked at where looking at all would take too long
 SMALL = 1 << 16  # numbers; smaller tensors of a trunk are all looked at
 LARGE = 3  # of the others, these many are
 
@@ -43,8 +41,8 @@ class Manifest:
     backbone: its fingerprint, which is that of the checkpoint. weights: `sha256:` over some of its tensors as they are
     now, which may have been rounded since. preprocessing: as `Preprocessing.to_dict`. augment, flip, seed, views: how
     the images are varied; view v of an image is what training sees in epoch v with this seed; seed None: nothing is
-    drawn. images: how many. identities, content: `sha256:` over the names of the images in order, and over what is
-    cheaply known of their content. precision: that the trunk computes in. torch, timm: their versions, without the
+    drawn. images: how many. identities, content: `sha256:` over the names of the images in order, and over their
+    content. precision: that the trunk computes in. torch, timm: their versions, without the
     patch. layers (L), tokens (N), dim (D): of a trace.
     shard_records: records in one file.
     """
@@ -114,7 +112,6 @@ def describe(
     backbone: Backbone,
     preprocessing: Preprocessing,
     images: ImageSet,
-    transform: Transform,
     *,
     augment: str,
     flip: bool,
@@ -124,8 +121,8 @@ def describe(
 ) -> Manifest:
     """The manifest of traces of `images`.
 
-    transform: to the pixels that they become. autocast: "bf16" if the trunk runs in it. With
-    augment "none" nothing is drawn, and `flip`, `seed` and `views` do not count.
+    autocast: "bf16" if the trunk runs in it. With augment "none" nothing is drawn, and `flip`, `seed` and `views` do
+    not count.
     """
     varied = augment != "none"
     layers, tokens, dim = trace_shape(backbone)
@@ -140,7 +137,7 @@ def describe(
         views=views if varied else 1,
         images=len(images),
         identities=digest_of(name.encode("utf-8", "surrogatepass") for name in images.identities),
-        content=content_digest(images, transform),
+        content=content_digest(images),
         precision=precision if autocast is None else f"{precision} under {autocast}",
         torch=minor(torch.__version__),
         timm=minor(timm.__version__),
@@ -184,34 +181,6 @@ def record_bytes(layers: int, tokens: int, dim: int) -> int:
     """Bytes of the record of one image in one view."""
     exact = 4 * dim + 2 * layers * tokens * dim
     return -(-exact // ALIGNMENT) * ALIGNMENT
-
-
-def content_digest(images: ImageSet, transform: Transform) -> str:
-    """`sha256:` over size and time of every file, or over the pixels of pictures in memory.
-
-    Of pictures that only their owner knows (a torch Dataset), a few are looked at, spread over all.
-    """
-    marks = (images.store.mark(int(position)) for position in images.positions)
-    first = next(marks, b"")
-    if first is not None:
-        return digest_of([first, *(mark or b"" for mark in marks)])
-    samples = Samples(images, transform, 0).__getitems__([(0, index) for index in spread(len(images))])
-    if not isinstance(samples, list):
-        raise MemtokError(samples.message)
-    return digest_of(pixels.numpy().tobytes() for pixels, _, _ in samples)
-
-
-def digest_of(parts: Any) -> str:
-    """`sha256:` over byte strings, each with its length before it."""
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(len(part).to_bytes(8, "little") + part)
-    return f"sha256:{total.hexdigest()}"
-
-
-def spread(count: int, most: int = SPREAD) -> list[int]:
-    """Up to `most` of the numbers below `count`, evenly spread, the first and the last among them."""
-    return sorted({int(number) for number in np.linspace(0, count - 1, min(count, most)).round()}) if count else []
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

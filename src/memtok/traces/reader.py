@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from memtok.backbone import INPUTS, Backbone
+from memtok.data.content import spread
 from memtok.data.loader import BatchPlan, Key, Samples, load, steps_per_epoch
 from memtok.data.sources import ImageSet
 from memtok.data.splits import Indices
@@ -25,7 +26,6 @@ from memtok.data.transforms import Normaliser, Transform
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
 from memtok.trace import Kept, Trace
-from memtok.traces.manifest import spread
 from memtok.traces.store import Flags, Notify, Rows, Store, sent
 
 
@@ -215,12 +215,12 @@ class TraceReader:
             pinned = memory.type == "cpu"
             return (
                 torch.empty(shape, dtype=torch.float16, device=memory, pin_memory=pinned),
-                torch.empty((count, manifest.dim), device=memory, pin_memory=pinned),
+                torch.empty((count, manifest.dim), dtype=torch.float32, device=memory, pin_memory=pinned),
             )
         # Two in turn: fresh memory would cost as much as the reading.
         room = self.rooms.get(number % 2)
         if room is None or room[0].shape[1] < count:
-            room = torch.empty(shape, dtype=torch.float16), torch.empty((count, manifest.dim))
+            room = torch.empty(shape, dtype=torch.float16), torch.empty((count, manifest.dim), dtype=torch.float32)
             self.rooms[number % 2] = room
         return room[0][:, :count], room[1][:count]
 

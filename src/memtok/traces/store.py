@@ -136,7 +136,7 @@ class MemoryStore(Store):
         shape = (count, manifest.layers, manifest.tokens, manifest.dim)
         try:
             self.inputs = torch.empty(shape, dtype=torch.float16, device=self.memory)
-            self.features = torch.empty((count, manifest.dim), device=self.memory)
+            self.features = torch.empty((count, manifest.dim), dtype=torch.float32, device=self.memory)
         except RuntimeError as error:  # torch's way to say that memory is out
             size = shown_bytes(count * manifest.record_bytes)
             raise MemtokError(

@@ -6,18 +6,20 @@ Letters for shapes: B images of a batch, C classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memtok.data import kept_random_state
 from memtok.data.transforms import Normaliser
-from memtok.metrics import ranks
+from memtok.metrics import Score, answered, score_of
 from memtok.traces import KeptBatch
 from memtok.training.compiler import Compiler
-from memtok.training.device import add_up, add_up_gradients, own_rows
+from memtok.training.device import OneProcess, add_up, add_up_gradients, kept_gpu_state, own_rows
 from memtok.training.feed import Batches, Feed
 from memtok.training.optim import make_optimizer
 from memtok.training.recipes import learning_rate_at
@@ -33,7 +35,7 @@ class Engine:
         self,
         trainable: Trainable,
         plan: Plan,
-        accelerator: Accelerator,
+        accelerator: Accelerator | OneProcess,
         device: torch.device,
         compiler: Compiler | None = None,
     ) -> None:
@@ -42,6 +44,7 @@ class Engine:
         self.normalise = Normaliser(trainable.preprocessing)
         self.parameters = list(trainable.parameters())
         self.optimizer = make_optimizer(trainable, plan)
+        self.drops = isinstance(trainable, FullModel) and has_dropout(trainable)
 
     def rate(self, step: int) -> float:
         """The learning rate of step `step`, counted from 0."""
@@ -54,18 +57,18 @@ class Engine:
         is that before clipping.
         """
         self.begin(number)
-        loss = torch.zeros((), device=self.device)
-        for part, answers, weight in self.parts(batch, labels):
-            with self.accelerator.autocast():
-                logits = self.forward(part)
-            share = share_of_loss(logits, answers, weight / len(labels))
-            self.accelerator.backward(share)
-            loss += share.detach()
+        loss = torch.zeros((), device=self.device, dtype=torch.float32)
+        with self.dropout(number):
+            for part, answers, weight in self.parts(batch, labels):
+                with self.accelerator.autocast():
+                    logits = self.forward(part)
+                share = share_of_loss(logits, answers, weight / len(labels))
+                self.accelerator.backward(share)
+                loss += share.detach()
         return self.apply(loss)
 
     def begin(self, number: int) -> None:
         """Makes ready for the gradients of step `number`."""
-        self.seed(number)  # for backbones with dropout, in regime `full`
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(number)
         self.optimizer.zero_grad(set_to_none=True)
@@ -96,33 +99,58 @@ class Engine:
         return self.normalise(moved) if isinstance(moved, Tensor) else moved
 
     @torch.no_grad()
-    def validate(self, step: int, feed: Feed) -> Validation:
-        """Accuracy and mean cross-entropy on the validation images of the run, without augmentation."""
-        self.set_mode(training=False)
-        sums = [torch.zeros(3, device=self.device)]  # right, right among the first five, loss
-        for batch, labels in self.shares(feed.validation()):
-            with self.accelerator.autocast():
-                logits = self.forward(batch).float()
-            sums.append(tallied(logits, labels))
-        total = torch.stack(sums).to("cpu", torch.float64).sum(dim=0)
-        (total,) = add_up(self.accelerator, [total.to(self.device, torch.float32)])
-        self.set_mode(training=True)
-        return found(step, total, self.plan.validation_images)
+    def validate(self, step: int, feed: Feed, check: Callable[[], None]) -> tuple[Validation, Tensor]:
+        """Accuracies and mean cross-entropy on the N validation images of the run, without augmentation.
 
-    def shares(self, batches: Batches) -> Iterator[tuple[Tensor | KeptBatch, Tensor]]:
-        """This process's rows of batches, normalised, and labels on the device; batches without any are left out."""
+        And the answers of all processes, (3, N) int32 as of `answered`, on the CPU. check: called before each batch;
+        may raise.
+        """
+        self.set_mode(training=False)
+        answers = torch.zeros(3, self.plan.validation_images, dtype=torch.int64, device=self.device)
+        losses = [torch.zeros((), device=self.device, dtype=torch.float32)]
+        with self.forward.folded():
+            for batch, labels, own in self.shares(feed.validation()):
+                check()
+                with self.accelerator.autocast():
+                    logits = self.forward(batch).float()
+                answers[:, own] = answered(logits, labels)
+                losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+        loss = torch.stack(losses).to("cpu", torch.float64).sum()
+        (loss,) = add_up(self.accelerator, [loss.to(self.device, torch.float32)])
+        (answers,) = add_up(self.accelerator, [answers])
+        self.set_mode(training=True)
+        answers = answers.to("cpu", torch.int32)
+        return found(step, loss, score_of(self.trainable.classes, answers)), answers
+
+    def shares(self, batches: Batches) -> Iterator[tuple[Tensor | KeptBatch, Tensor, slice]]:
+        """This process's rows of batches, normalised, labels on the device, and where the rows are among all images.
+
+        Batches without any are left out.
+        """
+        start = 0
         for batch, labels, _ in batches:
             own = own_rows(self.accelerator, labels)
             part: Tensor | KeptBatch = own_rows(self.accelerator, batch) if isinstance(batch, Tensor) else batch
+            rows = slice(start + self.accelerator.process_index, start + len(labels), self.accelerator.num_processes)
+            start += len(labels)
             if len(own):
-                yield self.placed(part), own.to(self.device)
+                yield self.placed(part), own.to(self.device), rows
 
-    def seed(self, number: int) -> None:
-        """Seeds torch's generators for step `number`."""
+    @contextmanager
+    def dropout(self, number: int) -> Iterator[None]:
+        """The random numbers of step `number` for a model with dropout, in regime `full`; else nothing is touched.
+
+        Dropout knows torch's global generators only. They are seeded in one thread at a time, and put back.
+        """
+        if not self.drops:
+            yield
+            return
         seed = int.from_bytes(hashlib.sha256(f"{self.plan.seed} {number}".encode()).digest()[:7], "big")
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed a GPU that is not ours as well
-        if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+        with kept_random_state(), kept_gpu_state(self.device):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed a GPU that is not ours as well
+            if self.device.type == "cuda":
+                torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+            yield
 
     def set_mode(self, *, training: bool) -> None:
         """Training or evaluation mode of a model that trains whole. Tasks have no modes, and the backbone has one."""
@@ -140,6 +168,13 @@ class Engine:
             parameter.copy_(tensors[name])
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a part of the model drops values, paths or patches by chance when it trains."""
+    names = ("p", "dropout", "drop_prob", "prob")  # in torch, and in timm's DropPath and PatchDropout
+    rates = [getattr(module, name, None) for module in model.modules() for name in names]
+    return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
+
+
 def share_of_loss(logits: Tensor, answers: Tensor, weight: float) -> Tensor:
     """The cross-entropy of a part of a batch, (part, C) and (part,), as its share of the mean over the batch.
 
@@ -148,14 +183,7 @@ def share_of_loss(logits: Tensor, answers: Tensor, weight: float) -> Tensor:
     return F.cross_entropy(logits.float(), answers, reduction="sum") * weight
 
 
-def tallied(logits: Tensor, labels: Tensor) -> Tensor:
-    """(3,) of a batch (B, C), (B,): how many are right, right among the first five, and the sum of the losses."""
-    rank = ranks(logits, labels)
-    loss = F.cross_entropy(logits, labels, reduction="sum")
-    return torch.stack([(rank == 0).sum().float(), (rank < 5).sum().float(), loss])
-
-
-def found(step: int, total: Tensor, images: int) -> Validation:
-    """What `tallied` comes to over all images after `step` steps."""
-    right, five, loss = (value / images for value in total.tolist())
-    return Validation(step=step, top1=right, top5=five, loss=loss)
+def found(step: int, loss: Tensor, score: Score) -> Validation:
+    """What was found after `step` steps, from the sum of the losses and the score of all images."""
+    mean = loss.item() / score.images
+    return Validation(step=step, top1=score.top1, top5=score.top5, loss=mean, balanced=score.balanced)

@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from memtok.backbone import Backbone
-from memtok.data import DataSource, ImageSet, batches
+from memtok.data import DataSource, ImageSet, batches, steps_per_epoch
+from memtok.data.images import warn_if_dark
 from memtok.data.splits import Indices
 from memtok.data.transforms import Transform, evaluation_pixels, training_pixels
 from memtok.errors import MemtokError
@@ -26,6 +27,7 @@ from memtok.traces import KeptBatch, Manifest, OpenStores, Store, TraceReader, d
 from memtok.traces.manifest import record_bytes, trace_shape
 from memtok.traces.sizes import default_limit, default_trace_dir, shown_bytes, taken_bytes
 from memtok.training.compiler import Compiler
+from memtok.training.device import OneProcess
 from memtok.training.progress import Progress
 from memtok.training.regimes import Trainable
 from memtok.training.settings import Plan, Settings, default_workers
@@ -40,8 +42,11 @@ VALIDATION_SHARE = 0.5  # of the room for traces, at most; they are read at ever
 class Feed:
     """Batches of decoded images, as pixels that are not normalised yet."""
 
-    def __init__(self, trainable: Trainable, data: DataSource, plan: Plan, workers: int) -> None:
-        self.data, self.plan, self.workers = data, plan, workers
+    def __init__(
+        self, trainable: Trainable, data: DataSource, plan: Plan, workers: int, progress: Progress | None = None
+    ) -> None:
+        self.data, self.plan, self.workers, self.progress = data, plan, workers, progress or Progress()
+        warn_if_dark(data.peak, trainable.preprocessing, data.spec)
         self.training_pixels = training_pixels(trainable.preprocessing, plan.augment, plan.flip)
         self.evaluation_pixels = evaluation_pixels(trainable.preprocessing)
         # The same images each time, classes in proportion.
@@ -68,7 +73,25 @@ class Feed:
     def validation(self) -> Batches:
         """All images of a validation, without augmentation."""
         images = self.data.validation.select(self.validated)
-        return batches(images, self.evaluation_pixels, batch_size=self.validation_size, workers=self.workers)
+        return self.reported(
+            batches(images, self.evaluation_pixels, batch_size=self.validation_size, workers=self.workers)
+        )
+
+    def reported(self, looked_at: Batches) -> Batches:
+        """The batches of a validation; progress is told of each that is done."""
+        done = 0
+        for batch in looked_at:
+            yield batch
+            done += len(batch[1])
+            self.progress.validating(done, len(self.validated))
+
+    def in_order(self) -> Batches:
+        """All training images once, in order and without augmentation."""
+        return batches(self.data.train, self.evaluation_pixels, batch_size=self.validation_size, workers=self.workers)
+
+    def missing(self) -> int:
+        """On how many images the trunk has to run for `in_order`."""
+        return self.plan.train_images
 
     def record(self) -> dict[str, Any]:
         """What the record of the run says of the feed."""
@@ -88,19 +111,19 @@ class KeptFeed(Feed):
         plan: Plan,
         workers: int,
         settings: Settings,
-        accelerator: Accelerator,
+        accelerator: Accelerator | OneProcess,
         progress: Progress,
         stores: OpenStores | None = None,
         compiler: Compiler | None = None,
     ) -> None:
-        super().__init__(trainable, data, plan, workers)
-        self.trainable, self.settings, self.accelerator, self.progress = trainable, settings, accelerator, progress
+        super().__init__(trainable, data, plan, workers, progress)
+        self.trainable, self.settings, self.accelerator = trainable, settings, accelerator
         self.device = trainable.backbone.device
         self.trunk = compiler.layers.trunk if compiler else None
         assert plan.views is not None
         manifests = (
-            self.manifest(data.train, self.training_pixels, plan.augment, plan.views),
-            self.manifest(data.validation, self.evaluation_pixels, "none", 1),
+            self.manifest(data.train, plan.augment, plan.views),
+            self.manifest(data.validation, "none", 1),
         )
         rows = np.arange(views_seen(plan) * manifests[0].images), self.validated
         with ExitStack() as stack:
@@ -124,13 +147,12 @@ class KeptFeed(Feed):
                 reader.check_content()
             self.stack = stack.pop_all()
 
-    def manifest(self, images: ImageSet, transform: Transform, augment: str, views: int) -> Manifest:
+    def manifest(self, images: ImageSet, augment: str, views: int) -> Manifest:
         """What the traces of one part of the data are of."""
         return describe(
             self.trainable.backbone,
             self.trainable.preprocessing,
             images,
-            transform,
             augment=augment,
             flip=self.plan.flip,
             seed=self.plan.seed,
@@ -197,7 +219,16 @@ class KeptFeed(Feed):
         )
 
     def validation(self) -> Batches:
-        yield from self.held_out.batches(batch_size=self.validation_size, workers=self.workers)
+        return self.reported(self.held_out.batches(batch_size=self.validation_size, workers=self.workers))
+
+    def in_order(self) -> Batches:
+        """All views of all training images that the run comes to, view after view, in order."""
+        steps = views_seen(self.plan) * steps_per_epoch(self.plan.train_images, self.validation_size)
+        yield from self.train.batches(batch_size=self.validation_size, steps=steps, workers=self.workers)
+
+    def missing(self) -> int:
+        kept = self.train.store.kept_flags()[: views_seen(self.plan) * self.plan.train_images]
+        return int((~kept).sum())
 
     def record(self) -> dict[str, Any]:
         train, held_out = self.train.store, self.held_out.store
@@ -223,7 +254,7 @@ def make_feed(
     data: DataSource,
     plan: Plan,
     settings: Settings,
-    accelerator: Accelerator,
+    accelerator: Accelerator | OneProcess,
     device: torch.device,
     progress: Progress,
     stores: OpenStores | None = None,
@@ -237,7 +268,7 @@ def make_feed(
     workers = default_workers(device) if settings.workers is None else settings.workers
     first = trainables[0]
     if settings.keep_traces is None:
-        return Feed(first, data, plan, workers)
+        return Feed(first, data, plan, workers, progress)
     check_traceable(trainables)
     assert isinstance(first, Task)
     if accelerator.num_processes > 1:

@@ -13,7 +13,8 @@ from memtok.training.state import RunFolder
 
 Row = dict[str, Any]
 """step and epoch, with loss, learning_rate, gradient_norm and images_per_second (means since the row before), or with
-validation_top1, validation_top5, validation_loss and validation_images; seconds since the start."""
+validation_top1, validation_top5, validation_balanced, validation_loss and validation_images;
+seconds since the start."""
 
 
 class Logbook:

@@ -1,4 +1,4 @@
-"""`train`: checks everything, sets the stage and runs one session."""
+"""`train`: checks all arguments, prepares data and device, and runs one session."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Subset
 
-from memtok.data import DataSource, from_dataset, kept_random_state, open_data
+from memtok.checks import composed
+from memtok.data import DataSource, from_dataset, open_data
 from memtok.errors import MemtokError
+from memtok.folders import locked
+from memtok.surroundings import plain_torch
 from memtok.training.compiler import compiling, make_compiler
-from memtok.training.device import accelerator_for, kept_gpu_state, moved
+from memtok.training.device import OneProcess, accelerator_for, moved
 from memtok.training.feed import check_traceable, make_feed
+from memtok.training.head_alone import check_comparable
 from memtok.training.progress import Progress, RichProgress
 from memtok.training.recipes import Recipe
 from memtok.training.regimes import Trainable, check_trainable, frozen_parts
 from memtok.training.result import TrainResult
-from memtok.training.session import Session
+from memtok.training.session import Session, check_replaces_nothing
 from memtok.training.settings import Settings, make_plan
-from memtok.training.state import RunFolder, read_header
+from memtok.training.state import RunFolder
 
 
+@plain_torch()
 def train(
     task: Trainable,
     data: str | DataSource | Any,
@@ -46,6 +51,7 @@ def train(
     validation_images: int | None = None,
     log_every: int | None = None,
     save_every: int | None = None,
+    select: str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -57,6 +63,7 @@ def train(
     trace_limit: float | None = None,
     views: int | None = None,
     compile: bool | str = False,
+    compare_head: bool | None = None,
     progress: bool | Progress = False,
 ) -> TrainResult:
     """Trains a Task, or a FullModel, in place and returns it with its best state loaded.
@@ -71,20 +78,26 @@ def train(
     augment: "inception", "crop" or "none"; flip: mirror one image in two. By default both as the data set has them.
     validate_every: steps between validations, by default a tenth of the run; validation_images: how many each looks
         at. log_every: steps between lines of metrics. save_every: steps between saved states (default: a minute).
+    select: what the best state is chosen by: "balanced", the mean recall of the classes (the default), "top1" or
+        "loss"; of equal ones the lowest loss.
     out: the task file, `NAME.safetensors`; the best state goes there, all else into `NAME.run/`. None writes nothing.
-    resume: go on from the saved state in `NAME.run/`, if there is one. overwrite: start anew where an unfinished run
-        lies. on_bad_image, data_dir, split: as in `open_data`, for data given by name. progress: True for a bar, or an
-        object with the hooks of `Progress`.
+    resume: go on from the saved state in `NAME.run/`, if there is one. overwrite: start anew where another run did a
+        step or more. on_bad_image, data_dir, split: as in `open_data`, for data given by name. progress: True for a
+        bar, or an object with the hooks of `Progress`.
 
-    keep_traces: "ram", "disk" or "gpu" keeps what the trunk says of each image, so that it says it once; for tasks of
+    keep_traces: "ram", "disk" or "gpu" keeps the trunk's features of each image, so that it runs once; for tasks of
         regimes memory and head. trace_dir: a folder for "disk" (default: one per data set and backbone in the user's
         cache). trace_limit: gigabytes at most (default: half of what is free). views: how many ways each image is
         varied in, where it is varied (default 4): epoch e shows way e % views. See docs/traces.md.
     compile: True runs trunk and streams, or in other regimes the whole model, through `torch.compile`; a name is that
         of one of its backends. It changes the result by rounding only and may change when a run goes on.
+    compare_head: True also trains a head alone on the same images when the run is over, and `result.head_alone` says
+        how much better the task is; None does so where it costs little beside the run. See docs/training.md.
 
-    The backbone, what the task extends and the global random generators stay as they are. Raises MemtokError for bad
-    arguments, before anything is written, and when a loss is not finite; see docs/training.md.
+    The backbone, what the task extends and the global random generators stay as they are; runs may go on in several
+    threads at once. Raises MemtokError for bad arguments, before anything is written, and when a loss is not finite.
+    Where `out` is given, Ctrl-C and SIGTERM wait until the step is done and saved, a second one does not; see
+    docs/training.md.
     """
     settings = Settings(
         recipe=recipe,
@@ -104,6 +117,7 @@ def train(
         validation_images=validation_images,
         log_every=log_every,
         save_every=save_every,
+        select=select,
         out=None if out is None else Path(out),
         resume=resume,
         overwrite=overwrite,
@@ -115,12 +129,17 @@ def train(
         trace_limit=trace_limit,
         views=views,
         compile=compile,
+        compare_head=compare_head,
     )
     check_trainable(task)
+    check_comparable(task, compare_head)
     if settings.keep_traces is not None:
         check_traceable([task])
-    check_not_unfinished(settings)
+    check_replaces_nothing(settings)
     with accelerator_for(settings.device, settings.precision) as accelerator, as_found(task):
+        if settings.out is not None and RunFolder(settings.out).path.exists() and accelerator.is_main_process:
+            with locked(RunFolder(settings.out).path):
+                pass  # another run there is told of before the data are opened
         listener = progress if isinstance(progress, Progress) else RichProgress() if progress else Progress()
         if not accelerator.is_main_process:
             listener = Progress()
@@ -134,7 +153,7 @@ def run(
     task: Trainable,
     data: str | DataSource | Any,
     settings: Settings,
-    accelerator: Accelerator,
+    accelerator: Accelerator | OneProcess,
     progress: Progress,
 ) -> TrainResult:
     """The part of `train` that works."""
@@ -147,7 +166,6 @@ def run(
     plan = make_plan(settings, task.regime, source)
     with ExitStack() as stack:
         stack.enter_context(moved([task, *frozen_parts(task)], place))
-        stack.enter_context(kept_gpu_state(place))
         stack.enter_context(compiling(compiler))
         feed = make_feed([task], source, plan, settings, accelerator, place, progress, compiler=compiler)
         stack.enter_context(closing(feed))
@@ -179,12 +197,13 @@ def open_source(data: str | DataSource | Any, task: Trainable, settings: Setting
 
 def matching(source: DataSource, task: Trainable) -> DataSource:
     """The data with its labels in the order of the task's classes; MemtokError unless they have the same classes."""
-    if source.classes == task.classes:
+    wanted = tuple(composed(name) for name in task.classes)  # earlier versions took names as they came
+    if source.classes == wanted:
         return source
-    if set(source.classes) == set(task.classes):
-        return source.only(task.classes)
-    missing = [name for name in task.classes if name not in source.classes]
-    extra = [name for name in source.classes if name not in task.classes]
+    if set(source.classes) == set(wanted):
+        return source.only(wanted)
+    missing = [name for name in wanted if name not in source.classes]
+    extra = [name for name in source.classes if name not in wanted]
     found = f"no {missing[0]!r} in {source.spec}" if missing else f"{extra[0]!r} in {source.spec} as well"
     advice = "make the task with classes=data.classes" if missing else "train on data.only(task.classes)"
     raise MemtokError(
@@ -193,26 +212,12 @@ def matching(source: DataSource, task: Trainable) -> DataSource:
     )
 
 
-def check_not_unfinished(settings: Settings) -> None:
-    """MemtokError if this run would take the place of one that was interrupted. A finished one is replaced."""
-    if settings.out is None or settings.resume or settings.overwrite:
-        return
-    folder = RunFolder(settings.out)
-    header = read_header(folder.state)
-    if header is not None and 0 < header["step"] < header["config"]["steps"]:
-        raise MemtokError(
-            f"expected no unfinished run beside {settings.out}, found one at step {header['step']} of "
-            f"{header['config']['steps']} in {folder.path}; resume it, or overwrite it"
-        )
-
-
 @contextmanager
 def as_found(task: nn.Module) -> Iterator[None]:
-    """Leaves random generators and training modes as they were, and no gradients behind."""
+    """Leaves training modes as they were, and no gradients behind."""
     modes = [(module, module.training) for module in task.modules()]
     try:
-        with kept_random_state():
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode

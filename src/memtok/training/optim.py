@@ -49,13 +49,11 @@ def restore_optimizer(
         found = {kind: left.pop(key) for kind in kinds if (key := f"{kind}.{name}") in left}
         shapes = {kind: tuple(value.shape) for kind, value in found.items() if kind != "step"}
         if found and (set(found) != set(kinds) or any(shape != tuple(parameter.shape) for shape in shapes.values())):
-            raise MemtokError(
-                f"expected the whole state of {name} in {where}, found another; start anew with overwrite"
-            )
+            raise MemtokError(f"expected the whole state of {name} in {where}, found another; delete it to start anew")
         for kind, value in found.items():
             # torch keeps Adam's step counts on the CPU.
             optimizer.state[parameter][kind] = (
                 value.clone() if kind == "step" else value.to(parameter.device, copy=True)
             )
     if left:
-        raise MemtokError(f"expected no {min(left)} in {where}, found one; start anew with overwrite")
+        raise MemtokError(f"expected no {min(left)} in {where}, found one; delete it to start anew")

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-from rich.text import Text
+
+from memtok.meter import Meter, print_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,73 +67,79 @@ class Progress:
     def log(self, row: Mapping[str, Any]) -> None:
         """A line of metrics: step, epoch, loss, learning_rate, gradient_norm, images_per_second, seconds."""
 
+    def validating(self, done: int, total: int) -> None:
+        """So many of the validation images are looked at."""
+
     def validation(self, row: Mapping[str, Any], best: bool) -> None:
-        """step, epoch, validation_top1, validation_top5, validation_loss; best: whether it is the best so far."""
+        """step, epoch, validation_top1, validation_top5, validation_balanced, validation_loss.
+
+        best: whether the number that the best state is chosen by got better than in every validation before.
+        """
 
     def close(self) -> None:
         """The run ended, well or not. Called once."""
 
 
 class RichProgress(Progress):
-    """A bar with loss, rate, images per second, time left and the last validation accuracy.
+    """A bar with the time left, the last validation accuracy, loss, images per second and rate, as far as they fit.
 
-    Where the output is no terminal it prints a line at each validation instead.
+    Where the output is no terminal it prints a line at each validation instead, and in between a line now and then.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self.bar: Bar | None = None
-        self.task: TaskID | None = None
+        self.meter: Meter | None = None
+        self.accuracy = ""
+        self.figures: tuple[str, ...] = ()
 
     def reading(self, done: int, total: int) -> None:
-        self._show("looking at files", done, total, "")
+        if self.meter is None:
+            self.meter = Meter(self.console, "looking at files")
+        self.meter.move(done, total)
+        self.meter.tick()
         if done >= total:
             self.close()
 
     def message(self, text: str) -> None:
-        self.console.print(Text(text), soft_wrap=True)  # a name such as folder:two is no emoji
+        if self.meter is None:
+            print_line(self.console, text)
+        else:
+            self.meter.say(text)
 
     def start(self, info: RunInfo) -> None:
         self.close()
         for text in info.lines():
             self.message(text)
-        self._show("training", info.start_step, info.steps, "")
+        self.meter = Meter(self.console, "training", info.steps, info.start_step)
 
     def step(self, step: int) -> None:
-        if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=step)
+        if self.meter is not None:
+            self.meter.tick()  # of the step before, after its line of validation if it has one
+            self.meter.move(step)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        text = f"loss {row['loss']:.3f}  rate {row['learning_rate']:.1e}  {row['images_per_second']:,.0f} images/s"
-        if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, figures=text)
+        loss, rate = f"loss {row['loss']:.3f}", f"rate {row['learning_rate']:.1e}"
+        self.figures = (loss, f"{row['images_per_second']:,.0f} images/s", rate)
+        self._show()
+
+    def validating(self, done: int, total: int) -> None:
+        if self.meter is not None:
+            self.meter.move(self.meter.done, figures=(f"validating {100 * done / total:.0f} %", *self.figures))
+            self.meter.tick()
 
     def validation(self, row: Mapping[str, Any], best: bool) -> None:
-        accuracy = f"validation {100 * row['validation_top1']:.1f} %"
-        if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, accuracy=accuracy)
+        top1, balanced = (f"{100 * row[f'validation_{name}']:.1f} %" for name in ("top1", "balanced"))
+        self.accuracy = f"validation {top1}" if top1 == balanced else f"validation {top1}, balanced {balanced}"
+        self._show()
         if not self.console.is_terminal:
-            self.message(f"step {row['step']:,}: {accuracy}{', the best so far' if best else ''}")
+            self.message(f"step {row['step']:,}: {self.accuracy}{', the best so far' if best else ''}")
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-        self.bar = self.task = None
+        if self.meter is not None:
+            self.meter.close()
+        self.meter = None
 
-    def _show(self, what: str, done: int, total: int, figures: str) -> None:
-        if self.bar is None:
-            self.bar = Bar(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}", markup=False),
-                TextColumn("{task.fields[accuracy]}", markup=False),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self.console,
-                disable=not self.console.is_terminal,
-            )
-            self.task = self.bar.add_task(what, total=total, completed=done, figures=figures, accuracy="")
-            self.bar.start()
-        elif self.task is not None:
-            self.bar.update(self.task, completed=done)
+    def _show(self) -> None:
+        """The figures beside the bar."""
+        if self.meter is not None:
+            self.meter.move(self.meter.done, figures=(self.accuracy, *self.figures))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from memtok.backbone import Backbone
 from memtok.checkpoint import save_checkpoint
-from memtok.checks import check_classes, check_name
+from memtok.checks import check_classes, check_name, new_classes
 from memtok.errors import MemtokError
 from memtok.model import MemoryViT
 from memtok.outputs import Outputs
 from memtok.preprocessing import Preprocessing
 from memtok.reference import variant_outputs
+from memtok.surroundings import plain_torch
 from memtok.task import HEAD_STD, Task
 from memtok.task import REGIMES as TASK_REGIMES
 from memtok.traces import KeptBatch
@@ -77,12 +78,14 @@ class FullModel(nn.Module):
         self.record: dict[str, Any] = {}
 
     @classmethod
+    @plain_torch()
     def create(cls, backbone: Backbone, *, name: str, classes: Sequence[str], seed: int | None = None) -> FullModel:
         """A trainable float32 copy of `backbone` with a new head N(0, 0.02); the backbone itself stays as it is.
 
         seed: of the head; without it, it comes from torch's global generator.
         """
-        count = len(check_classes(classes))
+        classes = new_classes(classes)
+        count = len(classes)
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
         vit = copy.deepcopy(backbone.vit).float()
         vit.head = new_head(vit.num_features, count, generator, backbone.device)
@@ -109,9 +112,11 @@ class FullModel(nn.Module):
 def new_head(inputs: int, classes: int, generator: torch.Generator | None, device: torch.device) -> nn.Linear:
     """A linear layer with weights N(0, 0.02) and no bias yet."""
     # Made without values, or torch would draw some from its global generator.
-    head = nn.Linear(inputs, classes, device="meta").to_empty(device=device)
+    head = nn.Linear(inputs, classes, device="meta", dtype=torch.float32).to_empty(device=device)
     with torch.no_grad():
-        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * HEAD_STD)
+        head.weight.copy_(
+            torch.randn(head.weight.shape, generator=generator, dtype=torch.float32, device="cpu") * HEAD_STD
+        )
         head.bias.zero_()
     return head
 
@@ -156,9 +161,18 @@ def create(
     return FullModel.create(backbone, name=name, classes=classes, seed=seed)
 
 
-def forward_of(
-    trainable: Trainable, compiler: Compiler | None = None, *, packed: int | None = None
-) -> Callable[[Any], Tensor]:
+@dataclass(frozen=True)
+class Forward:
+    """From a batch to logits (B, classes). folded: a block in which many batches are answered and nothing trains."""
+
+    run: Callable[[Any], Tensor]
+    folded: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def __call__(self, batch: Tensor | KeptBatch) -> Tensor:
+        return self.run(batch)
+
+
+def forward_of(trainable: Trainable, compiler: Compiler | None = None, *, packed: int | None = None) -> Forward:
     """The function from a batch to logits (B, classes) that training differentiates, compiled if there is a compiler.
 
     A batch: normalised images (B, 3, height, width), or for a task their kept traces. packed: of how many images kept
@@ -166,9 +180,9 @@ def forward_of(
     resumed or not, so that the same images are always computed in the same way.
     """
     if isinstance(trainable, FullModel):
-        return compiler.function(full_logits, trainable.vit) if compiler else trainable
+        return Forward(compiler.function(full_logits, trainable.vit) if compiler else trainable)
     if compiler and not trainable.composable:
-        return compiler.function(variant_logits, trainable.backbone, trainable)
+        return Forward(compiler.function(variant_logits, trainable.backbone, trainable))
     name = trainable.name
     model = MemoryViT(trainable.backbone, [*trainable.ancestors(), trainable]).select([name])
     model.run_with(compiler.layers if compiler else None)
@@ -180,7 +194,7 @@ def forward_of(
         with few or nullcontext():
             return answers(model, batch)[name]
 
-    return forward
+    return Forward(forward, model.folded)
 
 
 def full_logits(vit: Any, images: Tensor) -> Tensor:

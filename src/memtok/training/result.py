@@ -7,26 +7,37 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memtok.data import DataSource
+from memtok.data.images import LeftOut
 from memtok.errors import MemtokError
+from memtok.intervals import Right
+from memtok.metrics import Score
 from memtok.task import Task
 from memtok.training.recipes import images_seen
 from memtok.training.regimes import FullModel, Trainable, count_parameters
 from memtok.training.settings import Plan
 from memtok.training.state import RunState, Validation
 
+if TYPE_CHECKING:
+    from memtok.training.head_alone import HeadAlone
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """A finished run. Accuracies are top-1 on the validation part, in [0, 1].
+    """A finished run. Accuracies are top-1 on the validation part, in [0, 1]; balanced ones are mean recalls there.
 
     model: the Task or FullModel that was trained, with the best state loaded. steps: steps done; best_step: of the
-    best state. best_accuracy, final_accuracy: of the best and of the last state. history: the rows of metrics.jsonl.
-    seconds: in all, over all sessions; images_per_second: while training, validation left out. skipped_images: paths
-    that could not be read. out: the task file, None if nothing was written. record: as in the task file.
+    best state. best_accuracy, final_accuracy: of the best and of the last state, and so best_balanced, final_balanced.
+    score: what the best state answered on the validation images, with the recall of each class and the confusion
+    matrix. Balanced ones and score are None where version 0.1 found the state. history: the rows of metrics.jsonl.
+    seconds: in all, over all sessions; images_per_second: while training, validation left out. left_out: what could
+    not be read, (path, reason) each; skipped_images: the paths alone. out: the task file, None if nothing was written.
+    record: as in the task file.
     diverged_at: the step whose loss or gradient was not finite, of tasks trained together; `train` raises instead.
+    validation_right: (validation images,) bool, which were answered right, of tasks trained together in one process.
+    head_alone: what a head alone gives on the same images, None where that was not looked at.
     """
 
     model: Trainable
@@ -34,16 +45,31 @@ class TrainResult:
     best_step: int
     best_accuracy: float
     final_accuracy: float
+    best_balanced: float | None
+    final_balanced: float | None
     history: list[dict[str, Any]] = field(repr=False)
     seconds: float
     images_per_second: float
     trainable_parameters: int
     total_parameters: int
-    skipped_images: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
     split_digest: str
     out: Path | None
     record: dict[str, Any] = field(repr=False)
+    score: Score | None = field(default=None, repr=False)
     diverged_at: int | None = None
+    validation_right: Right | None = field(default=None, repr=False, compare=False)
+    head_alone: HeadAlone | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the accuracy of the best state hides: classes that it never answers right, one answer for all images."""
+        return [] if self.score is None else self.score.warnings()
+
+    @property
+    def skipped_images(self) -> tuple[str, ...]:
+        """The paths of what could not be read."""
+        return tuple(one.path for one in self.left_out)
 
     @property
     def task(self) -> Task:
@@ -66,6 +92,7 @@ def make_record(
         "step": stored.step,
         "validation_top1": stored.top1,
         "validation_top5": stored.top5,
+        "validation_balanced": stored.balanced,
         "validation_loss": stored.loss,
         "validation_images": plan.validation_images,
     }

@@ -8,27 +8,39 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from memtok.confusion import write_confusion
 from memtok.data import DataSource
-from memtok.errors import DivergedError
+from memtok.data.content import training_content
+from memtok.errors import DivergedError, MemtokError
 from memtok.files import write_json
+from memtok.folders import locked
+from memtok.metrics import score_of
 from memtok.training.compiler import Compiler
-from memtok.training.device import same_start
+from memtok.training.device import OneProcess, same_start
 from memtok.training.engine import Engine
 from memtok.training.feed import Feed
+from memtok.training.head_alone import HeadAlone, is_due, train_head
+from memtok.training.interrupts import Interrupted, Interrupts
 from memtok.training.logbook import Logbook
 from memtok.training.optim import optimizer_tensors, restore_optimizer
 from memtok.training.progress import Progress, RunInfo
 from memtok.training.recipes import images_seen
 from memtok.training.regimes import FullModel, Trainable, count_parameters
 from memtok.training.result import TrainResult, make_record
+from memtok.training.saved import read_saved
 from memtok.training.settings import SAVE_SECONDS, SAVE_SHARE, Plan, Settings
 from memtok.training.state import (
+    BALANCED,
+    CONFUSION,
+    TOP1,
     RunFolder,
     RunState,
     Validation,
@@ -49,7 +61,7 @@ class Session:
         data: DataSource,
         plan: Plan,
         settings: Settings,
-        accelerator: Accelerator,
+        accelerator: Accelerator | OneProcess,
         device: torch.device,
         progress: Progress,
         feed: Feed,
@@ -60,45 +72,58 @@ class Session:
         self.folder = RunFolder(settings.out) if settings.out else None
         self.writes = self.folder is not None and accelerator.is_main_process
         self.engine = Engine(trainable, plan, accelerator, device, compiler)
-        self.config = configuration(trainable, data, plan)
+        self.config = configuration(trainable, data, plan, training_content(data)) if self.folder else {}
         self.state = RunState()
         self.logbook: Logbook | None = None
         self.saved_step: int | None = None
+        # Several processes would have to stop after the same step.
+        self.interrupts = Interrupts(active=self.writes and accelerator.num_processes == 1)
 
     def run(self) -> TrainResult:
         """Goes to the last step and returns the result, the best state loaded."""
-        resumed = self.restore()
-        self.start_clocks()
-        self.prepare_folder(resumed)
-        self.good = self.state.best_tensors or self.engine.snapshot()  # what the task falls back to
-        self.progress.start(self.info())
-        try:
+        with ExitStack() as stack:
+            if self.writes and self.folder:
+                stack.enter_context(locked(self.folder.path))
+            check_replaces_nothing(self.settings)
+            resumed = self.restore()
+            self.start_clocks()
+            self.prepare_folder(resumed)
+            self.good = self.state.best_tensors or self.engine.snapshot()  # what the task falls back to
+            self.progress.start(self.info())
             if self.writes and self.folder:
                 self.logbook = Logbook(self.folder, self.state.history)
+                stack.callback(self.logbook.close)
+            stack.enter_context(self.interrupts)
             self.train_steps()
             return self.finish()
-        finally:
-            if self.logbook:
-                self.logbook.close()
 
     # Starting and resuming
 
     def restore(self) -> bool:
         """Takes over the saved state where there is one to go on from, and returns whether there is."""
-        header = read_header(self.folder.state) if self.folder and self.settings.resume else None
-        if self.folder is None or header is None:
+        saved = read_saved(self.folder.state) if self.folder and self.settings.resume else None
+        if self.folder is None or saved is None:
             if self.folder and self.settings.resume:
                 self.progress.message(f"no saved state in {self.folder.path}: starting anew")
             same_start(self.accelerator, self.engine.parameters)
             return False
-        check_same_run(header["config"], self.config, self.folder.path)
+        check_same_run(self.as_of_today(saved.header["config"]), self.config, self.folder.path)
         named = dict(self.trainable.named_parameters())
-        self.state, parameters, optimizer = read_state(self.folder.state, header, named)
+        self.state, parameters, optimizer = read_state(self.folder.state, saved, named)
         self.state.pending = [values.to(self.device) for values in self.state.pending]
         self.engine.load(parameters)
         restore_optimizer(self.trainable, self.engine.optimizer, optimizer, str(self.folder.state))
         self.saved_step = self.state.step
         return True
+
+    def as_of_today(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The configuration of a saved run. Version 0.1 chose by top-1 and did not say so; its runs go on like that."""
+        if "select" in config:
+            return config
+        if self.settings.select is None:
+            self.plan = replace(self.plan, select=TOP1)
+            self.config = self.config | {"select": TOP1}
+        return config | {"select": TOP1}
 
     def prepare_folder(self, resumed: bool) -> None:
         """Makes the run folder ready. A fresh run saves its state at once: killed early, it begins with the same."""
@@ -154,9 +179,12 @@ class Session:
     def train_steps(self) -> None:
         """All steps that are left, with what is due after each."""
         plan = self.plan
+        self.engine.set_mode(training=True)
+        if self.owes_validation():
+            self.validate()
+            self.save()
         if self.state.step == plan.steps:
             return
-        self.engine.set_mode(training=True)
         for batch, labels, _ in self.feed.training(self.state.step):
             self.state.pending.append(self.engine.step(self.state.step, batch, labels))
             self.state.step += 1
@@ -167,9 +195,10 @@ class Session:
         """Log, validate and save, each when it is due. Nothing is written before the losses since were checked."""
         plan, step = self.plan, self.state.step
         logs = step % plan.log_every == 0 or step == plan.steps
-        validates = step % plan.validate_every == 0 or step == plan.steps
+        validates = self.validation_is_due()
+        stops = self.interrupts.pending is not None
         every = self.settings.save_every
-        saves = validates or (step % every == 0 if every else logs and self.save_is_due())
+        saves = validates or stops or (step % every == 0 if every else logs and self.save_is_due())
         if not (logs or saves):
             return
         values = self.check_pending()  # waits for the device
@@ -183,6 +212,8 @@ class Session:
             self.validate()
         if saves:
             self.save()
+        if stops:
+            self.interrupts.deliver()
         self.training_since = time.perf_counter()
 
     def check_pending(self) -> Tensor:
@@ -212,7 +243,7 @@ class Session:
         if plan.precision != "float32":
             hint += " or precision='float32'"
         if self.folder and self.saved_step:
-            kept = f"; the state of step {self.saved_step} stays in {self.folder.path}, start anew with overwrite"
+            kept = f"; the state of step {self.saved_step} stays in {self.folder.path}, overwrite=True starts anew"
         else:
             best = self.state.best
             kept = f"; the task holds its values of step {best.step}" if best else "; the task is as it was before"
@@ -250,20 +281,43 @@ class Session:
         if self.logbook:
             self.logbook.write(row)
 
+    def validation_is_due(self) -> bool:
+        """Whether the task looks at the validation images after this step."""
+        return self.state.step % self.plan.validate_every == 0 or self.state.step == self.plan.steps
+
+    def owes_validation(self) -> bool:
+        """Whether the run was interrupted between a step and its validation."""
+        last = self.state.last
+        return self.state.step > 0 and self.validation_is_due() and (last is None or last.step < self.state.step)
+
+    def look(self) -> tuple[Validation, Tensor]:
+        """What is found on the validation images, and the answers to them.
+
+        A signal breaks it off; the state that is saved then owes it.
+        """
+        while True:
+            try:
+                return self.engine.validate(self.state.step, self.feed, self.interrupts.check)
+            except Interrupted:
+                self.save()
+                self.interrupts.deliver()
+
     def validate(self) -> None:
         """Looks at the validation images; the best state so far is written to the task file."""
-        state = self.state
-        found = self.engine.validate(state.step, self.feed)
+        state, select = self.state, self.plan.select or BALANCED
+        found, answers = self.look()
         if not math.isfinite(found.loss):
             raise self.stopped("validation loss", found.loss, state.step)
-        best = found.beats(state.best)
+        best = found.beats(state.best, select)
+        better = state.best is not None and found.chosen(select) > state.best.chosen(select)
         state.last = found
         if best:
-            state.best, state.best_tensors = found, self.engine.snapshot()
+            state.best, state.best_tensors, state.best_answers = found, self.engine.snapshot(), answers
             self.good = state.best_tensors
         row = self.common() | {
             "validation_top1": found.top1,
             "validation_top5": found.top5,
+            "validation_balanced": found.balanced,
             "validation_loss": found.loss,
             "validation_images": self.plan.validation_images,
             "seconds": round(state.seconds, 3),
@@ -271,7 +325,7 @@ class Session:
         self.add_row(row)
         if self.writes and self.folder:
             self.write_trainable(found, best_too=best)
-        self.progress.validation(row, best)
+        self.progress.validation(row, better)
 
     def save_is_due(self) -> bool:
         """Whether enough time went by since the last saved state, for what saving costs."""
@@ -312,9 +366,16 @@ class Session:
         assert state.last
         self.engine.load(state.best_tensors)
         self.set_record(state.best)
+        score = None if state.best_answers is None else score_of(self.trainable.classes, state.best_answers)
         if self.writes and self.folder:
             self.trainable.save(self.folder.out)
             write_json(self.folder.record, self.trainable.record)
+            if score is not None:
+                title = f"{self.trainable.name}: validation part of {self.data.spec}"
+                write_confusion(self.folder.path, CONFUSION, score, title)
+        for warning in [] if score is None else score.warnings():
+            self.progress.message(f"warning: {warning} (best state, validation images)")
+        head = self.compare_head()
         trained, total = count_parameters(self.trainable)
         return TrainResult(
             model=self.trainable,
@@ -322,20 +383,51 @@ class Session:
             best_step=state.best.step,
             best_accuracy=state.best.top1,
             final_accuracy=state.last.top1,
+            best_balanced=state.best.balanced,
+            final_balanced=state.last.balanced,
+            score=score,
             history=state.history,
             seconds=state.seconds,
             images_per_second=self.images / max(state.training_seconds, 1e-9),
             trainable_parameters=trained,
             total_parameters=total,
-            skipped_images=tuple(self.data.skipped),
+            left_out=self.data.left_out,
             split_digest=self.data.split_digest,
             out=self.settings.out,
             record=self.trainable.record,
+            head_alone=head,
+        )
+
+    def compare_head(self) -> HeadAlone | None:
+        """What a head alone gives on the same images, where that is to be told; the record says it too."""
+        task, processes = self.trainable, self.accelerator.num_processes
+        if not is_due(self.settings.compare_head, task, self.plan, self.feed, processes) or isinstance(task, FullModel):
+            return None
+        self.progress.message("comparing with a head alone on the same images")
+        head = train_head(task, self.plan, self.feed, self.engine)
+        if head is not None:
+            task.record = task.record | {"head_alone": head.to_json()}
+            if self.writes and self.folder:
+                task.save(self.folder.out)
+                write_json(self.folder.record, task.record)
+        return head
+
+
+def check_replaces_nothing(settings: Settings) -> None:
+    """MemtokError if this run would take the place of one that did a step already, finished or not."""
+    if settings.out is None or settings.resume or settings.overwrite:
+        return
+    folder = RunFolder(settings.out)
+    header = read_header(folder.state)
+    if header is not None and header["step"] > 0:
+        raise MemtokError(
+            f"expected no run beside {settings.out}, found one at step {header['step']} of "
+            f"{header['config']['steps']} in {folder.path}; resume=True goes on with it, overwrite=True starts anew"
         )
 
 
-def configuration(trainable: Trainable, data: DataSource, plan: Plan) -> dict[str, Any]:
-    """All that must agree when a run is resumed, as JSON-able values."""
+def configuration(trainable: Trainable, data: DataSource, plan: Plan, content: str) -> dict[str, Any]:
+    """All that must agree when a run is resumed, as JSON-able values. content: of the data, by `training_content`."""
     own: dict[str, Any] = {
         "regime": trainable.regime,
         "name": trainable.name,
@@ -344,6 +436,7 @@ def configuration(trainable: Trainable, data: DataSource, plan: Plan) -> dict[st
         "shapes": {name: list(parameter.shape) for name, parameter in trainable.named_parameters()},
         "data": data.name,
         "split": data.split_digest,
+        "content": content,
     }
     if isinstance(trainable, FullModel):
         own["backbone"] = trainable.backbone_fingerprint

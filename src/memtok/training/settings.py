@@ -18,6 +18,7 @@ from memtok.errors import MemtokError
 from memtok.training.compiler import check_compile
 from memtok.training.recipes import Recipe, find_recipe
 from memtok.training.regimes import FULL
+from memtok.training.state import BALANCED, SELECT
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
@@ -55,6 +56,7 @@ class Settings:
     validation_images: int | None = None
     log_every: int | None = None
     save_every: int | None = None
+    select: str | None = None
     out: Path | None = None
     resume: bool = False
     overwrite: bool = False
@@ -66,6 +68,7 @@ class Settings:
     trace_limit: float | None = None
     views: int | None = None
     compile: bool | str = False
+    compare_head: bool | None = None
 
     def __post_init__(self) -> None:
         find_recipe(self.recipe)
@@ -88,6 +91,8 @@ class Settings:
         check_length(self.steps, self.epochs)
         check_choice("device", self.device, DEVICES)
         check_choice("precision", self.precision, PRECISIONS)
+        if self.select is not None:
+            check_choice("select", self.select, SELECT)
         check_choice("on_bad_image", self.on_bad_image, ("fail", "skip"))
         if self.augment is not None:
             check_choice("augment", self.augment, AUGMENTATIONS)
@@ -95,6 +100,8 @@ class Settings:
             raise MemtokError(f"expected flip as True, False or None, found {self.flip!r}; change it")
         if self.flip and self.augment == "none":
             raise MemtokError("expected augment inception or crop where flip is on, found none; leave one of them out")
+        if self.compare_head is not None and not isinstance(self.compare_head, bool):
+            raise MemtokError(f"expected compare_head as True, False or None, found {self.compare_head!r}; change it")
         check_split(self.split)
         check_compile(self.compile)
         self.check_traces()
@@ -141,6 +148,7 @@ class Plan:
     validate_every: int
     validation_images: int
     log_every: int
+    select: str | None = None  # what the best state is chosen by, one of SELECT; None where the last state is kept
     views: int | None = None  # fixed views of an image whose traces are kept, rounded to half precision
 
     @property
@@ -149,11 +157,9 @@ class Plan:
         return math.ceil(min(self.batch_size, self.train_images) / self.accumulate)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; without `views` where no traces are kept."""
+        """As JSON has it; without `views` where no traces are kept, and `select` where no state is chosen."""
         values = {**asdict(self), "betas": list(self.betas)}
-        if self.views is None:
-            del values["views"]
-        return values
+        return {key: value for key, value in values.items() if value is not None or key not in ("views", "select")}
 
 
 def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
@@ -201,6 +207,7 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
         validate_every=validate_every,
         validation_images=validated_images(settings, data, steps * batch_size, math.ceil(steps / validate_every)),
         log_every=settings.log_every or min(max(steps // 100, 1), 50),
+        select=settings.select or BALANCED,
         views=views,
     )
 
@@ -266,12 +273,14 @@ def check_out(out: Path) -> None:
     """MemtokError unless the task file and the run folder beside it can be written. Leaves nothing behind."""
     if out.is_dir():
         raise MemtokError(f"expected a file name for the task, found the folder {out}; name a file in it")
+    if out.exists() and not out.is_file():
+        raise MemtokError(f"expected a regular file for the task, found another thing at {out}; choose another place")
     if out.suffix != ".safetensors":
         raise MemtokError(f"expected a file name that ends in .safetensors, found {out}; write {out}.safetensors")
     run = out.with_suffix(".run")
     if run.exists() and not run.is_dir():
         raise MemtokError(f"expected {run} free for the state of the run, found a file there; choose another --out")
-    folder = out.parent
+    folder = Path(os.path.realpath(out)).parent  # a link is written through
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent  # the first that is there; the others are made when the run starts
     try:

@@ -6,8 +6,10 @@
     last.safetensors    the task as it was at the last validation
     metrics.jsonl       one line per log entry and validation; tensorboard/ the same for TensorBoard
     config.json, split.json, record.json
+    confusion.png, confusion.csv, confusion.json    of the best state on the validation images, at the end
 
-Only safetensors and JSON are written and read, nothing is ever unpickled.
+Only safetensors and JSON are written and read, nothing is ever unpickled. `state.safetensors` alone is read when a run
+goes on, and it has a checksum.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from memtok.confusion import ENDINGS
 from memtok.errors import MemtokError
-from memtok.files import atomic_write
+from memtok.training.saved import Saved, read_saved, write_saved
 
-FORMAT = 1
+CONFUSION = "confusion"
+SELECT = TOP1, BALANCED, LOSS = "top1", "balanced", "loss"
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes what an earlier run left here; the state first, for without it nothing else counts."""
-        for path in (self.state, self.last, self.metrics, self.config, self.split, self.record):
+        confusion = [self.path / f"{CONFUSION}{ending}" for ending in ENDINGS]
+        for path in (self.state, self.last, self.metrics, self.config, self.split, self.record, *confusion):
             path.unlink(missing_ok=True)
 
     def clear_remains(self) -> None:
@@ -83,16 +86,26 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Validation:
-    """One look at the validation images: accuracies in [0, 1] and the mean cross-entropy, after `step` steps."""
+    """One look at the validation images: accuracies in [0, 1] and the mean cross-entropy, after `step` steps.
+
+    balanced: the mean recall of the classes, as in `Score`; None in files of version 0.1, which did not count it.
+    """
 
     step: int
     top1: float
     top5: float
     loss: float
+    balanced: float | None = None
 
-    def beats(self, other: Validation | None) -> bool:
-        """Whether this is the better one: higher top-1, else lower loss; where both are equal the earlier one stays."""
-        return other is None or (self.top1, -self.loss) > (other.top1, -other.loss)
+    def chosen(self, select: str) -> float:
+        """The number that `select` names, one of `SELECT`, so that more is better; top-1 stands for no balanced one."""
+        if select == LOSS:
+            return -self.loss
+        return self.top1 if select == TOP1 or self.balanced is None else self.balanced
+
+    def beats(self, other: Validation | None, select: str) -> bool:
+        """Whether this is better by `select`, else by lower loss; where both are equal the earlier one stays."""
+        return other is None or (self.chosen(select), -self.loss) > (other.chosen(select), -other.loss)
 
 
 @dataclass
@@ -100,7 +113,8 @@ class RunState:
     """Where a run is.
 
     step: steps done. seconds: spent in all sessions together, training_seconds: without validation and saving.
-    best, last: the best and the latest validation. best_tensors: the parameters of the best one, on the CPU.
+    best, last: the best and the latest validation. best_tensors: the parameters of the best one, on the CPU, and
+    best_answers: what it answered, (3, N) int32 as of `memtok.metrics.answered`; None where version 0.1 found it.
     history: the lines of metrics.jsonl. pending: (2,) loss and gradient norm of every step since the last line.
     """
 
@@ -110,6 +124,7 @@ class RunState:
     best: Validation | None = None
     last: Validation | None = None
     best_tensors: dict[str, Tensor] = field(default_factory=dict)
+    best_answers: Tensor | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     pending: list[Tensor] = field(default_factory=list)
 
@@ -137,61 +152,46 @@ def write_state(
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
     if state.best and state.best.step != state.step:  # else the parameters are the best ones
         tensors |= {f"best.{name}": value for name, value in state.best_tensors.items()}
+    if state.best_answers is not None:
+        tensors["answers"] = state.best_answers
     if state.pending:
         tensors["pending"] = torch.stack(state.pending)
-    tensors = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
-    header = {"format": FORMAT, "config": config, **state.header()}
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"memtok-run": json.dumps(header, allow_nan=False)})
+    write_saved(path, {"config": config, **state.header()}, tensors)
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """The JSON header of a saved state, None if there is no file; MemtokError if it is something else."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as stream:
-            header = json.loads((stream.metadata() or {})["memtok-run"])
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']!r}")
-        return dict(header)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MemtokError(
-            f"expected the state of a run of memtok (format {FORMAT}) in {path}, found something else "
-            f"({' '.join(str(error).split())}); delete it, or start anew with overwrite"
-        ) from error
+    """The JSON header of a saved state, None if there is no file; MemtokError if it is something else, or damaged."""
+    saved = read_saved(path)
+    return None if saved is None else saved.header
 
 
 def read_state(
-    path: Path, header: Mapping[str, Any], parameters: Mapping[str, Tensor]
+    path: Path, saved: Saved, parameters: Mapping[str, Tensor]
 ) -> tuple[RunState, dict[str, Tensor], dict[str, Tensor]]:
-    """The state, the parameters and the optimizer's tensors of `path`, on the CPU.
+    """The state, the parameters and the optimizer's tensors of what was read from `path`, on the CPU.
 
     `parameters` are those of the task to train: names and shapes must be the same.
     """
-    with safe_open(path, framework="pt") as stream:
-        tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {key.removeprefix(prefix): tensors.pop(key) for key in sorted(tensors) if key.startswith(prefix)}
-
-    own, optimizer, best_tensors = part("parameters."), part("optimizer."), part("best.")
-    pending = list(tensors.pop("pending", torch.empty(0, 2)))
+    header, own, optimizer = saved.header, saved.part("parameters."), saved.part("optimizer.")
+    best_tensors, pending = (
+        saved.part("best."),
+        list(saved.tensors.get("pending", torch.empty(0, 2, dtype=torch.float32))),
+    )
+    best_answers = saved.tensors.get("answers")
+    others = sum(name in saved.tensors for name in ("pending", "answers"))
+    foreign = len(saved.tensors) - len(own) - len(optimizer) - len(best_tensors) - others
     try:
         best, last = (Validation(**header[key]) if header[key] else None for key in ("best", "last"))
         history = [dict(row) for row in header["history"]]
         step, seconds, training_seconds = header["step"], header["seconds"], header["training_seconds"]
-        finished = step == header["config"]["steps"]
     except (KeyError, TypeError, ValueError) as error:
-        raise MemtokError(f"expected a whole state in {path}, found a damaged one; overwrite it") from error
-    if finished and not (best and last):
-        raise MemtokError(f"expected the best and the last state in {path}, found none; start anew with overwrite")
+        raise MemtokError(f"expected a whole state in {path}, found a damaged one; delete it to start anew") from error
     if best and best.step == step:
         best_tensors = {name: value.clone() for name, value in own.items()}
     expected = {name: tuple(value.shape) for name, value in parameters.items()}
     for found in (own, best_tensors) if best else (own,):
-        if tensors or {name: tuple(value.shape) for name, value in found.items()} != expected:
-            raise MemtokError(f"expected the tensors of this task in {path}, found others; start anew with overwrite")
+        if foreign or {name: tuple(value.shape) for name, value in found.items()} != expected:
+            raise MemtokError(f"expected the tensors of this task in {path}, found others; delete it to start anew")
     state = RunState(
         step=step,
         seconds=seconds,
@@ -199,6 +199,7 @@ def read_state(
         best=best,
         last=last,
         best_tensors=best_tensors,
+        best_answers=best_answers,
         history=history,
         pending=pending,
     )
@@ -206,13 +207,20 @@ def read_state(
 
 
 def check_same_run(
-    found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path, anew: str = "overwrite to start anew"
+    found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path, anew: str = "overwrite=True to start anew"
 ) -> None:
     """MemtokError that names the first difference, unless a saved run was configured as this one is.
 
-    anew: what to do to start anew.
+    Data are held to what they are, not to what they are called; version 0.1 knew no more than the name. anew: what to
+    do to start anew.
     """
-    for key in sorted(found.keys() | expected.keys()):
+    left_out = "data" if "content" in found else "content"
+    for key in sorted((found.keys() | expected.keys()) - {left_out}):
+        if key == "content" and found.get(key) != expected.get(key):
+            raise MemtokError(
+                f"expected the images of the run in {folder} to resume it, found others under the same names (or other "
+                f"labels); restore them, or {anew}"
+            )
         if found.get(key) != expected.get(key):
             raise MemtokError(
                 f"expected the configuration of the run in {folder} to resume it, found "

@@ -19,16 +19,23 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import functional as F
 
 from memtok.data import DataSource
+from memtok.data.content import training_content
 from memtok.errors import MemtokError
+from memtok.folders import locked
+from memtok.intervals import Right
+from memtok.metrics import Score, answered, score_of
 from memtok.model import MemoryViT
+from memtok.surroundings import plain_torch
 from memtok.task import Task, topological
 from memtok.traces import KeptBatch, OpenStores
 from memtok.training.compiler import Compiler, compiling, make_compiler
-from memtok.training.device import accelerator_for, add_up, kept_gpu_state, moved, same_start
-from memtok.training.engine import Engine, found, share_of_loss, tallied
+from memtok.training.device import OneProcess, accelerator_for, add_up, moved, same_start
+from memtok.training.engine import Engine, found, share_of_loss
 from memtok.training.feed import Feed, make_feed
+from memtok.training.interrupts import Interrupts
 from memtok.training.loop import as_found, matching, open_source
 from memtok.training.optim import optimizer_tensors, restore_optimizer
 from memtok.training.progress import Progress, RichProgress, RunInfo
@@ -40,7 +47,10 @@ from memtok.training.settings import SAVE_SECONDS, Plan, Settings, make_plan
 from memtok.training.state import RunState, Validation, check_same_run
 from memtok.training.together_state import SavedRun, TaskState, read_run, write_run
 
+OF_ONE_TASK = ("out", "resume", "overwrite", "save_every", "validate_every", "select", "compare_head")
 
+
+@plain_torch()
 def train_together(
     tasks: Sequence[Task],
     data: str | DataSource | Any,
@@ -69,7 +79,7 @@ def train_together(
     A task that diverged has `diverged_at` set in its result, an accuracy of 0, and its initial values.
     Raises MemtokError for tasks that cannot share a pass and for bad arguments.
     """
-    for name in ("out", "resume", "overwrite", "save_every", "validate_every", "learning_rate", "weight_decay"):
+    for name in (*OF_ONE_TASK, "learning_rate", "weight_decay"):
         if name in shared:
             raise MemtokError(f"expected no {name} for tasks trained together, found one; leave it out")
     settings = Settings(**shared)
@@ -87,7 +97,7 @@ def train_together(
         compiler = make_compiler(settings.compile, place)
         with accelerator.main_process_first():
             source = matching(open_source(data, tasks[0], settings, listener), tasks[0])
-        common = make_plan(settings, tasks[0].regime, source)
+        common = replace(make_plan(settings, tasks[0].regime, source), select=None)  # they keep their last state
         plans = [
             replace(
                 common,
@@ -97,13 +107,19 @@ def train_together(
             for index in range(len(tasks))
         ]
         stack.enter_context(moved(modules_of(tasks), place))
-        stack.enter_context(kept_gpu_state(place))
         path = None if state is None else Path(state)
+        if path is not None and accelerator.is_main_process:
+            stack.enter_context(locked(path.parent, lock_of(path).name))
         stack.enter_context(compiling(compiler))
         feed = make_feed(tasks, source, common, settings, accelerator, place, listener, stores, compiler)
         stack.enter_context(closing(feed))
         together = Together(tasks, source, plans, accelerator, place, listener, path, feed, begun, compiler)
         return together.run(until)
+
+
+def lock_of(state: Path) -> Path:
+    """The file that is locked while tasks train together with this saved state. It stays; nobody needs it then."""
+    return state.with_name(f".{state.name}.lock")
 
 
 def check_together(tasks: Sequence[Task], per_task: Mapping[str, Sequence[float] | None]) -> None:
@@ -139,7 +155,7 @@ class Together:
         tasks: Sequence[Task],
         data: DataSource,
         plans: Sequence[Plan],
-        accelerator: Accelerator,
+        accelerator: Accelerator | OneProcess,
         device: torch.device,
         progress: Progress,
         path: Path | None,
@@ -155,7 +171,8 @@ class Together:
         self.model = MemoryViT(tasks[0].backbone, topological(tasks)).select(names)
         self.model.run_with(compiler.layers if compiler else None)
         self.initial = [engine.snapshot() for engine in self.engines]
-        self.configs = [configuration(task, data, plan) for task, plan in zip(tasks, plans, strict=True)]
+        content = "" if path is None and begun is None else training_content(data)
+        self.configs = [configuration(task, data, plan, content) for task, plan in zip(tasks, plans, strict=True)]
         self.step, self.seconds = 0, 0.0
         self.pending: list[Tensor] = []
         self.history: list[list[dict[str, Any]]] = [[] for _ in tasks]
@@ -172,24 +189,29 @@ class Together:
         self.progress.start(self.info())
         begun = saved = time.perf_counter()
         before = self.seconds
-        for batch, labels, _ in self.feed.training(self.step, self.until):
-            self.pending.append(self.train_step(batch, labels))
-            self.step += 1
-            self.progress.step(self.step)
-            self.seconds = before + time.perf_counter() - begun
-            if self.step % self.plan.log_every == 0 or self.step == self.until:
-                self.log()
-            if self.path and (self.step == self.until or time.perf_counter() - saved >= SAVE_SECONDS):
-                self.save()
-                saved = time.perf_counter()
+        with Interrupts(active=self.path is not None and self.accelerator.num_processes == 1) as interrupts:
+            for batch, labels, _ in self.feed.training(self.step, self.until):
+                self.pending.append(self.train_step(batch, labels))
+                self.step += 1
+                self.progress.step(self.step)
+                self.seconds = before + time.perf_counter() - begun
+                if self.step % self.plan.log_every == 0 or self.step == self.until:
+                    self.log()
+                stops = interrupts.pending is not None
+                due = self.step == self.until or time.perf_counter() - saved >= SAVE_SECONDS
+                if self.path and (stops or due):
+                    self.save()
+                    saved = time.perf_counter()
+                if stops:
+                    interrupts.deliver()
         validations = self.validate()
-        return [self.result(index, validations[index]) for index in range(len(self.tasks))]
+        return [self.result(index, *validations[index]) for index in range(len(self.tasks))]
 
     def train_step(self, batch: Tensor | KeptBatch, labels: Tensor) -> Tensor:
         """One step of every task on a batch and its labels (B,); returns (tasks, 2): losses, gradient norms."""
         for engine in self.engines:
             engine.begin(self.step)
-        losses = [torch.zeros((), device=self.device) for _ in self.tasks]
+        losses = [torch.zeros((), device=self.device, dtype=torch.float32) for _ in self.tasks]
         for part, targets, weight in self.engines[0].parts(batch, labels):
             with self.accelerator.autocast():
                 out = answers(self.model, part)
@@ -229,17 +251,27 @@ class Together:
         )
 
     @torch.no_grad()
-    def validate(self) -> list[Validation]:
-        """Accuracy and loss of every task on the validation images."""
-        sums = torch.zeros(len(self.tasks), 3, device=self.device, dtype=torch.float64)
-        for batch, labels in self.engines[0].shares(self.feed.validation()):
-            with self.accelerator.autocast():
-                out = answers(self.model, batch)
-            sums += torch.stack([tallied(out[task.name].float(), labels) for task in self.tasks])
-        (total,) = add_up(self.accelerator, [sums])
-        return [found(self.step, row, self.plan.validation_images) for row in total.cpu()]
+    def validate(self) -> list[tuple[Validation, Score, Right]]:
+        """What every task answers on the N validation images, its loss, and (N,) bool: which are answered right."""
+        shape = len(self.tasks), 3, self.plan.validation_images
+        given = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        losses = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
+        with self.model.folded():
+            for batch, labels, own in self.engines[0].shares(self.feed.validation()):
+                with self.accelerator.autocast():
+                    out = answers(self.model, batch)
+                logits = [out[task.name].float() for task in self.tasks]
+                given[:, :, own] = torch.stack([answered(one, labels) for one in logits])
+                losses += torch.stack([F.cross_entropy(one, labels, reduction="sum") for one in logits])
+        (losses,) = add_up(self.accelerator, [losses])
+        (given,) = add_up(self.accelerator, [given])
+        looks = []
+        for task, loss, own_answers in zip(self.tasks, losses.cpu(), given.cpu(), strict=True):
+            score = score_of(task.classes, own_answers)
+            looks.append((found(self.step, loss, score), score, (own_answers[2] < 1).numpy()))
+        return looks
 
-    def result(self, index: int, validation: Validation) -> TrainResult:
+    def result(self, index: int, validation: Validation, score: Score | None, right: Right) -> TrainResult:
         """What one task came to; a diverged one gets its initial values back."""
         task, plan, engine = self.tasks[index], self.plans[index], self.engines[index]
         finite = all(bool(parameter.isfinite().all()) for parameter in engine.parameters)
@@ -247,7 +279,8 @@ class Together:
             self.diverged[index] = self.step
         if self.diverged[index] is not None:
             engine.load(self.initial[index])
-            validation = Validation(step=self.step, top1=0.0, top5=0.0, loss=0.0)
+            validation = Validation(step=self.step, top1=0.0, top5=0.0, loss=0.0, balanced=0.0)
+            score = None
         state = RunState(step=self.step, seconds=self.seconds, best=validation, last=validation)
         record = make_record(task, self.data, plan, state, validation, self.device.type)
         record["together"] = len(self.tasks)
@@ -262,16 +295,20 @@ class Together:
             best_step=self.step,
             best_accuracy=validation.top1,
             final_accuracy=validation.top1,
+            best_balanced=validation.balanced,
+            final_balanced=validation.balanced,
+            score=score,
             history=self.history[index],
             seconds=self.seconds,
             images_per_second=images_seen(self.step, plan.train_images, plan.batch_size) / max(self.seconds, 1e-9),
             trainable_parameters=trained,
             total_parameters=total,
-            skipped_images=tuple(self.data.skipped),
+            left_out=self.data.left_out,
             split_digest=self.data.split_digest,
             out=None,
             record=record,
             diverged_at=self.diverged[index],
+            validation_right=None if self.diverged[index] is not None else right,
         )
 
     # The saved state

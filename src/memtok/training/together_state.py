@@ -1,25 +1,21 @@
 """The state of several tasks that train together, on disk: what going on needs, of the same tasks or of some of them.
 
-All tasks of a state are at the same step. One safetensors file: `N.parameters.*`, `N.initial.*` and `N.optimizer.*` of
-task number N, `pending`, and a JSON header. Nothing is ever unpickled.
+All tasks of a state are at the same step. One file, with a checksum: `N.parameters.*`, `N.initial.*` and
+`N.optimizer.*` of task number N, `pending`, and a JSON header.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from memtok.errors import MemtokError
-from memtok.files import atomic_write
-from memtok.training.state import FORMAT, read_header
+from memtok.training.saved import read_saved, write_saved
 
 KINDS = ("parameters", "initial", "optimizer")
 
@@ -67,38 +63,29 @@ def write_run(path: Path, run: SavedRun) -> None:
     if run.pending:
         tensors["pending"] = torch.stack(run.pending)
     header = {
-        "format": FORMAT,
         "configs": [task.config for task in run.tasks],
         "step": run.step,
         "seconds": run.seconds,
         "history": [task.history for task in run.tasks],
         "diverged": [task.diverged for task in run.tasks],
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"memtok-run": json.dumps(header, allow_nan=False)})
+    write_saved(path, header, tensors)
 
 
 def read_run(path: Path) -> SavedRun | None:
     """What `write_run` wrote, on the CPU; None where no file is, MemtokError for another one."""
-    header = read_header(path)
-    if header is None:
+    saved = read_saved(path)
+    if saved is None:
         return None
-    with safe_open(path, framework="pt") as stream:
-        tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
-
-    def part(number: int, kind: str) -> dict[str, Tensor]:
-        start = f"{number}.{kind}."
-        return {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-
+    header = saved.header
     try:
         columns = zip(header["configs"], header["history"], header["diverged"], strict=True)
         tasks = tuple(
             TaskState(
                 config=dict(config),
-                parameters=part(number, "parameters"),
-                initial=part(number, "initial"),
-                optimizer=part(number, "optimizer"),
+                parameters=saved.part(f"{number}.parameters."),
+                initial=saved.part(f"{number}.initial."),
+                optimizer=saved.part(f"{number}.optimizer."),
                 history=[dict(row) for row in history],
                 diverged=diverged,
             )
@@ -109,4 +96,4 @@ def read_run(path: Path) -> SavedRun | None:
         raise MemtokError(
             f"expected the state of tasks that train together in {path}, found another; delete it to start anew"
         ) from error
-    return SavedRun(tasks, step, seconds, tuple(tensors.get("pending", torch.empty(0))))
+    return SavedRun(tasks, step, seconds, tuple(saved.tensors.get("pending", torch.empty(0, dtype=torch.float32))))

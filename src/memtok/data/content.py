@@ -1,0 +1,39 @@
+"""What images are, whatever their folder is called: digests that a run, and kept traces, are held to."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from memtok.data.loader import Samples
+from memtok.data.sources import DataSource, ImageSet
+from memtok.data.transforms import pixels_of
+from memtok.digests import digest_of
+from memtok.errors import MemtokError
+
+SPREAD = 16  # pictures that are looked at where looking at all would take too long
+
+
+def content_digest(images: ImageSet) -> str:
+    """`sha256:` over the pictures in their order: the bytes of files, the pixels of pictures in memory.
+
+    Of a published data set only the sizes of the files count. Of pictures that only their owner knows (a torch Dataset)
+    a few are looked at, spread over all.
+    """
+    found = images.store.content(images.positions)
+    if found is not None:
+        return digest_of(found)
+    samples = Samples(images, pixels_of, 0).__getitems__([(0, index) for index in spread(len(images))])
+    if not isinstance(samples, list):
+        raise MemtokError(samples.message)
+    return digest_of(str(tuple(pixels.shape)).encode() + pixels.numpy().tobytes() for pixels, _, _ in samples)
+
+
+def training_content(data: DataSource) -> str:
+    """`sha256:` over the pictures and labels that a run sees: those of the training and the validation part."""
+    parts = (data.train, data.validation)
+    return digest_of(part for images in parts for part in (content_digest(images).encode(), images.labels.tobytes()))
+
+
+def spread(count: int, most: int = SPREAD) -> list[int]:
+    """Up to `most` of the numbers below `count`, evenly spread, the first and the last among them."""
+    return sorted({int(number) for number in np.linspace(0, count - 1, min(count, most)).round()}) if count else []

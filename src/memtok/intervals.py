@@ -1,0 +1,93 @@
+"""95 % intervals of accuracies, and of the difference of two: what so many images can tell apart.
+
+Accuracies that were counted on the same images are compared image by image. Most images are answered alike by both, so
+this tells apart what two separate intervals do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONFIDENCE = 1.96  # standard errors, for 95 of 100
+
+Right = NDArray[np.bool_]
+"""(images,) bool: which images were answered right."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One accuracy minus another, in [-1, 1], with its 95 % interval from `low` to `high`."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def tied(self) -> bool:
+        """Whether the images cannot tell the two apart: the interval contains 0."""
+        return self.low <= 0 <= self.high
+
+    def __neg__(self) -> Difference:
+        """The other accuracy minus this one."""
+        return Difference(-self.value, -self.high, -self.low)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"value": self.value, "low": self.low, "high": self.high, "tied": self.tied}
+
+    def __str__(self) -> str:
+        """In points: `+1.3 points (95 % interval -0.8 to +3.4)`."""
+        low, high = (f"{100 * value:+.1f}" for value in (self.low, self.high))
+        return f"{100 * self.value:+.1f} points (95 % interval {low} to {high})"
+
+
+def wilson(share: float, images: int) -> tuple[float, float]:
+    """The 95 % interval of a share that was counted on `images` images (Wilson, 1927), inside [0, 1]."""
+    trials = images + CONFIDENCE**2
+    centre = (share * images + CONFIDENCE**2 / 2) / trials
+    half = CONFIDENCE * math.sqrt(images * share * (1 - share) + CONFIDENCE**2 / 4) / trials
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired(ones: Sequence[Right], others: Sequence[Right]) -> Difference:
+    """The accuracy of one setting minus that of another, on the same images; each has a row per seed.
+
+    The interval is that of Agresti and Min (2005): two images more, answered differently, one each way. With several
+    seeds an image counts by the share of seeds that answer it right, and the spread over the seeds is added.
+    """
+    images = len(ones[0])
+    one, other = (np.mean(np.stack(rows), axis=0, dtype=np.float64) for rows in (ones, others))
+    per_image = one - other  # (images,) in [-1, 1]
+    trials = images + 2
+    mean = float(per_image.sum()) / trials
+    variance = (float(np.square(per_image).sum()) + 1) / trials - mean**2
+    error = math.sqrt(variance / trials + sum(seed_variance([row.mean() for row in rows]) for rows in (ones, others)))
+    return around(float(per_image.mean()), mean, error)
+
+
+def unpaired(ones: Sequence[float], others: Sequence[float], images: int) -> Difference:
+    """The same from accuracies alone, one per seed, as if they were counted on different images.
+
+    Wider than `paired`. One image more is answered right and one wrong in both (Agresti and Caffo, 2000).
+    """
+    shares = [(float(np.mean(rows)) * images + 1) / (images + 2) for rows in (ones, others)]
+    variance = sum(share * (1 - share) / (images + 2) for share in shares)
+    error = math.sqrt(variance + seed_variance(ones) + seed_variance(others))
+    return around(float(np.mean(ones)) - float(np.mean(others)), shares[0] - shares[1], error)
+
+
+def around(value: float, centre: float, error: float) -> Difference:
+    """A difference with the interval of 1.96 standard errors around `centre`, inside [-1, 1]; it contains `value`."""
+    low, high = centre - CONFIDENCE * error, centre + CONFIDENCE * error
+    return Difference(value, max(-1.0, min(low, value)), min(1.0, max(high, value)))
+
+
+def seed_variance(accuracies: Sequence[float]) -> float:
+    """The variance of a mean over seeds, from their spread; 0 for one seed, which tells nothing of it."""
+    return float(np.var(accuracies, ddof=1)) / len(accuracies) if len(accuracies) > 1 else 0.0
