@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 import memtok
 from memtok.data import DataSource, from_dataset, open_data
 from memtok.errors import MemtokError
+from tests.clocks import with_the_old_time
 from tests.tiny import bytes_of
 from tests.training.helpers import Recorder, new_task, quick
 
@@ -65,7 +65,7 @@ def test_other_pictures_under_the_same_names(backbone: memtok.Backbone, folder: 
         path = folder / images.identity(0)
         status, whole = path.stat(), path.read_bytes()
         write(path, np.random.default_rng(7))
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with_the_old_time(path, status)
         assert path.stat().st_size == status.st_size
         with pytest.raises(MemtokError, match=OTHERS) as caught:
             resumed(backbone, opened(folder), out)
@@ -144,6 +144,6 @@ def test_kept_traces_of_other_pictures_are_not_used(backbone: memtok.Backbone, f
     path = folder / opened(folder).train.identity(3)
     status = path.stat()
     write(path, np.random.default_rng(7))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with_the_old_time(path, status)
     with pytest.raises(MemtokError, match="expected traces with content"):
         end(**kept)
