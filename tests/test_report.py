@@ -75,6 +75,7 @@ def test_mask_draws_one_square_per_pair() -> None:
     assert squares(seen) - squares(np.zeros_like(seen)) == seen.sum()
 
 
+@pytest.mark.twice
 def test_charts_are_the_same_every_time_and_leave_matplotlib_as_it_was(charts: dict[str, str]) -> None:
     before = dict(matplotlib.rcParams)
     assert draw_charts() == charts

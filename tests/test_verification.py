@@ -488,6 +488,7 @@ def test_images_as_tensor_and_as_data(backbone: memtok.Backbone, tasks: list[mem
     assert report.images == 6
 
 
+@pytest.mark.twice
 def test_random_images_follow_from_the_seed(backbone: memtok.Backbone, tasks: list[memtok.Task]) -> None:
     state = torch.get_rng_state()
     first, again = verify(backbone, tasks), verify(backbone, tasks)

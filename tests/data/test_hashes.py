@@ -42,6 +42,7 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+@pytest.mark.twice
 def test_only_what_changed_is_read_again(folder: Path, tmp_path: Path, read: list[str]) -> None:
     memory = tmp_path / "memory" / "hashes.json"
     expected = [sha256(name.encode() * 100) for name in NAMES]

@@ -309,6 +309,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+@pytest.mark.twice
 def test_a_second_look_is_remembered_and_not_stale(tmp_path: Path, decoded: list[str]) -> None:
     root, cache = tmp_path / "images", check_cache_file(tmp_path / "cache", tmp_path / "images")
     make(root / "a.png")

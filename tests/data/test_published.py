@@ -219,6 +219,7 @@ def test_eighty_twenty_is_stratified_and_covers_everything(name: str, place: Cal
     assert data.test.labels.tolist() != official.test.labels.tolist() or official.split_kind == "80-20"
 
 
+@pytest.mark.twice
 def test_eighty_twenty_follows_from_its_seed_in_every_process(place: Callable[[str], Path]) -> None:
     folder = place("inaturalist2017")
     here = opened("inaturalist2017", folder, split="80-20")

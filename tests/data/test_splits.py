@@ -69,6 +69,7 @@ def test_the_draw_does_not_depend_on_the_order_of_the_files(
     assert draw(dict(mixed), fraction, seed) == draw(files, fraction, seed)
 
 
+@pytest.mark.twice
 def test_the_draw_follows_from_the_seed_and_from_no_global_generator() -> None:
     files = named([50, 50])
     drawn = []
@@ -173,6 +174,7 @@ def split(
     return dict(found.parts)
 
 
+@pytest.mark.twice
 def test_a_split_is_written_and_used_again(tmp_path: Path) -> None:
     files = named([8, 8])
     first = split(tmp_path / "root", files, seed=3)

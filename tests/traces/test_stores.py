@@ -109,6 +109,7 @@ def test_more_memory_than_there_is(manifest: Manifest) -> None:
         ram_store(huge)
 
 
+@pytest.mark.twice
 def test_disk_is_found_again(manifest: Manifest, tmp_path: Path) -> None:
     store = disk_store(tmp_path, manifest)
     written = put(store, [0, 3, 9], seed=5)
@@ -295,6 +296,7 @@ def write_until_killed(folder: Path, manifest: Manifest, last: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.twice
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of forking a process with threads
 @pytest.mark.parametrize("last", [0, 40, 299, 1000])
 def test_killed_while_writing(tmp_path: Path, last: int) -> None:

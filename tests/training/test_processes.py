@@ -71,6 +71,7 @@ def train_in_two_processes(root: Path, out: Path) -> list[str]:
     return [answer for answer, _ in answers]
 
 
+@pytest.mark.twice
 @pytest.mark.slow
 def test_two_processes_are_one_up_to_rounding(root: Path, backbone: Backbone, data: DataSource, tmp_path: Path) -> None:
     together, alone = tmp_path / "together.safetensors", tmp_path / "alone.safetensors"

@@ -56,6 +56,7 @@ def end_of(out: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize(("regime", "recipe"), [("memory", "default"), ("full", "default"), ("memory", "paper")])
 def test_stopped_after_any_step(
     backbone: memtok.Backbone, data: DataSource, tmp_path: Path, regime: str, recipe: str
@@ -83,6 +84,7 @@ def test_stopped_after_any_step(
     assert result.best_accuracy == expected["best"]["top1"]
 
 
+@pytest.mark.twice
 def test_resuming_a_finished_run_gives_its_result(backbone: memtok.Backbone, data: DataSource, out: Path) -> None:
     first = quick(new_task(backbone, data), data, out=out, **RUN)
     expected = end_of(out)
@@ -100,6 +102,7 @@ def test_resuming_a_finished_run_gives_its_result(backbone: memtok.Backbone, dat
     )
 
 
+@pytest.mark.twice
 def test_resume_with_nothing_saved_starts_anew_and_says_so(
     backbone: memtok.Backbone, data: DataSource, tmp_path: Path
 ) -> None:
@@ -172,6 +175,7 @@ def test_a_run_with_progress_is_not_lost_by_mistake(
     assert len(end_of(interrupted)["lines"]) == 2
 
 
+@pytest.mark.twice
 def test_a_new_run_leaves_nothing_of_the_old_one_in_its_folder(
     backbone: memtok.Backbone, data: DataSource, out: Path
 ) -> None:
@@ -281,6 +285,7 @@ def kill_data() -> DataSource:
     return open_data("digits").only(["0", "1"])
 
 
+@pytest.mark.twice
 @pytest.mark.slow
 def test_killed_at_a_random_moment(root: Path, tmp_path: Path, print_seed: Callable[[int | None], int]) -> None:
     generator = torch.Generator().manual_seed(print_seed(None))

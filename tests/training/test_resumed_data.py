@@ -56,6 +56,7 @@ def resumed(backbone: memtok.Backbone, data: DataSource, out: Path) -> dict[str,
     return bytes_of(task)
 
 
+@pytest.mark.twice
 def test_other_pictures_under_the_same_names(backbone: memtok.Backbone, folder: Path, out: Path) -> None:
     data = opened(folder)
     expected = new_task(backbone, data)
@@ -74,6 +75,7 @@ def test_other_pictures_under_the_same_names(backbone: memtok.Backbone, folder: 
     assert resumed(backbone, opened(folder), out) == bytes_of(expected)
 
 
+@pytest.mark.twice
 def test_a_folder_that_was_renamed(backbone: memtok.Backbone, folder: Path, out: Path, tmp_path: Path) -> None:
     data = opened(folder)
     expected = new_task(backbone, data)
@@ -109,6 +111,7 @@ def given(seed: int = 0, swapped: bool = False) -> DataSource:
     return from_dataset(Items(seed, swapped), validation=Items(seed + 5, swapped))
 
 
+@pytest.mark.twice
 def test_other_items_of_a_data_set(backbone: memtok.Backbone, out: Path) -> None:
     begin(backbone, given(), out)
     for other in (given(seed=1), given(swapped=True)):
@@ -117,6 +120,7 @@ def test_other_items_of_a_data_set(backbone: memtok.Backbone, out: Path) -> None
     resumed(backbone, given(), out)
 
 
+@pytest.mark.twice
 def test_other_pixels_in_memory(backbone: memtok.Backbone, data: DataSource, out: Path) -> None:
     pixels = data.train.store.pixels  # type: ignore[attr-defined]
     begin(backbone, data, out)
