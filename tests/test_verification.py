@@ -115,6 +115,8 @@ def test_a_model_is_checked_as_it_is(backbone: memtok.Backbone, tasks: list[memt
     report = verify(backbone, model.select(["head", "more"]))
     assert report.ok
     assert list(report.tasks) == ["head", "more"]
+    with model.folded():
+        assert verify(backbone, model).ok
     forward = type(model).forward
 
     class Stale(memtok.MemoryViT):
