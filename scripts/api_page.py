@@ -36,6 +36,7 @@ MORE = {
     "memtok.training.head_alone": ("HeadAlone",),
     "memtok.sweeps": ("Range", "SweepResult", "DataResult", "SweepListener"),
     "memtok.evaluation": ("EvaluationTable",),
+    "memtok.rounding": ("TaskDifferences",),
     "memtok.prediction": ("Predictions", "Prediction"),
     "memtok.metrics": ("Score",),
     "memtok.verification": ("VerifyReport",),

@@ -21,7 +21,7 @@ def run(command: list[str | Path], root: Path) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(root / "src")}
     words = [str(word) for word in command]
-    result = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=280)
+    result = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

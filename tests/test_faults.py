@@ -71,6 +71,7 @@ def transformed(images: ImageSet, preprocessing: memtok.Preprocessing) -> list[T
     return [transform(images[index][0]) for index in range(len(images))]
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("augment", ["inception", None])
 def test_fault_01_evaluation_is_never_augmented_randomly(cifar100: DataSource, augment: str | None) -> None:
     """The reproduction evaluates CIFAR-100 under RandomResizedCrop."""
@@ -121,6 +122,7 @@ def test_fault_02_pixels_are_normalised_as_the_checkpoint_says(tmp_path: Path) -
         assert {tuple(colour.tolist()) for image in seen for colour in image.flatten(1).T} == values
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("split", ["official", "80-20"])
 def test_fault_03_no_image_that_is_evaluated_was_trained_on(cifar100: DataSource, split: str) -> None:
     """The reproduction draws its 80/20 split anew in training and in evaluation, from the global generator."""

@@ -287,7 +287,7 @@ def test_several_threads_answer_with_one_model_at_once() -> None:
     for precision in ("float32", "bf16"):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             expected[precision] = answers(model)
-    meet = threading.Barrier(4, timeout=20)
+    meet = threading.Barrier(4)
     found: list[Any] = []
 
     def work(precision: str) -> None:

@@ -99,7 +99,7 @@ def execute(name: str, smaller: str, runtime: Path, monkeypatch: pytest.MonkeyPa
     notebook.cells.insert(0, nbformat.v4.new_code_cell(FIRST))
     client = nbclient.NotebookClient(
         notebook,
-        timeout=200,
+        timeout=None,
         kernel_name="python3",
         kernel_manager_class=LocalKernel,
         resources={"metadata": {"path": str(FOLDER)}},

@@ -23,7 +23,7 @@ MEGABYTE = 1_000_000
 def loaded_modules(code: str) -> set[str]:
     """Names of the top-level modules that are loaded after `code` ran in a fresh interpreter."""
     script = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint('LOADED', *sys.modules)"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("LOADED ")]
     return {name.split(".")[0] for name in line.split()[1:]}
@@ -54,7 +54,7 @@ def test_help_as_installed() -> None:
     if not beside.exists():
         pytest.skip("memtok is not installed beside this interpreter")
     for command in ([str(beside)], [sys.executable, "-m", "memtok"]):
-        result = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=120)
+        result = subprocess.run([*command, "--help"], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert all(name in result.stdout for name in COMMANDS)
 
@@ -122,7 +122,7 @@ def run_setup(root: Path, folder: Path, path: Path, **variables: str) -> subproc
         (path / name).symlink_to(shutil.which(name) or f"/bin/{name}")
     environment = {"PATH": str(path), "HOME": os.environ.get("HOME", "/"), **variables}
     command = [bash, str(folder / "scripts" / "setup.sh")]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def stand_in(path: Path, body: str) -> None:

@@ -142,6 +142,7 @@ def test_results_are_the_result(result: QuickstartResult, written: dict[str, obj
     assert str(Path.cwd()) not in json.dumps(written)
 
 
+@pytest.mark.twice
 def test_numbers_can_be_measured_again(result: QuickstartResult, folder: Path, model: memtok.MemoryViT) -> None:
     """Every accuracy, parameter count and size, from the files."""
     data = memtok.open_data("digits")
@@ -306,6 +307,7 @@ def test_commands_are_understood(tmp_path: Path) -> None:
                     assert options.files
 
 
+@pytest.mark.twice
 @pytest.mark.slow
 def test_again_into_the_same_folder(result: QuickstartResult, folder: Path) -> None:
     """The same seed gives the same numbers; its own files are replaced, others stay; nobody's state is touched."""

@@ -89,6 +89,7 @@ def test_idx_files_come_back(script: ModuleType, tmp_path: Path, print_seed: Cal
     assert torch.equal(read_labels, labels.long())
 
 
+@pytest.mark.twice
 def test_training_goes_on_where_it_was_killed(script: ModuleType, tmp_path: Path) -> None:
     """Stopped and started again, with whatever the global generator holds, the tensors are the same."""
     made_up_data(tmp_path / "data", seed=0)

@@ -165,6 +165,7 @@ def trained(how: str, data: DataSource) -> list[dict[str, Tensor]]:
     return [values(result.model) | {"scores": score} for result, score in zip(results, scores, strict=True)]
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("how", ["memory", "kept traces", "together", "variant", "full"])
 def test_training_is_bitwise_as_ever(
     around: Callable[[], AbstractContextManager[object]], how: str, photos: DataSource

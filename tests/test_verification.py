@@ -115,6 +115,8 @@ def test_a_model_is_checked_as_it_is(backbone: memtok.Backbone, tasks: list[memt
     report = verify(backbone, model.select(["head", "more"]))
     assert report.ok
     assert list(report.tasks) == ["head", "more"]
+    with model.folded():
+        assert verify(backbone, model).ok
     forward = type(model).forward
 
     class Stale(memtok.MemoryViT):
@@ -488,6 +490,7 @@ def test_images_as_tensor_and_as_data(backbone: memtok.Backbone, tasks: list[mem
     assert report.images == 6
 
 
+@pytest.mark.twice
 def test_random_images_follow_from_the_seed(backbone: memtok.Backbone, tasks: list[memtok.Task]) -> None:
     state = torch.get_rng_state()
     first, again = verify(backbone, tasks), verify(backbone, tasks)

@@ -120,7 +120,8 @@ def verify(
     tasks: with all that they extend; those that compose are put into one model, any other is checked by itself. Or a
     model of this backbone, to check that very object, uncompiled. data: a spec or source, of whose test part `images`
     are taken; or (B, 3, height, width) normalised images; or None for random ones drawn from `seed`. source: where the
-    backbone was loaded from, if it was made from an object.
+    backbone was loaded from, if it was made from an object. preprocessing: where that of the tasks differs or does not
+    fit the backbone's size; a given model has its own.
 
     It costs, for each task and image, a forward pass in float32 and one in float64, and needs room for the backbone in
     float64. Raises MemtokError where the check cannot be made; a check that fails is said by the report.

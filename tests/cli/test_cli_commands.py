@@ -121,6 +121,7 @@ def _with_pets() -> tuple[memtok.Backbone, list[memtok.Task]]:
     return backbone, memtok.load_tasks("pets.safetensors", backbone)
 
 
+@pytest.mark.twice
 def test_train_resumes_a_finished_run_to_the_same_file(workspace: Path, run: Run) -> None:
     words = ("train", *QUICK, "--out", "new.safetensors")
     assert run(*words).code == 0

@@ -20,7 +20,7 @@ HEAVY = ("torch", "timm", "torchvision", "accelerate", "matplotlib", "numpy")
 
 
 def start(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*MEMTOK, *words], capture_output=True, text=True, timeout=120, **more)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run([*MEMTOK, *words], capture_output=True, text=True, **more)  # type: ignore[call-overload,no-any-return]
 
 
 def test_help_lists_every_command_and_version_says_it() -> None:
@@ -143,11 +143,10 @@ def test_an_interrupted_training_goes_on(original: Path, tmp_path: Path) -> None
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         metrics = out.with_suffix(".run") / "metrics.jsonl"
-        deadline = time.monotonic() + 100
-        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        printed, errors = process.communicate(timeout=60)
+        printed, errors = process.communicate()
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("memtok train: interrupted")

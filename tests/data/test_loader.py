@@ -85,6 +85,7 @@ def test_workers_change_nothing(digits: ImageSet, augment: str) -> None:
     assert labels.tolist() == digits.labels[indices.numpy()].tolist()
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 7, 10, 11])
 def test_resuming_equals_skipping(start: int) -> None:
     options: dict[str, Any] = {"batch_size": 4, "seed": 5, "shuffle": True, "steps": 11}  # three epochs of 4 batches
@@ -113,6 +114,7 @@ def test_every_epoch_holds_every_image_once_in_another_order() -> None:
     assert epochs[0] != list(range(10))
 
 
+@pytest.mark.twice
 def test_chance_is_drawn_anew_per_image_and_epoch_and_follows_the_seed() -> None:
     def drawn(seed: int) -> Tensor:
         found = list(batches(numbered(6), by_chance, batch_size=3, steps=4, seed=seed))

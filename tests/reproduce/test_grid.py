@@ -110,6 +110,7 @@ def test_every_column_is_trained_chosen_and_tested(backbone: Backbone, two_digit
     assert recorder.amounts == sorted(recorder.amounts, reverse=True)
 
 
+@pytest.mark.twice
 def test_a_run_is_what_train_gives_alone(backbone: Backbone, two_digits: DataSource, tmp_path: Path) -> None:
     records = by_run(Grid(settings(tmp_path), backbone).run())
     for (column, rate, seed), record in records.items():
@@ -138,6 +139,7 @@ def test_a_run_is_what_train_gives_alone(backbone: Backbone, two_digits: DataSou
             assert table.tasks["alone"].top1 == pytest.approx(record.test.top1)
 
 
+@pytest.mark.twice
 def test_goes_on_where_it_stopped(backbone: Backbone, two_digits: DataSource, tmp_path: Path) -> None:
     asked = settings(tmp_path / "a", columns=("head", "memory-1", "class-unmasked"), seeds=(0, 1), together=2)
     straight = Recorder()
@@ -155,6 +157,7 @@ def test_goes_on_where_it_stopped(backbone: Backbone, two_digits: DataSource, tm
     assert (third.trained, third.asked) == ([], [])  # all is there
 
 
+@pytest.mark.twice
 def test_a_part_can_be_added_later(backbone: Backbone, two_digits: DataSource, tmp_path: Path) -> None:
     Grid(settings(tmp_path, columns=("head",)), backbone).run()
     recorder = Recorder()
@@ -225,6 +228,7 @@ def test_a_later_seed_that_diverges_counts_as_zero(backbone: Backbone, two_digit
         asked.task("digits", run.column, 5)
 
 
+@pytest.mark.twice
 def test_fewer_images_are_always_the_same(backbone: Backbone, two_digits: DataSource, tmp_path: Path) -> None:
     made = Grid(settings(tmp_path, test_images=20, validation_images=10), backbone)
     records = made.run()
@@ -351,6 +355,7 @@ def test_all_columns_validate_on_the_same_images(
     assert [record.validation.images for record in records] == [count, count]
 
 
+@pytest.mark.twice
 def test_a_group_that_was_killed_goes_on_as_the_group_it_was(
     backbone: Backbone, two_digits: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,6 +479,7 @@ def test_kept_traces_run_the_trunk_once_per_image_for_all_groups_and_seeds(
         assert [path.name for path in (tmp_path / "traces" / "digits").iterdir()] == ["all-seeds"]
 
 
+@pytest.mark.twice
 def test_kept_traces_choose_and_test_as_live_runs_do(
     backbone: Backbone, two_digits: DataSource, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_png_that_everything_fits_into(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["table2.png"]
 
 
+@pytest.mark.twice
 def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
         draw(make_table([run("head")]), tmp_path / name)

@@ -167,6 +167,7 @@ def test_what_each_configuration_answers_is_that_of_its_task(
         assert (logits.argmax(dim=1).numpy() == data.validation.labels).tolist() == right.tolist()
 
 
+@pytest.mark.twice
 def test_heads_go_on_where_others_are_stopped(quick: Quick, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("memtok.training.together.SAVE_SECONDS", 0.0)
     space: dict[str, Any] = {"learning_rates": [0.05, 1e-6], "memory": [0, 3], "halving": 2, "steps": 16}
@@ -202,6 +203,7 @@ def test_a_search_has_heads_of_its_own(quick: Quick, search: str) -> None:
     assert counted.passes == [(3, 0, 2)]  # the others were done
 
 
+@pytest.mark.twice
 def test_a_folder_of_an_earlier_version_goes_on(quick: Quick, tmp_path: Path) -> None:
     """Records that do not say which images were answered right are compared by their accuracies."""
     quick(learning_rates=[0.05], memory=[0, 3])

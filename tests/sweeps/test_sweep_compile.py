@@ -14,6 +14,7 @@ from tests.sweeps.conftest import Quick
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
 
 
+@pytest.mark.twice
 def test_the_same_tasks(quick: Quick, trained: Callable[..., dict[str, memtok.Task]], tmp_path: Path) -> None:
     torch.compiler.reset()
     arguments = {"learning_rates": (0.02, 0.05), "regimes": ("head",), "keep_all": True}

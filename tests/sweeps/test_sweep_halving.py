@@ -20,6 +20,7 @@ from tests.sweeps.test_sweep_run import Counted, Stop, Trained, same, trial, win
 SPACE: dict[str, Any] = {"learning_rates": [0.02, 0.05, 1e-6, 1e-5], "memory": [0, 3]}
 
 
+@pytest.mark.twice
 def test_survivors_end_as_without_it_and_later_steps_compute_only_them(
     quick: Quick, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,6 +57,7 @@ def test_survivors_end_as_without_it_and_later_steps_compute_only_them(
         assert one.last.loss == pytest.approx(other.loss, rel=1e-3)
 
 
+@pytest.mark.twice
 def test_the_outcome_does_not_depend_on_passes_or_kills(
     quick: Quick, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def names(result: Any) -> list[str]:
     return [each.name for each in result.data[0].order]
 
 
+@pytest.mark.twice
 def test_a_search_goes_on_where_it_was_killed(quick: Quick, tmp_path: Path) -> None:
     counted = Counted()
     straight = quick(**SEARCH, trials=4, progress=counted, out=tmp_path / "straight")
@@ -90,6 +91,7 @@ def search(folder: Path) -> tuple[list[Configuration], list[list[Configuration]]
     return proposals.proposed(), batches
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_search_that_is_killed_at_any_write_proposes_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int

@@ -76,6 +76,7 @@ class Counted(SweepListener):
         self.tests += 1
 
 
+@pytest.mark.twice
 def test_each_configuration_ends_as_it_does_alone(
     quick: Quick, trained: Trained, backbone: Backbone, data: DataSource
 ) -> None:
@@ -102,6 +103,7 @@ def test_each_configuration_ends_as_it_does_alone(
         assert trial.trained_parameters == single.trainable_parameters
 
 
+@pytest.mark.twice
 def test_several_passes_give_what_one_gives(quick: Quick, trained: Trained, tmp_path: Path) -> None:
     one, counted = quick(**SPACE, keep_all=True), Counted()
     whole = trained()
@@ -129,6 +131,7 @@ def winner_name(result: Any) -> str:
     return str(result.winner.configuration.name)
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize(("number", "step"), [(1, 5), (2, 3)])
 def test_goes_on_after_a_kill(
     quick: Quick, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, step: int

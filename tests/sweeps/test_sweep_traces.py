@@ -49,6 +49,7 @@ class Told(SweepListener):
         self.lines.append(text)
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("place", ["ram", "disk"])
 def test_the_trunk_runs_once_per_image_for_a_whole_sweep(
     quick: Quick, data: DataSource, tmp_path: Path, computed: list[int], place: str
@@ -75,6 +76,7 @@ def test_batches_of_optuna_share_the_traces(quick: Quick, data: DataSource, comp
     assert sum(computed) == len(data.train) + 10
 
 
+@pytest.mark.twice
 def test_each_configuration_ends_as_train_from_kept_traces(
     quick: Quick, trained: Trained, backbone: Backbone, data: DataSource, tmp_path: Path
 ) -> None:

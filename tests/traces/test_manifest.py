@@ -20,6 +20,7 @@ from memtok.data.sources import FileStore, ImageSet
 from memtok.errors import MemtokError
 from memtok.traces import Manifest
 from memtok.traces.manifest import MANIFEST, SHARD_BYTES, minor, record_bytes, spread, trace_shape, weights_digest
+from tests.clocks import with_the_old_time
 from tests.tiny import tiny_backbone
 from tests.traces.helpers_traces import disk_store, manifest_of, pictures
 
@@ -184,7 +185,7 @@ def test_files_are_known_by_their_bytes(backbone: Backbone, tmp_path: Path) -> N
     os.utime(tmp_path / "1.bmp", (0, 0))
     assert manifest_of(backbone, images) == before
     Image.new("RGB", (8, 8), (7, 7, 0)).save(tmp_path / "1.bmp")
-    os.utime(tmp_path / "1.bmp", ns=(status.st_atime_ns, status.st_mtime_ns))
+    with_the_old_time(tmp_path / "1.bmp", status)
     assert (tmp_path / "1.bmp").stat().st_size == status.st_size
     after = manifest_of(backbone, images)
     assert replace(after, content=before.content) == before

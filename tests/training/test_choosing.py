@@ -154,6 +154,7 @@ def as_written_by_0_1(state: Path) -> None:
     save_file(tensors, state, metadata={"memtok-run": json.dumps(header)})
 
 
+@pytest.mark.twice
 def test_a_state_of_version_0_1_goes_on_as_it_was_begun(backbone: Backbone, data: DataSource, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"steps": 6, "validate_every": 2, "save_every": 1}
     expected = quick(new_task(backbone, data), data, select="top1", **settings)

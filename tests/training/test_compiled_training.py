@@ -64,6 +64,7 @@ def close(one: nn.Module, other: nn.Module, tolerance: float = 1e-5) -> None:
         torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance, msg=lambda t, n=name: f"{n}: {t}")
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize(
     ("regime", "more"),
     [
@@ -108,6 +109,7 @@ def test_bf16(backbone: Backbone, data: DataSource) -> None:
     close(compiled, plain, tolerance=1e-2)
 
 
+@pytest.mark.twice
 def test_tasks_together(backbone: Backbone, data: DataSource) -> None:
     shared: dict[str, Any] = {"steps": 6, "batch_size": 100, "device": "cpu", "workers": 0, "augment": "none"}
     shapes: list[dict[str, Any]] = [{"memory": 3}, {"memory": 2, "adapter_rank": 2}, {"regime": "head"}]
@@ -120,6 +122,7 @@ def test_tasks_together(backbone: Backbone, data: DataSource) -> None:
         close(one, other)
 
 
+@pytest.mark.twice
 def test_a_run_goes_on_compiled(backbone: Backbone, data: DataSource, out: Path) -> None:
     whole, stopped, resumed = (new_task(backbone, data, "head") for _ in range(3))
     quick(whole, data)
@@ -179,7 +182,6 @@ def test_other_errors_stay_as_they_are() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # it runs the C++ compiler some dozen times
 def test_inductor(backbone: Backbone, data: DataSource) -> None:
     try:
         check_inductor(torch.device("cpu"))

@@ -23,6 +23,7 @@ def alone(backbone: Backbone, data: DataSource, **arguments: Any) -> TrainResult
     return quick(new_task(backbone, data, "head"), data, **arguments)
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("traces", [{}, {"keep_traces": "ram"}])
 @pytest.mark.parametrize("regime", ["memory", "head+class"])
 def test_it_is_what_a_run_of_the_head_gives(
@@ -52,6 +53,7 @@ def test_every_kept_view_is_trained_on(backbone: Backbone, data: DataSource) -> 
     assert (found.accuracy, found.step) == (expected.best_accuracy, expected.best_step)
 
 
+@pytest.mark.twice
 def test_it_changes_nothing(backbone: Backbone, data: DataSource, out: Path, tmp_path: Path) -> None:
     tasks = {wanted: new_task(backbone, data) for wanted in (True, False)}
     before = torch.get_rng_state()
@@ -87,6 +89,7 @@ def test_without_being_asked_it_must_cost_little(backbone: Backbone, data: DataS
     assert quick(new_task(backbone, data, "head"), data, steps=10, **few).head_alone is None
 
 
+@pytest.mark.twice
 def test_an_interruption_leaves_a_finished_run(backbone: Backbone, data: DataSource, out: Path) -> None:
     class Interrupt(Recorder):
         def message(self, text: str) -> None:

@@ -63,6 +63,7 @@ def saved_step(out: Path) -> int:
     return int(header["step"])
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 @pytest.mark.parametrize("regime", ["memory", "full"])
 def test_a_signal_waits_until_the_step_is_saved(
@@ -91,6 +92,7 @@ def test_a_signal_waits_until_the_step_is_saved(
     assert end_of(out) == end_of(undisturbed)
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("stop", [4, 8])
 def test_a_signal_breaks_a_validation_off(
     backbone: memtok.Backbone, data: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
@@ -126,6 +128,7 @@ def test_a_second_signal_does_not_wait(backbone: memtok.Backbone, data: DataSour
     assert saved_step(out) == 0
 
 
+@pytest.mark.twice
 def test_a_handler_that_returns_lets_the_run_go_on(backbone: memtok.Backbone, data: DataSource, tmp_path: Path) -> None:
     undisturbed, out = tmp_path / "a" / "digits.safetensors", tmp_path / "b" / "digits.safetensors"
     quick(new_task(backbone, data), data, out=undisturbed, **RUN)
@@ -143,6 +146,7 @@ def test_without_a_file_nothing_waits(backbone: memtok.Backbone, data: DataSourc
     assert listener.said("log")[-1]["step"] == 2
 
 
+@pytest.mark.twice
 def test_a_signal_while_kept_traces_are_filled(backbone: memtok.Backbone, data: DataSource, tmp_path: Path) -> None:
     traces: dict[str, Any] = {"keep_traces": "disk", "trace_dir": tmp_path / "traces"}
     undisturbed, out = tmp_path / "a" / "digits.safetensors", tmp_path / "b" / "digits.safetensors"
@@ -158,6 +162,7 @@ def test_a_signal_while_kept_traces_are_filled(backbone: memtok.Backbone, data: 
     assert bytes_of(memtok.load_task(out, backbone)) == bytes_of(expected)
 
 
+@pytest.mark.twice
 def test_tasks_that_train_together_are_saved_too(backbone: memtok.Backbone, data: DataSource, tmp_path: Path) -> None:
     state = tmp_path / "state.safetensors"
     arguments: dict[str, Any] = {"steps": 6, "batch_size": 8, "augment": "crop", "device": "cpu"}

@@ -36,6 +36,7 @@ def trained(backbone: Backbone, data: DataSource, **arguments: Any) -> tuple[nn.
     return task, quick(task, data, **(RUN | arguments))
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("augment", ["none", "crop"])
 def test_building_and_reusing_end_with_the_same_bytes(
     backbone: Backbone, data: DataSource, folder: Path, augment: str
@@ -53,6 +54,7 @@ def test_building_and_reusing_end_with_the_same_bytes(
         assert result.record["traces"]["reused"] == (count if "trace_dir" in arguments else 0)
 
 
+@pytest.mark.twice
 def test_nearly_as_a_live_run(backbone: Backbone, data: DataSource) -> None:
     """Half precision has 11 bits; over a run of 24 steps parameters differ by at most 1e-3, accuracies by nothing."""
     live, expected = trained(backbone, data)
@@ -65,6 +67,7 @@ def test_nearly_as_a_live_run(backbone: Backbone, data: DataSource) -> None:
     assert "views" not in expected.record["hyperparameters"]
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("augment", ["none", "crop"])
 @pytest.mark.parametrize("extending", [False, True])
 def test_nearly_as_a_live_run_in_the_tasks_own_normalisation(
@@ -100,6 +103,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+@pytest.mark.twice
 def test_the_trunk_runs_once_per_image(backbone: Backbone, data: DataSource, folder: Path, computed: list[int]) -> None:
     trained(backbone, data, keep_traces="disk", trace_dir=folder)
     assert sum(computed) == len(data.train) + len(data.validation)
@@ -112,6 +116,7 @@ def test_the_trunk_runs_once_per_image(backbone: Backbone, data: DataSource, fol
     assert computed == []
 
 
+@pytest.mark.twice
 def test_views(backbone: Backbone, data: DataSource, computed: list[int]) -> None:
     """Epoch e shows view e % views: what the live run shows in that epoch, so one epoch is the same up to rounding."""
     arguments: dict[str, Any] = {"augment": "crop", "steps": 9, "validate_every": 9}
@@ -127,6 +132,7 @@ def test_views(backbone: Backbone, data: DataSource, computed: list[int]) -> Non
     assert sum(computed) == 2 * len(data.train) + len(data.validation)
 
 
+@pytest.mark.twice
 def test_stopped_and_resumed(backbone: Backbone, data: DataSource, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"keep_traces": "disk", "augment": "crop", "views": 2, "save_every": 1}
     straight, expected = trained(backbone, data, trace_dir=tmp_path / "a", **arguments)
@@ -150,6 +156,7 @@ def test_what_must_agree_on_resuming(backbone: Backbone, data: DataSource, tmp_p
     trained(backbone, data, resume=True, keep_traces="disk", trace_dir=tmp_path / "traces", views=2, **arguments)
 
 
+@pytest.mark.twice
 def test_train_together(backbone: Backbone, data: DataSource, folder: Path) -> None:
     def together(**arguments: Any) -> list[TrainResult]:
         tasks = [new_task(backbone, data, name=f"t{index}", memory=index, seed=index) for index in range(3)]
@@ -168,6 +175,7 @@ def test_train_together(backbone: Backbone, data: DataSource, folder: Path) -> N
     assert reused[0].record["traces"]["reused"] == len(data.train)
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("regime", ["memory", "head"])
 def test_bf16(backbone: Backbone, data: DataSource, folder: Path, regime: str) -> None:
     def run(**arguments: Any) -> tuple[Any, TrainResult]:
@@ -188,6 +196,7 @@ def test_bf16(backbone: Backbone, data: DataSource, folder: Path, regime: str) -
         trained(backbone, data, keep_traces="disk", trace_dir=folder)
 
 
+@pytest.mark.twice
 def test_accumulation_and_extension(backbone: Backbone, data: DataSource) -> None:
     """Parts of a batch give the gradients of the whole; what a task extends is computed from the same trace."""
     base = new_task(backbone, data, name="base-task")
@@ -201,6 +210,7 @@ def test_accumulation_and_extension(backbone: Backbone, data: DataSource) -> Non
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.twice
 def test_default_folder_is_found_by_later_runs(
     backbone: Backbone, data: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,7 @@ def end_of(
     return bytes_of(model)
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("name", RUNS)
 def test_the_callers_numbers_are_what_they_are_without_training(
     backbones: dict[str, Backbone], sources: dict[str, DataSource], name: str
@@ -111,6 +112,7 @@ def test_the_callers_numbers_are_what_they_are_without_training(
     assert ended == alone
 
 
+@pytest.mark.twice
 def test_tasks_that_train_together_leave_them_alone_too(backbone: Backbone, data: DataSource) -> None:
     listener = Drawing()
     tasks = [new_task(backbone, data, name=name) for name in ("one", "two")]
@@ -121,6 +123,7 @@ def test_tasks_that_train_together_leave_them_alone_too(backbone: Backbone, data
     assert found == [draw() for _ in found]
 
 
+@pytest.mark.twice
 def test_runs_in_two_threads_end_as_each_does_alone(
     backbones: dict[str, Backbone], sources: dict[str, DataSource]
 ) -> None:

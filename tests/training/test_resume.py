@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +56,7 @@ def end_of(out: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize(("regime", "recipe"), [("memory", "default"), ("full", "default"), ("memory", "paper")])
 def test_stopped_after_any_step(
     backbone: memtok.Backbone, data: DataSource, tmp_path: Path, regime: str, recipe: str
@@ -84,6 +84,7 @@ def test_stopped_after_any_step(
     assert result.best_accuracy == expected["best"]["top1"]
 
 
+@pytest.mark.twice
 def test_resuming_a_finished_run_gives_its_result(backbone: memtok.Backbone, data: DataSource, out: Path) -> None:
     first = quick(new_task(backbone, data), data, out=out, **RUN)
     expected = end_of(out)
@@ -101,6 +102,7 @@ def test_resuming_a_finished_run_gives_its_result(backbone: memtok.Backbone, dat
     )
 
 
+@pytest.mark.twice
 def test_resume_with_nothing_saved_starts_anew_and_says_so(
     backbone: memtok.Backbone, data: DataSource, tmp_path: Path
 ) -> None:
@@ -173,6 +175,7 @@ def test_a_run_with_progress_is_not_lost_by_mistake(
     assert len(end_of(interrupted)["lines"]) == 2
 
 
+@pytest.mark.twice
 def test_a_new_run_leaves_nothing_of_the_old_one_in_its_folder(
     backbone: memtok.Backbone, data: DataSource, out: Path
 ) -> None:
@@ -245,18 +248,31 @@ def test_a_state_cannot_hold_what_json_does_not_know(tmp_path: Path) -> None:
 
 
 CHILD = """
+import os
+import signal
 import sys
 from pathlib import Path
 from tests.training.test_resume import LONG, kill_backbone, kill_data
 from tests.tiny import tiny_backbone
 from tests.training.helpers import Recorder, new_task, quick
 
-class Loud(Recorder):
-    def step(self, step):
-        print(step, flush=True)
+last, calls = int(sys.argv[2]), int(sys.argv[3])
 
-quick(new_task(kill_backbone(), kill_data()), kill_data(), out=Path(sys.argv[1]), resume=True, progress=Loud(), **LONG)
-"""
+def count(*_):
+    global calls
+    calls -= 1
+    if calls < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Doomed(Recorder):
+    def step(self, step):
+        if step == last:
+            sys.setprofile(count)
+
+quick(
+    new_task(kill_backbone(), kill_data()), kill_data(), out=Path(sys.argv[1]), resume=True, progress=Doomed(), **LONG
+)
+"""  # killed so many calls and returns after that step, in the midst of whatever it does then
 LONG: dict[str, Any] = {"steps": 40, "log_every": 4, "validate_every": 3, "save_every": 2, "augment": "crop"}
 
 
@@ -269,30 +285,25 @@ def kill_data() -> DataSource:
     return open_data("digits").only(["0", "1"])
 
 
+@pytest.mark.twice
 @pytest.mark.slow
 def test_killed_at_a_random_moment(root: Path, tmp_path: Path, print_seed: Callable[[int | None], int]) -> None:
     generator = torch.Generator().manual_seed(print_seed(None))
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     undisturbed, out = tmp_path / "a" / "digits.safetensors", tmp_path / "b" / "digits.safetensors"
 
-    def start() -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        command = [sys.executable, "-c", CHILD, str(out)]
-        return subprocess.Popen(command, cwd=root, env=environment, stdout=pipe, stderr=pipe, text=True)
+    def train(last: int, calls: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", CHILD, str(out), str(last), str(calls)]
+        return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
 
-    child = start()
-    assert child.stdout
-    first = child.stdout.readline()  # it is at work
-    time.sleep(float(torch.rand((), generator=generator)) * 0.3)
-    child.send_signal(signal.SIGKILL)
-    _, errors = child.communicate()
-    assert child.returncode == -signal.SIGKILL, errors
+    last, calls = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((3, 30), (0, 10_000)))
+    killed = train(last, calls)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     header = read_header(RunFolder(out).state)
     assert header
-    print(f"at work after step {first.strip()}, killed when the state of step {header['step']} was saved")
-    child = start()
-    _, errors = child.communicate(timeout=120)
-    assert child.returncode == 0, errors
+    print(f"killed {calls} calls after step {last}, when the state of step {header['step']} was saved")
+    ended = train(0, 0)
+    assert ended.returncode == 0, ended.stderr
     with torch.random.fork_rng():
         quick(new_task(kill_backbone(), kill_data()), kill_data(), out=undisturbed, **LONG)
     assert end_of(out) == end_of(undisturbed)

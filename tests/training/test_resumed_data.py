@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 import memtok
 from memtok.data import DataSource, from_dataset, open_data
 from memtok.errors import MemtokError
+from tests.clocks import with_the_old_time
 from tests.tiny import bytes_of
 from tests.training.helpers import Recorder, new_task, quick
 
@@ -56,6 +56,7 @@ def resumed(backbone: memtok.Backbone, data: DataSource, out: Path) -> dict[str,
     return bytes_of(task)
 
 
+@pytest.mark.twice
 def test_other_pictures_under_the_same_names(backbone: memtok.Backbone, folder: Path, out: Path) -> None:
     data = opened(folder)
     expected = new_task(backbone, data)
@@ -65,7 +66,7 @@ def test_other_pictures_under_the_same_names(backbone: memtok.Backbone, folder: 
         path = folder / images.identity(0)
         status, whole = path.stat(), path.read_bytes()
         write(path, np.random.default_rng(7))
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with_the_old_time(path, status)
         assert path.stat().st_size == status.st_size
         with pytest.raises(MemtokError, match=OTHERS) as caught:
             resumed(backbone, opened(folder), out)
@@ -74,6 +75,7 @@ def test_other_pictures_under_the_same_names(backbone: memtok.Backbone, folder: 
     assert resumed(backbone, opened(folder), out) == bytes_of(expected)
 
 
+@pytest.mark.twice
 def test_a_folder_that_was_renamed(backbone: memtok.Backbone, folder: Path, out: Path, tmp_path: Path) -> None:
     data = opened(folder)
     expected = new_task(backbone, data)
@@ -109,6 +111,7 @@ def given(seed: int = 0, swapped: bool = False) -> DataSource:
     return from_dataset(Items(seed, swapped), validation=Items(seed + 5, swapped))
 
 
+@pytest.mark.twice
 def test_other_items_of_a_data_set(backbone: memtok.Backbone, out: Path) -> None:
     begin(backbone, given(), out)
     for other in (given(seed=1), given(swapped=True)):
@@ -117,6 +120,7 @@ def test_other_items_of_a_data_set(backbone: memtok.Backbone, out: Path) -> None
     resumed(backbone, given(), out)
 
 
+@pytest.mark.twice
 def test_other_pixels_in_memory(backbone: memtok.Backbone, data: DataSource, out: Path) -> None:
     pixels = data.train.store.pixels  # type: ignore[attr-defined]
     begin(backbone, data, out)
@@ -144,6 +148,6 @@ def test_kept_traces_of_other_pictures_are_not_used(backbone: memtok.Backbone, f
     path = folder / opened(folder).train.identity(3)
     status = path.stat()
     write(path, np.random.default_rng(7))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with_the_old_time(path, status)
     with pytest.raises(MemtokError, match="expected traces with content"):
         end(**kept)

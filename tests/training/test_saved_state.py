@@ -45,6 +45,7 @@ def refusal(function: Callable[[], object]) -> str:
     return ""
 
 
+@pytest.mark.twice
 def test_one_flipped_bit_is_refused_or_harmless(
     backbone: memtok.Backbone, data: DataSource, out: Path, print_seed: Callable[[int | None], int]
 ) -> None:
@@ -70,6 +71,7 @@ def test_one_flipped_bit_is_refused_or_harmless(
     assert refused > FLIPS / 2
 
 
+@pytest.mark.twice
 def test_one_flipped_bit_of_tasks_that_train_together(
     backbone: memtok.Backbone, data: DataSource, tmp_path: Path, print_seed: Callable[[int | None], int]
 ) -> None:
@@ -107,6 +109,7 @@ def old_run(root: Path, out: Path) -> Path:
 OLD_RUN: dict[str, Any] = {"steps": 6, "batch_size": 8, "augment": "crop", "validate_every": 3, "validation_images": 16}
 
 
+@pytest.mark.twice
 def test_a_state_of_version_0_1_goes_on(root: Path, data: DataSource, old_run: Path) -> None:
     backbone = memtok.load_backbone("small")
     task = new_task(backbone, data, memory=1, seed=5)

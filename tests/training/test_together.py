@@ -40,6 +40,7 @@ def fresh(backbone: Backbone, data: DataSource) -> list[memtok.Task]:
     return [new_task(backbone, data, name=f"task-{n}", **more) for n, more in enumerate(CONFIGURATIONS)]
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("recipe", ["default", "paper"])
 def test_each_task_ends_as_it_does_alone(backbone: Backbone, data: DataSource, recipe: str) -> None:
     before = fingerprint(backbone)
@@ -69,6 +70,7 @@ def test_each_task_ends_as_it_does_alone(backbone: Backbone, data: DataSource, r
         assert results[index].record["together"] == len(CONFIGURATIONS)
 
 
+@pytest.mark.twice
 def test_accumulation_gives_the_same(backbone: Backbone, data: DataSource) -> None:
     whole, parts = fresh(backbone, data)[:2], fresh(backbone, data)[:2]
     train_together(whole, data, **SHARED)
@@ -78,6 +80,7 @@ def test_accumulation_gives_the_same(backbone: Backbone, data: DataSource) -> No
             torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.twice
 def test_one_that_diverges_does_not_touch_the_others(backbone: Backbone, data: DataSource) -> None:
     tasks = fresh(backbone, data)[:3]
     start = fingerprint(tasks[1])
@@ -92,6 +95,7 @@ def test_one_that_diverges_does_not_touch_the_others(backbone: Backbone, data: D
             torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.twice
 def test_goes_on_from_its_saved_state(
     backbone: Backbone, data: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +111,7 @@ def test_goes_on_from_its_saved_state(
         train_together(fresh(backbone, data), data, state=state, **(SHARED | {"batch_size": 8}))
 
 
+@pytest.mark.twice
 def test_some_tasks_go_on_from_where_all_stopped(backbone: Backbone, data: DataSource, tmp_path: Path) -> None:
     rates = dict(zip(range(6), RATES, strict=True))
     halfway = fresh(backbone, data)

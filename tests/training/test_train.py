@@ -85,6 +85,7 @@ def test_frozen_task_is_refused(backbone: Backbone, data: DataSource) -> None:
         train(torch.nn.Linear(2, 2), data)  # type: ignore[arg-type]
 
 
+@pytest.mark.twice
 def test_generators_and_modes_stay_as_found(backbone: Backbone, data: DataSource) -> None:
     # The public reproduction reseeds the global generator in validate() and leaves the model in evaluation mode.
     for regime, mode in (("memory", True), ("memory", False), ("full", True), ("full", False)):
@@ -98,6 +99,7 @@ def test_generators_and_modes_stay_as_found(backbone: Backbone, data: DataSource
         assert np.array_equal(np.random.get_state()[1], states[2])
 
 
+@pytest.mark.twice
 def test_dropout_of_a_full_model_works_in_training_only_and_follows_the_seed(data: DataSource) -> None:
     found = []
     backbone = tiny_backbone(proj_drop_rate=0.5)
@@ -113,6 +115,7 @@ def test_dropout_of_a_full_model_works_in_training_only_and_follows_the_seed(dat
     assert same(*found)
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("regime", ["memory", "full"])
 def test_same_seed_same_bytes(backbone: Backbone, data: DataSource, regime: str) -> None:
     def run(**arguments: Any) -> dict[str, torch.Tensor]:
@@ -126,6 +129,7 @@ def test_same_seed_same_bytes(backbone: Backbone, data: DataSource, regime: str)
     assert not same(run(seed=1), reference)
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("regime", ["memory", "full"])
 def test_accumulated_gradients_are_those_of_the_batch(backbone: Backbone, data: DataSource, regime: str) -> None:
     def run(accumulate: int) -> tuple[dict[str, torch.Tensor], list[float]]:
