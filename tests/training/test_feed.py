@@ -38,7 +38,7 @@ def test_pixels_become_what_the_transforms_give(
             assert torch.equal(labels, wanted)
         held_out = data.validation.select(feed.validated)
         validated = batches(held_out, evaluation_transform(backbone.preprocessing), batch_size=feed.validation_size)
-        for (part, labels), (images, wanted, _) in zip(engine.shares(feed.validation()), validated, strict=True):
+        for (part, labels, _), (images, wanted, _) in zip(engine.shares(feed.validation()), validated, strict=True):
             assert isinstance(part, torch.Tensor)
             assert torch.equal(part, images)
             assert torch.equal(labels, wanted)
