@@ -195,6 +195,19 @@ def test_evaluation_and_prediction_are_as_ever(
     assert opened.split_digest == photos.split_digest
 
 
+def test_verification_is_as_ever(around: Callable[[], AbstractContextManager[object]]) -> None:
+    backbone = memtok.load_backbone(VIT)
+    tasks = [
+        memtok.Task.create(backbone, name="pets", classes=["cat", "dog"], memory=2, seed=0),
+        memtok.Task.create(backbone, name="birds", classes=["owl", "wren", "tit"], regime="head", seed=1),
+    ]
+    expected = memtok.verify(backbone, tasks, source=VIT, images=4)
+    with around():
+        found = memtok.verify(backbone, tasks, source=VIT, images=4)
+    assert found.ok
+    assert found == expected
+
+
 def test_transforms_are_as_ever(around: Callable[[], AbstractContextManager[object]]) -> None:
     imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # numbers that half precision rounds
     preprocessing = dataclasses.replace(memtok.load_backbone(VIT).preprocessing, **imagenet)

@@ -92,7 +92,7 @@ class Rounding:
 
     def noisy(self, tensor: Tensor) -> Tensor:
         """The same with noise of the size of rounding in every number."""
-        noise = torch.randn(tensor.shape, generator=self.generator).to(tensor.device, tensor.dtype)
+        noise = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float32).to(tensor.device, tensor.dtype)
         return tensor * (1 + EPSILON * noise)
 
     def add(self, name: str, exact: Tensor, **answers: Tensor) -> None:

@@ -28,6 +28,7 @@ from memtok.model import MemoryViT
 from memtok.preprocessing import Preprocessing
 from memtok.reference import reference_outputs, variant_outputs
 from memtok.rounding import Rounding, TaskDifferences, difference, jsonable, largest
+from memtok.surroundings import plain_torch
 from memtok.task import Task, topological
 
 IMAGES = 32
@@ -101,6 +102,7 @@ class VerifyReport:
         }
 
 
+@plain_torch()
 def verify(
     backbone: Backbone,
     tasks: Sequence[Task] | MemoryViT,
@@ -302,7 +304,7 @@ def choose_images(
     if data is None:
         channels = int(backbone.vit.patch_embed.proj.in_channels)
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(count, channels, *preprocessing.image_size, generator=generator)
+        return torch.randn(count, channels, *preprocessing.image_size, generator=generator, dtype=torch.float32)
     if isinstance(data, str):
         data = open_data(data, data_dir=data_dir, on_bad_image=on_bad_image)
     return (data.test if isinstance(data, DataSource) else data).take(count, seed)
