@@ -157,6 +157,29 @@ def test_a_folder_that_was_moved_keeps_its_split(tmp_path: Path) -> None:
     assert reopened(f"folder:{tmp_path}/other", trained).split_kind == "drawn"
 
 
+def test_a_task_file_names_the_folder_and_not_where_it_lay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The folder is known again by its name and its written split, wherever it lies by then."""
+    for name in ("a", "b"):
+        fill(tmp_path / "here" / "photos" / name, 10)
+        fill(tmp_path / "else" / "photos" / name, 12)  # other data of the same name, which memtok never split
+    backbone = tiny_backbone()
+    task = memtok.Task.create(backbone, name="x", classes=["a", "b"], memory=1, seed=0)
+    quick: dict[str, Any] = {"steps": 2, "batch_size": 4, "device": "cpu", "workers": 0}
+    memtok.train(task, f"folder:{tmp_path}/here/photos", split="80-20", out=tmp_path / "x.safetensors", **quick)
+    assert task.record["data"]["spec"] == "folder:photos"
+    assert str(tmp_path).encode() not in (tmp_path / "x.safetensors").read_bytes()
+
+    (tmp_path / "there").mkdir()
+    shutil.move(tmp_path / "here" / "photos", tmp_path / "there" / "photos")
+    model = memtok.MemoryViT(backbone, [memtok.load_task(tmp_path / "x.safetensors", backbone)])
+    caplog.clear()
+    found = memtok.evaluate(model, f"folder:{tmp_path}/there/photos").splits["x"]
+    assert (found["part"], found["digest"]) == ("test", task.record["data"]["split"]["digest"])
+    assert memtok.evaluate(model, f"folder:{tmp_path}/else/photos").splits["x"]["kind"] == "drawn"
+    assert caplog.records == []
+    assert not (tmp_path / "else" / "photos" / SPLIT_FILE_80_20).exists()
+
+
 def test_evaluate_opens_what_each_task_was_trained_on() -> None:
     backbone = tiny_backbone()
     names = [str(digit) for digit in range(10)]

@@ -7,6 +7,7 @@ split; another one, asked for by name, is refused where it would test on images 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +17,12 @@ from typing import Any
 from memtok.data.datasets import check_split, open_data
 from memtok.data.images import Progress
 from memtok.data.sources import DataSource
-from memtok.data.splits import EIGHTY_TWENTY, SPLIT_FILE_80_20, SPLITS, check_fraction, check_seed
+from memtok.data.splits import EIGHTY_TWENTY, OFFICIAL, SPLIT_FILE, SPLIT_FILE_80_20, SPLITS, check_fraction, check_seed
 from memtok.errors import MemtokError
 
 logger = logging.getLogger("memtok")
+
+FOLDER = "folder:"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Trained:
     def arguments(self) -> dict[str, Any]:
         """What `open_data` is told to split alike. A folder's written split knows seed and fraction by itself."""
         split = self.kind if self.kind in SPLITS else None
-        if self.spec.startswith("folder:"):
+        if self.spec.startswith(FOLDER):
             return {"split": split}
         return {"split": split, "seed": self.seed, "validation_fraction": self.fraction}
 
@@ -61,7 +64,7 @@ def trained_on(record: Mapping[str, Any]) -> Trained | None:
 def opening_key(spec: str, record: Mapping[str, Any]) -> tuple[str, Trained | None]:
     """Two tasks for which this is equal get the same images from `open_as_trained`."""
     trained = trained_on(record)
-    same = trained is not None and (same_data(trained.spec, spec) or _moved_folder(spec, trained))
+    same = trained is not None and (same_data(spec, trained) or _moved_folder(spec, trained))
     return spec, trained if same else None
 
 
@@ -86,7 +89,7 @@ def open_as_trained(
     check_split(split)
     open_one = partial(open_data, spec, data_dir=data_dir, on_bad_image=on_bad_image, progress=progress)
     trained = trained_on(record)
-    if trained is None or not same_data(trained.spec, spec):
+    if trained is None or not same_data(spec, trained):
         if trained is not None and split is None and _moved_folder(spec, trained):
             data = open_one(split=EIGHTY_TWENTY)
             if _of(data, classes).split_digest == trained.digest:
@@ -129,12 +132,31 @@ def check_apart(trained: DataSource, tested: DataSource, part: str, *, who: str)
             )
 
 
-def same_data(one: str, other: str) -> bool:
-    """Whether two specs name the same data; a folder may be spelled in two ways."""
-    folders = [spec.removeprefix("folder:") for spec in (one, other) if spec.startswith("folder:")]
-    if len(folders) == 2:
-        return Path(folders[0]).expanduser().resolve() == Path(folders[1]).expanduser().resolve()
-    return one == other
+def recorded_spec(spec: str) -> str:
+    """A spec as records have it: of a folder only the name, for its path belongs to the machine that trained."""
+    if not spec.startswith(FOLDER):
+        return spec
+    return FOLDER + Path(spec.removeprefix(FOLDER)).expanduser().resolve().name
+
+
+def same_data(spec: str, trained: Trained) -> bool:
+    """Whether `spec` names the data of a record. A folder is known by its name and by the split that lies in it.
+
+    Version 0.1 recorded paths as they were typed; where that is more than a name, the path decides.
+    """
+    if not (spec.startswith(FOLDER) and trained.spec.startswith(FOLDER)):
+        return spec == trained.spec
+    given, recorded = (Path(one.removeprefix(FOLDER)).expanduser() for one in (spec, trained.spec))
+    if given.resolve() == recorded.resolve():
+        return True
+    return len(recorded.parts) == 1 and given.resolve().name == recorded.name and _is_split(given, trained.kind)
+
+
+def _is_split(folder: Path, kind: str) -> bool:
+    """Whether a folder may have been split so before: a drawn split is written into it, if it can be written."""
+    if kind == OFFICIAL or not os.access(folder, os.W_OK):
+        return True
+    return (folder / (SPLIT_FILE_80_20 if kind == EIGHTY_TWENTY else SPLIT_FILE)).is_file()
 
 
 def _of(data: DataSource, classes: Sequence[str]) -> DataSource:
@@ -146,5 +168,5 @@ def _of(data: DataSource, classes: Sequence[str]) -> DataSource:
 
 def _moved_folder(spec: str, trained: Trained) -> bool:
     """Whether `spec` may be the folder that the record names otherwise: its 80-20 split lies in it."""
-    folders = spec.startswith("folder:") and trained.spec.startswith("folder:") and trained.kind == EIGHTY_TWENTY
-    return folders and (Path(spec.removeprefix("folder:")).expanduser() / SPLIT_FILE_80_20).is_file()
+    folders = spec.startswith(FOLDER) and trained.spec.startswith(FOLDER) and trained.kind == EIGHTY_TWENTY
+    return folders and (Path(spec.removeprefix(FOLDER)).expanduser() / SPLIT_FILE_80_20).is_file()

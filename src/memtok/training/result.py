@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from memtok.data import DataSource
 from memtok.data.images import LeftOut
+from memtok.data.recorded import recorded_spec
 from memtok.errors import MemtokError
 from memtok.intervals import Right
 from memtok.metrics import Score
@@ -100,7 +101,7 @@ def make_record(
     return {
         "regime": trainable.regime,
         "data": {
-            "spec": data.spec,
+            "spec": recorded_spec(data.spec),
             "name": data.name,
             "split": data.split,
             "skipped_images": len(data.skipped),
