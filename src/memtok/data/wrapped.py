@@ -63,8 +63,8 @@ def from_dataset(
     A picture is a PIL image, a float tensor (channels, height, width) in [0, 1], a uint8 tensor of that shape, or a
     uint8 array (height, width[, channels]). It is kept in 8 bits and memtok normalises it itself, so give it without
     normalisation. A label is a whole number from 0. `classes` are their names, by default `dataset.classes`. Without
-    `validation` (another such data set) a stratified part of `dataset` is drawn from `seed`; without `test` the
-    validation part stands in for it. `flip`: may pictures be mirrored? If not, training cuts random crops and leaves
+    `validation` (another such data set) a stratified part of `dataset` is drawn from `seed`; without `test` there
+    is no test part (`has_test`). `flip`: may pictures be mirrored? If not, training cuts random crops and leaves
     Inception's small parts alone, unless told otherwise.
     """
     names = tuple(str(one) for one in (_classes(dataset) if classes is None else classes))
