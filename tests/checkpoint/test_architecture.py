@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import nn
 
-from memtok.checkpoint.architecture import Architecture, build, check_supported, describe
+from memtok.checkpoint.architecture import build, check_supported, describe, from_json
 from memtok.errors import MemtokError
 from tests.checkpoint.tiny_models import VARIANTS, images, tiny_timm
 
@@ -24,7 +25,7 @@ def test_described_and_rebuilt(variant: str) -> None:
     """The rebuilt model has the same description, takes the same numbers and gives the same answer, bit for bit."""
     vit = tiny_timm(**VARIANTS[variant])
     architecture = describe(vit)
-    again = Architecture.from_json(architecture.to_json())
+    again = from_json(architecture.to_json())
     assert again == architecture
     state = torch.get_rng_state()
     rebuilt = build(again)
@@ -55,6 +56,22 @@ def test_width_of_the_mlp_is_exact(width: int) -> None:
     """timm takes a ratio; the width comes back whatever rounding does."""
     architecture = replace(describe(tiny_timm()), mlp_hidden=width)
     assert build(architecture, "meta").blocks[0].mlp.fc1.out_features == width
+
+
+def test_written_as_versions_read_it_that_knew_class_tokens_only() -> None:
+    """What the first version's files say of a model is all that files say of it now."""
+    written = json.loads(describe(tiny_timm()).to_json())
+    assert not written.keys() & {"family", "class_token"}
+    assert from_json(json.dumps(written)).class_token
+    bare = json.loads(describe(tiny_timm(class_token=False, global_pool="avg")).to_json())
+    assert bare.keys() - written.keys() == {"class_token"}
+
+
+def test_settings_of_attention_pooling_are_part_of_a_model_without_class_token() -> None:
+    vit = tiny_timm(class_token=False, global_pool="map")
+    vit.attn_pool.num_heads = 2
+    with pytest.raises(MemtokError, match="num_heads 4 in attn_pool"):
+        describe(vit)
 
 
 def swin() -> nn.Module:
@@ -114,7 +131,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "naflex": (lambda: NaFlexVit(NaFlexVitCfg(embed_dim=32, depth=1, num_heads=2)), "NaFlexVit"),
     "convolution": (lambda: nn.Conv2d(3, 3, 1), "Conv2d"),
     "subclass": (lambda: MyTransformer(**SMALL), "MyTransformer"),
-    "no-class-token": (lambda: tiny_timm(class_token=False, global_pool="avg"), "class token"),
     "post-norm": (lambda: tiny_timm(block_fn=timm_vit.ResPostBlock), "ResPostBlock in blocks.0"),
     "parallel": (lambda: tiny_timm(block_fn=timm_vit.ParallelThingsBlock), "ParallelThingsBlock in blocks.0"),
     "differential": (lambda: tiny_timm(attn_layer="diff"), "DiffAttention in blocks.0"),
@@ -156,10 +172,10 @@ def test_a_head_of_ones_own_is_no_obstacle() -> None:
 )
 def test_damaged_descriptions(text: str, message: str) -> None:
     with pytest.raises(MemtokError, match=message):
-        Architecture.from_json(text)
+        from_json(text)
 
 
 def test_settings_of_a_newer_version_are_refused() -> None:
     text = describe(tiny_timm()).to_json().replace('"depth"', '"windows": 3, "depth"')
     with pytest.raises(MemtokError, match="windows"):
-        Architecture.from_json(text)
+        from_json(text)

@@ -41,6 +41,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def theirs(case: str, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     """Tokens after the final norm (for CLIP the class token only) and the base answer, by transformers."""
     resize = {} if case.startswith(("dinov2", "registers")) else {"interpolate_pos_encoding": True}
+    if case.startswith("siglip"):
+        tower = model if hasattr(model, "encoder") else model.vision_model
+        out = tower(pixels, **resize)
+        return out.last_hidden_state, out.last_hidden_state.mean(1) if out.pooler_output is None else out.pooler_output
     if case.startswith("clip"):
         tower = model if case == "clip-vision" else model.vision_model
         pooled = tower(pixels, **resize).pooler_output
@@ -65,9 +69,9 @@ def test_equals_transformers(case: str, size: tuple[int, int], folders: dict[str
         ours = read.vit.forward_features(pixels)
         answer = read.vit(pixels)
     torch.testing.assert_close(ours[:, : tokens.shape[1]], tokens, rtol=0, atol=1e-5)
-    if logits is None:
+    if logits is None or case.startswith("siglip"):
         assert isinstance(read.vit.head, torch.nn.Identity)
-    else:
+    if logits is not None:
         torch.testing.assert_close(answer, logits, rtol=0, atol=1e-5)
 
 
@@ -132,7 +136,7 @@ def test_half_precision_and_prefix_do_not_change_the_fingerprint(
     expected = read_checkpoint(folders[case])
     prefixes = ("vit.", "deit.", "dinov2.", "dinov2_with_registers.", "vision_model.")
     prefix = f"{json.loads((folders[case] / 'config.json').read_text())['model_type']}."
-    prefix = "vision_model." if prefix.startswith("clip") else prefix
+    prefix = "vision_model." if prefix.startswith(("clip", "siglip")) else prefix
 
     def halve(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.half() for name, tensor in tensors.items()}
@@ -158,6 +162,7 @@ def test_one_trunk_has_one_fingerprint_whatever_stands_on_it(tmp_path: Path) -> 
         ("dinov2", "dinov2-classifier"),
         ("registers", "registers-classifier"),
         ("clip-vision", "clip-projection", "clip", "clip-classifier"),
+        ("siglip-vision", "siglip", "siglip-classifier"),
     )
     for cases in groups:
         models = [tiny_transformers(case, seed=number) for number, case in enumerate(cases)]
@@ -216,6 +221,8 @@ def test_left_out_tensors_are_named(case: str, left_out: set[str], folders: dict
 def test_text_tower_is_left_out_by_name(folders: dict[str, Path], tmp_path: Path) -> None:
     left_out = read_checkpoint(folders["clip"]).left_out
     assert {name.split(".")[0] for name in left_out} == {"text_model", "text_projection", "logit_scale"}
+    siglip = read_checkpoint(folders["siglip"]).left_out
+    assert {name.split(".")[0] for name in siglip} == {"text_model", "logit_scale", "logit_bias"}
     counted = {"vision_model.embeddings.position_ids": torch.arange(37)[None]}  # older versions wrote it
     folder = save_transformers(tiny_transformers("clip"), tmp_path)
     read = read_checkpoint(rewrite(folder, lambda tensors: {**tensors, **counted}))
@@ -307,6 +314,9 @@ def put(name: str, *shape: int) -> Any:
         ("registers", put("embeddings.register_tokens", 1, 2, 32), r"found \(1, 2, 32\)"),
         ("deit-teacher", drop("distillation_classifier.bias"), "distillation_classifier.bias, found none"),
         ("clip", drop("vision_model.pre_layrnorm.weight"), "pre_layrnorm.weight, found none"),
+        ("siglip", drop("vision_model.head.probe"), "head.probe, found none"),
+        ("siglip", drop("vision_model.head.attention.in_proj_bias"), "head.attention.in_proj_bias, found none"),
+        ("siglip", put("vision_model.head.attention.in_proj_weight", 33, 32), r"head.attention.* of shape"),
         ("clip", drop("visual_projection.weight"), None),
     ],
 )

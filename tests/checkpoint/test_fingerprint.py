@@ -44,6 +44,29 @@ def test_the_head_does_not_count() -> None:
     assert fingerprint_of(distilled) == fingerprint_of(again)
 
 
+def test_without_class_token_the_pooling_counts() -> None:
+    """The features are its answer then; the head still does not count."""
+    pooled = counted(class_token=False, global_pool="map")
+    expected = fingerprint_of(pooled)
+    assert expected == "sha256:891590d96e40058397fc383f76266619c201e5f865447bf0fb55ebbb8246402d"
+    pooled.reset_classifier(0)
+    assert fingerprint_of(pooled) == expected
+    with torch.no_grad():
+        pooled.attn_pool.latent.view(-1)[-1] += 2.0**-12
+    assert fingerprint_of(pooled) != expected
+    settings: list[dict[str, Any]] = [
+        dict(global_pool="avg", fc_norm=False),
+        dict(global_pool="max", fc_norm=False),
+        dict(global_pool="avgmax", fc_norm=False),
+        dict(global_pool="", fc_norm=False),
+        dict(global_pool="avg"),
+    ]
+    bare = [fingerprint_of(counted(class_token=False, **chosen)) for chosen in settings]
+    assert len(set(bare)) == len(bare)
+    prefixes = [counted(class_token=False, global_pool="avg", reg_tokens=1, pool_include_prefix=p) for p in (0, 1)]
+    assert fingerprint_of(prefixes[0]) != fingerprint_of(prefixes[1])
+
+
 def test_precision_training_and_device_copies_do_not_count() -> None:
     vit = tiny_timm()  # numbers that half precision holds exactly
     expected = fingerprint_of(vit)

@@ -70,6 +70,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rms-norm": dict(norm_layer=RmsNorm),
     "tanh-gelu": dict(act_layer=partial(nn.GELU, approximate="tanh")),
     "dynamic-size": dict(dynamic_img_size=True),
+    "bare-average": dict(class_token=False, global_pool="avg"),
+    "bare-average-norm-first": dict(class_token=False, global_pool="avg", fc_norm=False),
+    "bare-maximum": dict(class_token=False, global_pool="max"),
+    "bare-average-and-maximum": dict(class_token=False, global_pool="avgmax"),
+    "bare-attention-pool": dict(class_token=False, global_pool="map", act_layer="gelu_tanh"),
+    "bare-unpooled": dict(class_token=False, global_pool="", num_classes=0),
+    "bare-registers": dict(class_token=False, global_pool="avg", reg_tokens=2, pool_include_prefix=True),
+    "bare-registers-without-positions": dict(class_token=False, global_pool="map", reg_tokens=1, no_embed_class=True),
     "wide": dict(img_size=(24, 48), patch_size=(8, 4)),
 }
 
@@ -93,11 +101,16 @@ def transformers_settings(**more: Any) -> dict[str, Any]:
     return {**settings, **more}
 
 
-def clip_config(**vision: Any) -> Any:
-    """A whole CLIP, its text tower as small as the other."""
+def two_towers(kind: str, **vision: Any) -> Any:
+    """A whole CLIP or SigLIP, its text tower as small as the other."""
     transformers = pytest.importorskip("transformers")
 
     text = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    if kind == "siglip":
+        return transformers.SiglipConfig(
+            text_config=dict(**text, vocab_size=20, max_position_embeddings=9, bos_token_id=1, eos_token_id=2),
+            vision_config=transformers_settings(intermediate_size=48, **vision),
+        )
     return transformers.CLIPConfig(
         text_config=dict(
             **text, vocab_size=20, max_position_embeddings=9, projection_dim=6, bos_token_id=1, eos_token_id=2
@@ -136,8 +149,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "CLIPVisionConfig",
         dict(intermediate_size=48, projection_dim=6),
     ),
-    "clip": ("CLIPModel", "", {}),
-    "clip-classifier": ("CLIPForImageClassification", "", {}),
+    "clip": ("CLIPModel", "clip", {}),
+    "clip-classifier": ("CLIPForImageClassification", "clip", {}),
+    "siglip-vision": ("SiglipVisionModel", "SiglipVisionConfig", dict(intermediate_size=48)),
+    "siglip-headless": ("SiglipVisionModel", "SiglipVisionConfig", dict(intermediate_size=48, vision_use_head=False)),
+    "siglip": ("SiglipModel", "siglip", {}),
+    "siglip-classifier": ("SiglipForImageClassification", "siglip", {}),
 }
 
 
@@ -148,8 +165,8 @@ def tiny_transformers(case: str, seed: int = 0, **more: Any) -> Any:
     model, config, settings = CASES[case]
     configuration = (
         getattr(transformers, config)(**transformers_settings(**{**settings, **more}))
-        if config
-        else clip_config(**more)
+        if config.endswith("Config")
+        else two_towers(config, **more)
     )
     return randomise(getattr(transformers, model)(configuration), seed)
 

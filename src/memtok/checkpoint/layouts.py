@@ -1,10 +1,10 @@
-"""How transformers names the tensors and settings of ViT, DeiT, DINOv2 with and without registers, and CLIP.
+"""How transformers names the tensors and settings of ViT, DeiT, DINOv2 with and without registers, CLIP and SigLIP.
 
 A layout is a table from timm's tensor names to transformers'. Its files keep their tensor names while its modules
 change theirs; both spellings are here. LEFT_OUT lists every tensor that is not read, and why.
 
 Sources: transformers' `modeling_vit`, `modeling_deit`, `modeling_dinov2`, `modeling_dinov2_with_registers`,
-`modeling_clip` and their configurations (versions 4.40 and 5.23).
+`modeling_clip`, `modeling_siglip` and their configurations (versions 4.40 and 5.24).
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ LEFT_OUT = (
     LeftOut(DINOV2, r"classifier\.(weight|bias)", "reads the mean of the patches beside the class token"),
     LeftOut(("clip",), r"classifier\.(weight|bias)", "reads the mean of the patches, before the final norm"),
     LeftOut(("clip",), r"text_model\..*|text_projection\.weight|logit_scale", "the text tower"),
-    LeftOut(("clip",), r"(vision_model\.)?embeddings\.position_ids", "counts from 0; older versions wrote it"),
+    LeftOut(("siglip",), r"classifier\.(weight|bias)", "reads the mean of the patches, past the attention pooling"),
+    LeftOut(("siglip",), r"text_model\..*|logit_scale|logit_bias", "the text tower of SigLIP"),
+    LeftOut(("clip", "siglip"), r"(vision_model\.)?embeddings\.position_ids", "counts from 0; older versions wrote it"),
     LeftOut(("timm",), r"mask_token", "stands for hidden patches in pre-training"),
     LeftOut(("timm",), r"pre_logits\..*", "a layer that timm no longer has"),
 )
@@ -80,6 +82,14 @@ _CLIP_DEFAULTS = {
     "layer_norm_eps": 1e-5,
     "image_size": 224,
     "patch_size": 32,
+}
+
+_SIGLIP_DEFAULTS = {
+    **_CLIP_DEFAULTS,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+    "patch_size": 16,
+    "vision_use_head": True,
 }
 
 _EMBEDDINGS = {
@@ -142,6 +152,16 @@ _CLIP = {
     "blocks.{}.mlp.fc2": ("encoder.layers.{}.mlp.fc2",),
     "head": ("visual_projection",),
 }
+_SIGLIP = {
+    **{target: sources for target, sources in _CLIP.items() if target not in ("cls_token", "norm_pre", "head")},
+    "attn_pool.latent": ("head.probe",),
+    "attn_pool.q": ("head.attention.q",),  # of the joint in_proj_weight and in_proj_bias
+    "attn_pool.kv": ("head.attention.kv",),
+    "attn_pool.proj": ("head.attention.out_proj",),
+    "attn_pool.norm": ("head.layernorm",),
+    "attn_pool.mlp.fc1": ("head.mlp.fc1",),
+    "attn_pool.mlp.fc2": ("head.mlp.fc2",),
+}
 
 _ATTENTION_RESPELLED = (
     (r"\.attention\.q_proj\.", ".attention.attention.query."),
@@ -168,8 +188,9 @@ LAYOUTS = {
         {**_DINOV2_DEFAULTS, "patch_size": 16, "num_register_tokens": 4},
     ),
     "clip": Layout("vision_model.", _CLIP, (), _CLIP_DEFAULTS),
+    "siglip": Layout("vision_model.", _SIGLIP, (), _SIGLIP_DEFAULTS),
 }
-MODEL_TYPES = {**{name: name for name in LAYOUTS}, "clip_vision_model": "clip"}
+MODEL_TYPES = {**{name: name for name in LAYOUTS}, "clip_vision_model": "clip", "siglip_vision_model": "siglip"}
 
 ACTIVATIONS = {
     "gelu": "gelu",

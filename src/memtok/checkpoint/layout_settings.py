@@ -1,0 +1,104 @@
+"""The settings in transformers' config.json, and the description of the timm model that they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from memtok.checkpoint.architectures.common import Architecture
+from memtok.checkpoint.architectures.vit import VitArchitecture
+from memtok.checkpoint.layouts import ACTIVATIONS, DINOV2, LAYOUTS
+from memtok.errors import MemtokError
+from memtok.preprocessing import size_pair
+
+# The heads that say how many classes there are; a layout has one of them at most.
+HEADS = ("classifier.weight", "cls_classifier.weight", "visual_projection.weight")
+NESTED = ("clip", "siglip")  # model types whose vision tower has a table of its own
+
+
+def settings_of(config: Mapping[str, Any], layout: str) -> dict[str, Any]:
+    """The settings of the vision tower, complete: what config.json leaves out is transformers' default.
+
+    CLIP and SigLIP nest them, and old files of CLIP repeat them with more weight. MemtokError for values that make no
+    sense.
+    """
+    given = [config]
+    if config.get("model_type") in NESTED:
+        given = [config.get("vision_config") or {}, config.get("vision_config_dict") or {}]
+    settings = dict(LAYOUTS[layout].defaults)
+    for part in given:
+        settings.update({key: part[key] for key in settings if part.get(key) is not None})
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        if not isinstance(settings[key], int) or settings[key] < 1:
+            raise MemtokError(f"expected {key} in config.json as a number above 0, found {settings[key]!r}; correct it")
+    if settings["num_channels"] != 3:
+        raise MemtokError(
+            f"expected a model of 3 colour channels, found num_channels = {settings['num_channels']} in config.json; "
+            "take another"
+        )
+    if settings["hidden_size"] % settings["num_attention_heads"]:
+        raise MemtokError(
+            f"expected a hidden_size that the {settings['num_attention_heads']} attention heads share evenly, found "
+            f"{settings['hidden_size']} in config.json; correct it there"
+        )
+    return settings
+
+
+def architecture_of(layout: str, settings: Mapping[str, Any], named: Mapping[str, Tensor]) -> Architecture:
+    """The description of the timm model; MemtokError, by name, for a setting that no timm model has.
+
+    named: the tensors of the checkpoint, which tell the head.
+    """
+    swiglu = bool(settings.get("use_swiglu_ffn"))
+    pooled = bool(settings.get("vision_use_head"))
+    teacher = "distillation_classifier.weight" in named
+    head = next((named[key] for key in HEADS if key in named), None)
+    architecture = VitArchitecture(
+        image_size=size_pair(settings["image_size"], "image_size in config.json"),
+        patch_size=size_pair(settings["patch_size"], "patch_size in config.json"),
+        dim=settings["hidden_size"],
+        depth=settings["num_hidden_layers"],
+        heads=settings["num_attention_heads"],
+        mlp="glu_gate_first" if swiglu else "mlp",
+        mlp_hidden=_mlp_hidden(settings, layout),
+        activation="silu" if swiglu else _activation(settings["hidden_act"]),
+        epsilon=float(settings["layer_norm_eps"]),
+        qkv_bias=bool(settings.get("qkv_bias", True)),
+        layer_scale=layout in DINOV2,
+        distilled=teacher,
+        # DeiT's distillation token without a head of its own does what a register with a position does.
+        registers=1 if layout == "deit" and not teacher else settings.get("num_register_tokens", 0),
+        class_token=layout != "siglip",
+        positions="patches" if layout == "dinov2_with_registers" else "all",
+        pre_norm=layout == "clip",
+        # SigLIP without its pooling is read by the mean of the patches.
+        pool="token" if layout != "siglip" else "map" if pooled else "avg",
+        classes=0 if head is None else head.shape[0],
+        head_bias=layout != "clip",
+    )
+    (height, width), (tall, wide) = architecture.image_size, architecture.patch_size
+    if layout in DINOV2 and height // tall != width // wide:
+        raise MemtokError(
+            f"expected a square image_size, which is all that transformers resizes for {layout}, found "
+            f"{architecture.image_size} in config.json; take another model"
+        )
+    return architecture
+
+
+def _mlp_hidden(settings: Mapping[str, Any], layout: str) -> int:
+    """Outputs of the MLP's first layer, as transformers counts them."""
+    if layout not in DINOV2:
+        return int(settings["intermediate_size"])
+    hidden = int(settings["hidden_size"] * settings["mlp_ratio"])
+    # Two thirds, rounded up to a multiple of 8, and both halves of the gated unit in one layer.
+    return (int(hidden * 2 / 3) + 7) // 8 * 8 * 2 if settings["use_swiglu_ffn"] else hidden
+
+
+def _activation(name: Any) -> str:
+    if name not in ACTIVATIONS:
+        raise MemtokError(
+            f"expected hidden_act out of {', '.join(ACTIVATIONS)}, found {name!r} in config.json; take another model"
+        )
+    return ACTIVATIONS[name]
