@@ -96,6 +96,24 @@ def with_another_head_count() -> nn.Module:
     return vit
 
 
+def with_another_turn() -> nn.Module:
+    vit = tiny_timm(kind=Eva, use_rot_pos_emb=True, rope_rotate_half=True)
+    vit.rope.rotate_half = False
+    return vit
+
+
+def with_another_scale() -> nn.Module:
+    vit = tiny_timm(kind=Eva)
+    vit.blocks[1].attn.scale = 0.3
+    return vit
+
+
+def with_separate_bias() -> nn.Module:
+    vit = tiny_timm(kind=Eva)
+    vit.blocks[1].attn.qkv_bias_separate = True
+    return vit
+
+
 def with_adapter() -> nn.Module:
     vit = tiny_timm()
     vit.blocks[1].mlp.extra = nn.Linear(32, 32)
@@ -127,7 +145,11 @@ SMALL = dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_
 REFUSED: dict[str, tuple[Any, str]] = {
     "swin": (swin, "SwinTransformer"),
     "beit": (beit, "Beit"),
-    "rotary": (lambda: Eva(**SMALL, use_rot_pos_emb=True), "Eva"),
+    "eva-post-norm": (lambda: Eva(**SMALL, use_post_norm=True), "EvaBlockPostNorm in blocks.0"),
+    "eva-temporal": (lambda: Eva(**SMALL, use_rot_pos_emb=True, rope_type="mrope"), "RotaryEmbeddingMRope"),
+    "eva-turned": (with_another_turn, "rotate_half True in rope"),
+    "eva-scaled": (with_another_scale, "scale .* in blocks.1.attn"),
+    "eva-separate-bias": (with_separate_bias, "qkv_bias_separate False in blocks.1.attn"),
     "naflex": (lambda: NaFlexVit(NaFlexVitCfg(embed_dim=32, depth=1, num_heads=2)), "NaFlexVit"),
     "convolution": (lambda: nn.Conv2d(3, 3, 1), "Conv2d"),
     "subclass": (lambda: MyTransformer(**SMALL), "MyTransformer"),

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from timm.layers import LayerNorm
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
 from torch import Tensor
 
 from memtok.checkpoint import LEFT_OUT, read_checkpoint
 from memtok.errors import MemtokError
 from tests.checkpoint.tiny_models import (
     CASES,
+    DINOV3,
     IMAGE_SIZE,
     images,
     randomise,
@@ -40,7 +45,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @torch.no_grad()
 def theirs(case: str, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     """Tokens after the final norm (for CLIP the class token only) and the base answer, by transformers."""
-    resize = {} if case.startswith(("dinov2", "registers")) else {"interpolate_pos_encoding": True}
+    resize = {} if case.startswith(("dinov2", "registers", "dinov3")) else {"interpolate_pos_encoding": True}
     if case.startswith("siglip"):
         tower = model if hasattr(model, "encoder") else model.vision_model
         out = tower(pixels, **resize)
@@ -179,7 +184,7 @@ def test_one_trunk_has_one_fingerprint_whatever_stands_on_it(tmp_path: Path) -> 
 def test_fingerprint_is_that_of_timms_own_file_of_the_weights() -> None:
     """timm's names for the same trunks: distilled DeiT, registers folded into the class token, gated MLP, CLIP."""
     twins = {
-        "deit": tiny_timm(distilled=True, mlp_ratio=1.5),
+        "deit": tiny_timm(kind=VisionTransformerDistilled, mlp_ratio=1.5),
         "registers": tiny_timm(mlp_ratio=2, reg_tokens=3, no_embed_class=True, init_values=1e-5),
     }
     for case, twin in twins.items():
@@ -190,6 +195,31 @@ def test_fingerprint_is_that_of_timms_own_file_of_the_weights() -> None:
             tensors["dist_token"] = tensors.pop("reg_token")
         twin.load_state_dict({**twin.state_dict(), **tensors})
         assert read_checkpoint(twin).fingerprint == read.fingerprint
+
+
+def test_dinov3_without_and_with_biases_of_zero_is_one_trunk(tmp_path: Path) -> None:
+    """transformers' files of the distilled DINOv3 have these biases, timm's files come with and without them."""
+    model = tiny_transformers("dinov3")
+    biased = read_checkpoint(model)
+    with torch.no_grad():
+        for layer in model.model.layer:
+            layer.attention.q_proj.bias.zero_()
+            layer.attention.v_proj.bias.zero_()
+    read = read_checkpoint(model)
+    settings = dict(kind=Eva, mlp_ratio=1.5, norm_layer=partial(LayerNorm, eps=1e-5), num_reg_tokens=2)
+    for qkv_bias in (False, True):
+        twin = tiny_timm(**{**DINOV3, **settings, "qkv_bias": qkv_bias, "dynamic_img_size": True})
+        tensors = read.vit.state_dict()
+        twin.load_state_dict({name: tensors.get(name, tensor) for name, tensor in twin.state_dict().items()})
+        assert read_checkpoint(twin).fingerprint == read.fingerprint != biased.fingerprint
+        with torch.no_grad():
+            torch.testing.assert_close(twin.forward_features(images()), read.vit.forward_features(images()))
+
+
+@pytest.mark.parametrize("settings", [dict(query_bias=False), dict(proj_bias=False), dict(mlp_bias=False)])
+def test_dinov3_with_biases_that_timm_does_not_have(settings: dict[str, Any]) -> None:
+    with pytest.raises(MemtokError, match="bias"):
+        read_checkpoint(tiny_transformers("dinov3", **settings))
 
 
 def test_registers_fold_the_class_position(folders: dict[str, Path]) -> None:

@@ -51,8 +51,10 @@ def test_object_is_copied_bit_for_bit_and_not_touched(variant: str) -> None:
         assert torch.equal(tensor, before[name])
 
 
-def test_object_in_half_precision_is_widened() -> None:
-    model = tiny_timm()
+@pytest.mark.parametrize("variant", ["plain", "eva02", "rotary-mixed", "dinov3-fixed-size"])
+def test_object_in_half_precision_is_widened(variant: str) -> None:
+    """Rotary tables, which half precision rounds, are computed again."""
+    model = tiny_timm(**VARIANTS[variant])
     half = read_checkpoint(copy.deepcopy(model).half())
     assert half.vit.cls_token.dtype == torch.float32
     assert half.fingerprint == read_checkpoint(model).fingerprint
@@ -74,7 +76,16 @@ def test_object_with_pretrained_cfg_brings_its_preprocessing() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_small_patch14_reg4_dinov2"]
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "deit_tiny_distilled_patch16_224",
+        "vit_small_patch14_reg4_dinov2",
+        "vit_base_patch16_siglip_224",
+        "eva02_tiny_patch14_224",
+        "vit_small_patch16_dinov3_qkvb",
+        "vit_pe_core_tiny_patch16_384",
+    ],
 )
 def test_folder_as_timm_saves_it(name: str, tmp_path: Path) -> None:
     model = registered(name)

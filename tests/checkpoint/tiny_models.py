@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import GatedMlp, GluMlp, LayerNorm, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models import save_for_hf
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -36,19 +37,22 @@ def images(height: int = IMAGE_SIZE, width: int | None = None, seed: int = 0) ->
     return torch.randn(2, 3, height, width or height, generator=torch.Generator().manual_seed(seed))
 
 
-def tiny_timm(distilled: bool = False, seed: int = 0, **arguments: Any) -> Any:
-    """timm's Vision Transformer, 2 layers of 4 heads, width 32."""
+def tiny_timm(kind: type[nn.Module] = VisionTransformer, seed: int = 0, **arguments: Any) -> Any:
+    """timm's Vision Transformer, or another `kind` of it, 2 layers of 4 heads, width 32."""
     settings = dict(img_size=IMAGE_SIZE, patch_size=PATCH, embed_dim=32, depth=2, num_heads=4, num_classes=5)
-    return randomise(
-        (VisionTransformerDistilled if distilled else VisionTransformer)(**{**settings, **arguments}), seed
-    )
+    return randomise(kind(**{**settings, **arguments}), seed)
 
 
+ROTARY: dict[str, Any] = dict(use_rot_pos_emb=True)
+DINOV3: dict[str, Any] = dict(
+    **ROTARY, use_abs_pos_emb=False, rope_type="dinov3", rope_temperature=100, rope_rotate_half=True, init_values=0.1,
+    num_reg_tokens=4, use_fc_norm=False,
+)  # fmt: skip
 # Every way to build a Vision Transformer that task streams understand.
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "no-head": dict(num_classes=0),
-    "distilled": dict(distilled=True),
+    "distilled": dict(kind=VisionTransformerDistilled),
     "registers": dict(reg_tokens=3),
     "registers-without-positions": dict(reg_tokens=3, no_embed_class=True),
     "no-positions": dict(pos_embed="none"),
@@ -79,6 +83,50 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bare-registers": dict(class_token=False, global_pool="avg", reg_tokens=2, pool_include_prefix=True),
     "bare-registers-without-positions": dict(class_token=False, global_pool="map", reg_tokens=1, no_embed_class=True),
     "wide": dict(img_size=(24, 48), patch_size=(8, 4)),
+    "eva": dict(kind=Eva, init_values=0.1),
+    "eva-token": dict(kind=Eva, global_pool="token", use_abs_pos_emb=False, qkv_bias=False),
+    "eva-no-biases": dict(kind=Eva, qkv_bias=False, qkv_fused=False, norm_layer=partial(LayerNorm, eps=1e-5)),
+    "eva-scale-norms": dict(kind=Eva, scale_attn_inner=True, scale_mlp=True),
+    "eva-both-norms": dict(kind=Eva, use_fc_norm=True, use_post_transformer_norm=True),
+    "eva-no-final-norm": dict(kind=Eva, use_fc_norm=False, use_post_transformer_norm=False, head_init_scale=0),
+    "eva-packed-swiglu": dict(kind=Eva, swiglu_mlp=True, mlp_ratio=8 / 3, **ROTARY),
+    "eva02": dict(
+        kind=Eva, swiglu_mlp=True, scale_mlp=True, qkv_fused=False, mlp_ratio=8 / 3, ref_feat_shape=(3, 3), **ROTARY
+    ),
+    "rotary": dict(kind=Eva, attn_type="rope", class_token=False, no_embed_class=True, rope_temperature=10, **ROTARY),
+    "rotary-offset": dict(kind=Eva, rope_grid_offset=1.0, rope_grid_indexing="xy", num_reg_tokens=2, **ROTARY),
+    "rotary-mixed": dict(
+        kind=Eva, attn_type="rope", rope_type="mixed", rope_grid_indexing="xy", rope_temperature=10, **ROTARY
+    ),
+    "perception-encoder": dict(
+        kind=Eva,
+        attn_type="rope",
+        use_pre_transformer_norm=True,
+        global_pool="map",
+        attn_pool_num_heads=2,
+        attn_pool_mlp_ratio=1.5,
+        rope_grid_offset=1.0,
+        ref_feat_shape=(6, 6),
+        dynamic_img_size=True,
+        **ROTARY,
+    ),
+    "perception-encoder-bare": dict(
+        kind=Eva, class_token=False, global_pool="map", attn_pool_num_heads=2, init_values=0.1, **ROTARY
+    ),
+    "dinov3": dict(kind=Eva, swiglu_mlp=True, swiglu_align_to=8, dynamic_img_size=True, **DINOV3),
+    "dinov3-fixed-size": dict(kind=Eva, qkv_bias=False, **DINOV3),
+    "dinov3-bare": dict(kind=Eva, class_token=False, **DINOV3),
+    "grouped-heads": dict(
+        kind=Eva,
+        attn_type="rope",
+        qkv_fused=False,
+        num_kv_heads=(4, 2),
+        qk_norm=True,
+        attn_only_layer_scale=True,
+        norm_layer=RmsNorm,
+        swiglu_mlp=True,
+        **DINOV3,
+    ),
 }
 
 
@@ -143,6 +191,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Dinov2WithRegistersConfig",
         dict(mlp_ratio=2, num_register_tokens=1, use_swiglu_ffn=True),
     ),
+    "dinov3": ("DINOv3ViTModel", "DINOv3ViTConfig", dict(intermediate_size=48, num_register_tokens=2)),
+    "dinov3-gated": (
+        "DINOv3ViTModel",
+        "DINOv3ViTConfig",
+        dict(intermediate_size=48, use_gated_mlp=True, hidden_act="silu", query_bias=False, value_bias=False),
+    ),
+    "dinov3-key-bias": ("DINOv3ViTModel", "DINOv3ViTConfig", dict(intermediate_size=48, key_bias=True, rope_theta=7.0)),
     "clip-vision": ("CLIPVisionModel", "CLIPVisionConfig", dict(intermediate_size=48, projection_dim=6)),
     "clip-projection": (
         "CLIPVisionModelWithProjection",

@@ -32,6 +32,7 @@ def from_json(text: str) -> Architecture:
             raise MemtokError(
                 f"expected known settings, found {unknown or f'the family {name!r}'}; read the file with a newer memtok"
             )
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         for key in ("image_size", "patch_size"):
             height, width = values[key]
             values[key] = (int(height), int(width))
@@ -49,8 +50,19 @@ def build(architecture: Architecture, device: str = "cpu") -> nn.Module:
     with torch.device("meta"):
         vit = architecture.make()
     vit = vit.float()  # whatever torch's default precision is
-    empty: nn.Module = vit if device == "meta" else vit.to_empty(device=device)
+    if device == "meta":
+        return vit
+    empty: nn.Module = vit.to_empty(device=device)
+    fill_tables(empty)
     return empty
+
+
+def fill_tables(vit: nn.Module) -> None:
+    """Computes what timm never stores: rotary tables, indices of relative positions, the keys' bias of zeros."""
+    for module in vit.modules():
+        compute: Any = getattr(module, "init_non_persistent_buffers", None)
+        if compute is not None:
+            compute()
 
 
 def check_supported(vit: nn.Module) -> None:

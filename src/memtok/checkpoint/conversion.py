@@ -119,7 +119,8 @@ def _file_names(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tens
             name = re.sub(pattern, replacement, name)
         if name in named:
             raise MemtokError(f"expected each tensor once, found {original} twice under two names; write it again")
-        named[name] = tensor
+        if tensor.numel():  # DINOv3 without registers has a tensor of none
+            named[name] = tensor
     return named
 
 

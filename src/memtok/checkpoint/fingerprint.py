@@ -23,7 +23,8 @@ def fingerprint_of(vit: nn.Module) -> str:
     """
     architecture = describe(vit)
     digest = hashlib.sha256(json.dumps(architecture.facts(), sort_keys=True).encode())
-    tensors = {architecture.canonical(name): tensor for name, tensor in trunk_tensors(vit)}
+    named = [(architecture.canonical(name, tensor), tensor) for name, tensor in trunk_tensors(vit)]
+    tensors = {name: tensor for name, tensor in named if name is not None}
     for name in sorted(tensors):
         values = tensors[name].detach().to("cpu", torch.float32).contiguous()
         digest.update(json.dumps([name, list(values.shape)]).encode())

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from memtok.checkpoint.architectures.common import Architecture
+from memtok.checkpoint.architectures.eva import EvaArchitecture
 from memtok.checkpoint.architectures.vit import VitArchitecture
 from memtok.checkpoint.layouts import ACTIVATIONS, DINOV2, LAYOUTS
 from memtok.errors import MemtokError
@@ -51,20 +52,17 @@ def architecture_of(layout: str, settings: Mapping[str, Any], named: Mapping[str
 
     named: the tensors of the checkpoint, which tell the head.
     """
+    if layout == "dinov3_vit":
+        return _dinov3(settings)
     swiglu = bool(settings.get("use_swiglu_ffn"))
     pooled = bool(settings.get("vision_use_head"))
     teacher = "distillation_classifier.weight" in named
     head = next((named[key] for key in HEADS if key in named), None)
     architecture = VitArchitecture(
-        image_size=size_pair(settings["image_size"], "image_size in config.json"),
-        patch_size=size_pair(settings["patch_size"], "patch_size in config.json"),
-        dim=settings["hidden_size"],
-        depth=settings["num_hidden_layers"],
-        heads=settings["num_attention_heads"],
+        **_sizes(settings),
         mlp="glu_gate_first" if swiglu else "mlp",
         mlp_hidden=_mlp_hidden(settings, layout),
         activation="silu" if swiglu else _activation(settings["hidden_act"]),
-        epsilon=float(settings["layer_norm_eps"]),
         qkv_bias=bool(settings.get("qkv_bias", True)),
         layer_scale=layout in DINOV2,
         distilled=teacher,
@@ -85,6 +83,43 @@ def architecture_of(layout: str, settings: Mapping[str, Any], named: Mapping[str
             f"{architecture.image_size} in config.json; take another model"
         )
     return architecture
+
+
+def _sizes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that all layouts call the same."""
+    return {
+        "image_size": size_pair(settings["image_size"], "image_size in config.json"),
+        "patch_size": size_pair(settings["patch_size"], "patch_size in config.json"),
+        "dim": settings["hidden_size"],
+        "depth": settings["num_hidden_layers"],
+        "heads": settings["num_attention_heads"],
+        "epsilon": float(settings["layer_norm_eps"]),
+    }
+
+
+def _dinov3(settings: Mapping[str, Any]) -> EvaArchitecture:
+    biases = {kind: bool(settings[f"{kind}_bias"]) for kind in ("query", "key", "value", "proj", "mlp")}
+    alike = biases["query"] == biases["value"] and (biases["query"] or not biases["key"])
+    if not (alike and biases["proj"] and biases["mlp"]):
+        raise MemtokError(
+            "expected biases of query and value alone, of query, key and value, or of none of them, and those of the "
+            f"projection and the MLP, found {', '.join(f'{kind}_bias = {value}' for kind, value in biases.items())} in "
+            "config.json; no timm model is like that, take another"
+        )
+    return EvaArchitecture(
+        **_sizes(settings),
+        mlp="swiglu" if settings["use_gated_mlp"] else "mlp",
+        mlp_hidden=int(settings["intermediate_size"]),
+        activation=_activation(settings["hidden_act"]),
+        qkv_bias=biases["query"],
+        attention="rope" if biases["key"] else "eva",
+        layer_scale=True,
+        registers=settings["num_register_tokens"],
+        positions="none",
+        rope="dinov3",
+        rope_temperature=float(settings["rope_theta"]),
+        rotate_half=True,
+    )
 
 
 def _mlp_hidden(settings: Mapping[str, Any], layout: str) -> int:

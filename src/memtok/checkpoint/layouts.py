@@ -1,10 +1,10 @@
-"""How transformers names the tensors and settings of ViT, DeiT, DINOv2 with and without registers, CLIP and SigLIP.
+"""How transformers names the tensors and settings of ViT, DeiT, DINOv2 and DINOv3, CLIP and SigLIP.
 
 A layout is a table from timm's tensor names to transformers'. Its files keep their tensor names while its modules
 change theirs; both spellings are here. LEFT_OUT lists every tensor that is not read, and why.
 
 Sources: transformers' `modeling_vit`, `modeling_deit`, `modeling_dinov2`, `modeling_dinov2_with_registers`,
-`modeling_clip`, `modeling_siglip` and their configurations (versions 4.40 and 5.24).
+`modeling_dinov3_vit`, `modeling_clip`, `modeling_siglip` and their configurations (versions 4.40 and 5.24).
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ class LeftOut:
     reason: str
 
 
+MASKED = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 DINOV2 = ("dinov2", "dinov2_with_registers")
 LEFT_OUT = (
     LeftOut(("vit", "deit"), r"((vit|deit)\.)?pooler\.dense\.(weight|bias)", "the pooler, which no classifier reads"),
     LeftOut(("vit", "deit"), r"decoder\.0\.(weight|bias)", "the decoder of masked pre-training"),
-    LeftOut(("vit", "deit", *DINOV2), r"(\w+\.)?embeddings\.mask_token", "stands for hidden patches in pre-training"),
+    LeftOut(MASKED, r"(\w+\.)?embeddings\.mask_token", "stands for hidden patches in pre-training"),
     LeftOut(DINOV2, r"classifier\.(weight|bias)", "reads the mean of the patches beside the class token"),
     LeftOut(("clip",), r"classifier\.(weight|bias)", "reads the mean of the patches, before the final norm"),
     LeftOut(("clip",), r"text_model\..*|text_projection\.weight|logit_scale", "the text tower"),
@@ -90,6 +91,25 @@ _SIGLIP_DEFAULTS = {
     "layer_norm_eps": 1e-6,
     "patch_size": 16,
     "vision_use_head": True,
+}
+_DINOV3_DEFAULTS = {
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "num_channels": 3,
+    "intermediate_size": 1536,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "rope_theta": 100.0,
+    "image_size": 224,
+    "patch_size": 16,
+    "query_bias": True,
+    "key_bias": False,
+    "value_bias": True,
+    "proj_bias": True,
+    "mlp_bias": True,
+    "use_gated_mlp": False,
+    "num_register_tokens": 0,
 }
 
 _EMBEDDINGS = {
@@ -162,6 +182,24 @@ _SIGLIP = {
     "attn_pool.mlp.fc1": ("head.mlp.fc1",),
     "attn_pool.mlp.fc2": ("head.mlp.fc2",),
 }
+_DINOV3 = {
+    "cls_token": ("embeddings.cls_token",),
+    "reg_token": ("embeddings.register_tokens",),
+    "patch_embed.proj": ("embeddings.patch_embeddings",),
+    "norm": ("norm",),
+    "blocks.{}.norm1": ("layer.{}.norm1",),
+    "blocks.{}.norm2": ("layer.{}.norm2",),
+    "blocks.{}.attn.qkv": tuple(f"layer.{{}}.attention.{part}_proj" for part in "qkv"),
+    "blocks.{}.attn.q_bias": ("layer.{}.attention.q_proj.bias",),
+    "blocks.{}.attn.v_bias": ("layer.{}.attention.v_proj.bias",),
+    "blocks.{}.attn.proj": ("layer.{}.attention.o_proj",),
+    "blocks.{}.mlp.fc1": ("layer.{}.mlp.up_proj",),
+    "blocks.{}.mlp.fc1_g": ("layer.{}.mlp.gate_proj",),
+    "blocks.{}.mlp.fc1_x": ("layer.{}.mlp.up_proj",),
+    "blocks.{}.mlp.fc2": ("layer.{}.mlp.down_proj",),
+    "blocks.{}.gamma_1": ("layer.{}.layer_scale1.lambda1",),
+    "blocks.{}.gamma_2": ("layer.{}.layer_scale2.lambda1",),
+}
 
 _ATTENTION_RESPELLED = (
     (r"\.attention\.q_proj\.", ".attention.attention.query."),
@@ -175,6 +213,7 @@ _VIT_RESPELLED = (
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
+_DINOV3_RESPELLED = ((r"^model\.layer\.", "layer."),)
 _DINOV2_RESPELLED = (*_ATTENTION_RESPELLED, (r"\.mlp\.down_proj\.", ".mlp.weights_out."))
 
 LAYOUTS = {
@@ -187,6 +226,7 @@ LAYOUTS = {
         _DINOV2_RESPELLED,
         {**_DINOV2_DEFAULTS, "patch_size": 16, "num_register_tokens": 4},
     ),
+    "dinov3_vit": Layout("dinov3_vit.", _DINOV3, _DINOV3_RESPELLED, _DINOV3_DEFAULTS),
     "clip": Layout("vision_model.", _CLIP, (), _CLIP_DEFAULTS),
     "siglip": Layout("vision_model.", _SIGLIP, (), _SIGLIP_DEFAULTS),
 }

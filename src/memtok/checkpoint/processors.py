@@ -27,6 +27,7 @@ from memtok.preprocessing import Preprocessing, size_pair
 
 PILLOW_INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
+_IMAGENET = {"image_mean": list(IMAGENET_DEFAULT_MEAN), "image_std": list(IMAGENET_DEFAULT_STD)}
 # What each of transformers' image processors takes for a setting that its file does not mention.
 _COMMON = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 _CLIP = {
@@ -57,6 +58,7 @@ PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "Bit": _CLIP,
     "CLIP": _CLIP,
+    "DINOv3ViT": {**_VIT, **_IMAGENET},
     "Siglip": {**_VIT, "resample": 3},
 }
 # A size that is one number means the shorter side to these, a square to the others.
@@ -66,13 +68,13 @@ UNSUPPORTED_SETTINGS = ("crop_pct", "do_pad", "rescale_offset", "do_reduce_label
 
 # What the published checkpoints of a model type use: google/vit-*, facebook/deit-*, facebook/dinov2-*, openai/clip-*,
 # google/siglip-*.
-_IMAGENET = {"image_mean": list(IMAGENET_DEFAULT_MEAN), "image_std": list(IMAGENET_DEFAULT_STD)}
 _DINOV2 = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, **_IMAGENET}
 USUAL_PROCESSORS: dict[str, dict[str, Any]] = {
     "vit": {"image_processor_type": "ViTImageProcessor"},
     "deit": {"image_processor_type": "DeiTImageProcessor", **_IMAGENET},
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2,
+    "dinov3_vit": {"image_processor_type": "DINOv3ViTImageProcessor"},
     "clip": {"image_processor_type": "CLIPImageProcessor"},
     "siglip": {"image_processor_type": "SiglipImageProcessor"},
 }

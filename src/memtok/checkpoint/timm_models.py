@@ -18,7 +18,7 @@ import torch
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from memtok.checkpoint.architecture import check_supported
+from memtok.checkpoint.architecture import check_supported, fill_tables
 from memtok.checkpoint.conversion import split_left_out
 from memtok.checkpoint.processors import has_timm_preprocessing, timm_preprocessing
 from memtok.checkpoint.tensor_files import load_tensors, one_line
@@ -52,6 +52,7 @@ def read_timm_object(model: nn.Module, size: tuple[int, int] | None) -> Found:
     """A copy of a timm model in memory, as it stands, in float32 on the CPU."""
     check_supported(model)
     vit = copy.deepcopy(model).cpu().float()
+    fill_tables(vit)  # those of a model in half precision are rounded
     told = has_timm_preprocessing(_pretrained_config(vit))
     origin = "checkpoint" if told else "usual for timm's Vision Transformers (the object has no pretrained_cfg)"
     return _found(vit, size or _own_size(vit), origin)
@@ -145,7 +146,7 @@ def _fit_head(vit: Any, tensors: Mapping[str, Tensor]) -> None:
 
 def _own_size(vit: Any) -> tuple[int, int]:
     """(height, width) in pixels that the model is for: its own, or what it recommends where it takes any."""
-    recommended = _pretrained_config(vit).get("input_size") if vit.dynamic_img_size else None
+    recommended = _pretrained_config(vit).get("input_size") if getattr(vit, "dynamic_img_size", False) else None
     height, width = recommended[-2:] if recommended else vit.patch_embed.img_size
     return height, width
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from memtok.checkpoint.architectures.common import Architecture
+from memtok.checkpoint.architectures.eva import EvaArchitecture
 from memtok.checkpoint.architectures.vit import VitArchitecture
 
-FAMILIES: tuple[type[Architecture], ...] = (VitArchitecture,)
+FAMILIES: tuple[type[Architecture], ...] = (VitArchitecture, EvaArchitecture)

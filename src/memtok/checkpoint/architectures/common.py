@@ -54,6 +54,7 @@ ACTIVATIONS = {
 IGNORED = (
     "training",
     "num_classes",
+    "no_embed_class",  # read as `positions`
     "fused_attn",
     "grad_checkpointing",
     "strict_img_size",
@@ -162,8 +163,8 @@ class Architecture(ABC):
         """Rows and columns of patches."""
         return [side // patch for side, patch in zip(self.image_size, self.patch_size, strict=True)]
 
-    def canonical(self, name: str) -> str:
-        """The name under which the fingerprint takes a tensor."""
+    def canonical(self, name: str, tensor: Tensor) -> str | None:
+        """The name under which the fingerprint takes a tensor; None for one that it leaves out."""
         return name
 
 
@@ -371,6 +372,13 @@ def new_activation(name: str) -> nn.Module:
     """A module of the activation of this canonical name."""
     module: nn.Module = get_act_layer(name)()
     return module
+
+
+def add_gates(vit: Any, bias: bool) -> None:
+    """Puts timm's gate on the attention's output into every layer."""
+    for block in vit.blocks:
+        width = block.attn.proj.in_features
+        block.attn.gate = nn.Linear(vit.embed_dim, width, bias=bias)
 
 
 def new_head(dim: int, classes: int, bias: bool) -> nn.Module:

@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 from timm.layers import GatedMlp, GluMlp, Mlp, PatchEmbed, SwiGLU, get_act_layer, get_norm_layer
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from memtok.checkpoint.architectures.common import (
     Architecture,
+    add_gates,
     check_blocks,
     check_patches,
     is_there,
@@ -104,8 +105,8 @@ class VitArchitecture(Architecture):
         vit: Any = (VisionTransformerDistilled if self.distilled else VisionTransformer)(**arguments)
         if not self.head_bias:
             vit.head = new_head(self.dim, self.classes, bias=False)
-        for block in vit.blocks if self.attention_gate else ():
-            block.attn.gate = nn.Linear(self.dim, block.attn.attn_dim, bias=self.qkv_bias)
+        if self.attention_gate:
+            add_gates(vit, self.qkv_bias)
         made: nn.Module = vit
         return made
 
@@ -124,7 +125,7 @@ class VitArchitecture(Architecture):
             facts["pool_include_prefix"] = True
         return facts
 
-    def canonical(self, name: str) -> str:
+    def canonical(self, name: str, tensor: Tensor) -> str | None:
         """One token beside the class token, with a position of its own, is the same trunk whatever it is called.
 
         DeiT's files have a distillation token (two heads) or a register (one head, on the class token).
