@@ -11,6 +11,7 @@ import timm
 import torch
 from timm.layers import QuickGELU
 from timm.models import vision_transformer as timm_vit
+from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import nn
@@ -80,10 +81,6 @@ def swin() -> nn.Module:
     )
 
 
-def beit() -> nn.Module:
-    return timm.create_model("beit_base_patch16_224", embed_dim=32, depth=1, num_heads=2, img_size=32, num_classes=2)
-
-
 def with_changed_norm() -> nn.Module:
     vit = tiny_timm()
     vit.blocks[1].norm2.eps = 1e-3
@@ -99,6 +96,12 @@ def with_another_head_count() -> nn.Module:
 def with_another_turn() -> nn.Module:
     vit = tiny_timm(kind=Eva, use_rot_pos_emb=True, rope_rotate_half=True)
     vit.rope.rotate_half = False
+    return vit
+
+
+def with_another_window() -> nn.Module:
+    vit = tiny_timm(kind=Beit, use_rel_pos_bias=True)
+    vit.blocks[1].attn.window_size = (4, 9)
     return vit
 
 
@@ -144,10 +147,10 @@ class MyTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
 SMALL = dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=2)
 REFUSED: dict[str, tuple[Any, str]] = {
     "swin": (swin, "SwinTransformer"),
-    "beit": (beit, "Beit"),
     "eva-post-norm": (lambda: Eva(**SMALL, use_post_norm=True), "EvaBlockPostNorm in blocks.0"),
     "eva-temporal": (lambda: Eva(**SMALL, use_rot_pos_emb=True, rope_type="mrope"), "RotaryEmbeddingMRope"),
     "eva-turned": (with_another_turn, "rotate_half True in rope"),
+    "beit-window": (with_another_window, "window_size .* in blocks.1.attn"),
     "eva-scaled": (with_another_scale, "scale .* in blocks.1.attn"),
     "eva-separate-bias": (with_separate_bias, "qkv_bias_separate False in blocks.1.attn"),
     "naflex": (lambda: NaFlexVit(NaFlexVitCfg(embed_dim=32, depth=1, num_heads=2)), "NaFlexVit"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from timm.layers import GluMlp, LayerNorm, LayerNormFp32, SwiGLUPacked
+from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from torch import nn
@@ -91,6 +92,20 @@ def test_what_the_tensors_of_a_rotary_model_do_not_say_counts() -> None:
     assert fingerprint_of(counted(**rotary, dynamic_img_size=True)) == found[0]
     pooled: dict[str, Any] = dict(kind=Eva, class_token=False, global_pool="map")
     assert fingerprint_of(counted(**pooled)) != fingerprint_of(counted(**pooled, attn_pool_num_heads=2))
+
+
+def test_relative_positions_count_with_their_grid() -> None:
+    tables: dict[str, Any] = dict(kind=Beit, use_abs_pos_emb=False)
+    found = [
+        fingerprint_of(counted(**tables)),
+        fingerprint_of(counted(**tables, use_rel_pos_bias=True)),
+        fingerprint_of(counted(**tables, use_shared_rel_pos_bias=True)),
+        fingerprint_of(counted(**tables, use_rel_pos_bias=True, img_size=(24, 96))),
+        fingerprint_of(counted(**tables, use_rel_pos_bias=True, num_heads=8)),
+    ]
+    assert len(set(found)) == len(found)
+    assert found[1] == "sha256:cfa0ff1f9834ec2b4de3a65cfd1433a54c40beef2629776423675603d7c3f8be"
+    assert fingerprint_of(counted(**tables, img_size=32)) == found[0]
 
 
 def test_precision_training_and_device_copies_do_not_count() -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.layers import GatedMlp, GluMlp, LayerNorm, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models import save_for_hf
+from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -116,6 +117,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dinov3": dict(kind=Eva, swiglu_mlp=True, swiglu_align_to=8, dynamic_img_size=True, **DINOV3),
     "dinov3-fixed-size": dict(kind=Eva, qkv_bias=False, **DINOV3),
     "dinov3-bare": dict(kind=Eva, class_token=False, **DINOV3),
+    "beit": dict(kind=Beit, use_rel_pos_bias=True, init_values=0.1),
+    "beit-shared": dict(kind=Beit, use_shared_rel_pos_bias=True, use_abs_pos_emb=False, global_pool="token"),
+    "beit-plain": dict(kind=Beit, qkv_bias=False, swiglu_mlp=True, scale_mlp=True, use_fc_norm=False),
     "grouped-heads": dict(
         kind=Eva,
         attn_type="rope",
@@ -168,6 +172,7 @@ def two_towers(kind: str, **vision: Any) -> Any:
     )
 
 
+BEIT: dict[str, Any] = dict(intermediate_size=48, layer_norm_eps=1e-6)
 # Name of a case -> the transformers class, its configuration class, and settings.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "vit": ("ViTModel", "ViTConfig", dict(intermediate_size=48)),
@@ -198,6 +203,35 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         dict(intermediate_size=48, use_gated_mlp=True, hidden_act="silu", query_bias=False, value_bias=False),
     ),
     "dinov3-key-bias": ("DINOv3ViTModel", "DINOv3ViTConfig", dict(intermediate_size=48, key_bias=True, rope_theta=7.0)),
+    "beit": ("BeitModel", "BeitConfig", dict(BEIT, use_relative_position_bias=True)),
+    "beit-everything": (
+        "BeitForImageClassification",
+        "BeitConfig",
+        dict(
+            BEIT,
+            use_relative_position_bias=True,
+            use_shared_relative_position_bias=True,
+            num_labels=5,
+            use_absolute_position_embeddings=True,
+            use_mean_pooling=False,
+            hidden_act="relu",
+        ),
+    ),
+    "beit-classifier": (
+        "BeitForImageClassification",
+        "BeitConfig",
+        dict(BEIT, use_shared_relative_position_bias=True, num_labels=5, layer_scale_init_value=0.0),
+    ),
+    "beit-masked": (
+        "BeitForMaskedImageModeling",
+        "BeitConfig",
+        dict(BEIT, use_mask_token=True, vocab_size=7, use_relative_position_bias=True),
+    ),
+    "beit-masked-token": (
+        "BeitForMaskedImageModeling",
+        "BeitConfig",
+        dict(BEIT, use_mask_token=True, vocab_size=7, use_mean_pooling=False),
+    ),
     "clip-vision": ("CLIPVisionModel", "CLIPVisionConfig", dict(intermediate_size=48, projection_dim=6)),
     "clip-projection": (
         "CLIPVisionModelWithProjection",

@@ -96,7 +96,11 @@ def layout_name(config: Mapping[str, Any]) -> str:
 
 def split_left_out(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """What is read of a checkpoint, and the names of what LEFT_OUT leaves out of this layout ("timm" for timm's)."""
-    rules = [re.compile(rule.pattern) for rule in LEFT_OUT if layout in rule.layouts]
+    rules = [
+        re.compile(rule.pattern)
+        for rule in LEFT_OUT
+        if layout in rule.layouts and (not rule.beside or rule.beside in tensors)
+    ]
     left_out = tuple(sorted(name for name in tensors if any(rule.fullmatch(name) for rule in rules)))
     return {name: tensor for name, tensor in tensors.items() if name not in left_out}, left_out
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from memtok.checkpoint.architectures.beit import BeitArchitecture
 from memtok.checkpoint.architectures.common import Architecture
 from memtok.checkpoint.architectures.eva import EvaArchitecture
 from memtok.checkpoint.architectures.vit import VitArchitecture
@@ -54,6 +55,8 @@ def architecture_of(layout: str, settings: Mapping[str, Any], named: Mapping[str
     """
     if layout == "dinov3_vit":
         return _dinov3(settings)
+    if layout == "beit":
+        return _beit(settings, named)
     swiglu = bool(settings.get("use_swiglu_ffn"))
     pooled = bool(settings.get("vision_use_head"))
     teacher = "distillation_classifier.weight" in named
@@ -76,13 +79,19 @@ def architecture_of(layout: str, settings: Mapping[str, Any], named: Mapping[str
         classes=0 if head is None else head.shape[0],
         head_bias=layout != "clip",
     )
-    (height, width), (tall, wide) = architecture.image_size, architecture.patch_size
-    if layout in DINOV2 and height // tall != width // wide:
+    if layout in DINOV2:
+        _check_square(architecture, layout)
+    return architecture
+
+
+def _check_square(architecture: Architecture, layout: str) -> None:
+    """MemtokError for the layouts that transformers resizes even at their own size, in a way made for square grids."""
+    rows, columns = architecture.grid()
+    if rows != columns:
         raise MemtokError(
             f"expected a square image_size, which is all that transformers resizes for {layout}, found "
             f"{architecture.image_size} in config.json; take another model"
         )
-    return architecture
 
 
 def _sizes(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,6 +129,27 @@ def _dinov3(settings: Mapping[str, Any]) -> EvaArchitecture:
         rope_temperature=float(settings["rope_theta"]),
         rotate_half=True,
     )
+
+
+def _beit(settings: Mapping[str, Any], named: Mapping[str, Tensor]) -> BeitArchitecture:
+    head = named.get("classifier.weight")
+    averaged = bool(settings["use_mean_pooling"])
+    architecture = BeitArchitecture(
+        **_sizes(settings),
+        mlp_hidden=int(settings["intermediate_size"]),
+        activation=_activation(settings["hidden_act"]),
+        layer_scale=float(settings["layer_scale_init_value"]) > 0,
+        positions="all" if settings["use_absolute_position_embeddings"] else "none",
+        layer_bias=bool(settings["use_relative_position_bias"]),
+        shared_bias=bool(settings["use_shared_relative_position_bias"]),
+        # Masked pre-training has a norm of its own after the last layer, and no pooler.
+        final_norm="fc_norm" if averaged and "pooler.layernorm.weight" in named else "norm",
+        pool="avg" if averaged else "token",
+        classes=0 if head is None else head.shape[0],
+    )
+    if architecture.layer_bias or architecture.shared_bias:
+        _check_square(architecture, "beit")
+    return architecture
 
 
 def _mlp_hidden(settings: Mapping[str, Any], layout: str) -> int:

@@ -58,6 +58,7 @@ PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "Bit": _CLIP,
     "CLIP": _CLIP,
+    "Beit": {**_VIT, "resample": 3, "crop_size": 224},
     "DINOv3ViT": {**_VIT, **_IMAGENET},
     "Siglip": {**_VIT, "resample": 3},
 }
@@ -74,6 +75,7 @@ USUAL_PROCESSORS: dict[str, dict[str, Any]] = {
     "deit": {"image_processor_type": "DeiTImageProcessor", **_IMAGENET},
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2,
+    "beit": {"image_processor_type": "BeitImageProcessor"},
     "dinov3_vit": {"image_processor_type": "DINOv3ViTImageProcessor"},
     "clip": {"image_processor_type": "CLIPImageProcessor"},
     "siglip": {"image_processor_type": "SiglipImageProcessor"},

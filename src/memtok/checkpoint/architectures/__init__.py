@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from memtok.checkpoint.architectures.beit import BeitArchitecture
 from memtok.checkpoint.architectures.common import Architecture
 from memtok.checkpoint.architectures.eva import EvaArchitecture
 from memtok.checkpoint.architectures.vit import VitArchitecture
 
-FAMILIES: tuple[type[Architecture], ...] = (VitArchitecture, EvaArchitecture)
+FAMILIES: tuple[type[Architecture], ...] = (VitArchitecture, EvaArchitecture, BeitArchitecture)
