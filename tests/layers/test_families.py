@@ -33,7 +33,7 @@ def several(backbone: memtok.Backbone) -> list[memtok.Task]:
 @pytest.mark.parametrize("size", [32, 48])
 @pytest.mark.filterwarnings(
     "ignore:Using a non-tuple sequence:UserWarning"
-)  # timm's own, where it resizes BEiT's tables
+)
 def test_base_and_features_are_bitwise_those_of_timm(name: str, size: int) -> None:
     vit = small_model(name)
     backbone = memtok.load_backbone(vit, image_size=size)
