@@ -16,10 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from memtok.files import atomic_write
+from memtok.plots import PNG_INK, PNG_RC
 from memtok.plots import PNG_MUTED as MUTED
-from memtok_experiments.pictures import DPI, MASKED, STYLE, UNMASKED
 
-SERIES = {"training": ("training step", MASKED, "o"), "inference": ("inference", UNMASKED, "s")}
+SERIES = {"training": ("training step", "#2767b0", "o"), "inference": ("inference", "#c2571a", "s")}
 ACROSS = 3
 LABELS = {
     "tasks": "tasks, each of one class token",
@@ -35,7 +35,7 @@ def draw_growth(points: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     axes_of: dict[str, list[Mapping[str, Any]]] = {}
     for point in points:
         axes_of.setdefault(point["axis"], []).append(point)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(PNG_RC | {"ytick.labelcolor": PNG_INK}):
         down = math.ceil(len(axes_of) / ACROSS)
         figure = Figure(figsize=(3.1 * ACROSS, 2.7 * down), layout="constrained")
         FigureCanvasAgg(figure)
@@ -49,7 +49,7 @@ def draw_growth(points: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower left", ncols=len(labels), fontsize=8.5)
         with atomic_write(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=DPI)
+            figure.savefig(temporary, format="png", dpi=160)
 
 
 def draw_axis(panel: Axes, axis: str, points: Sequence[Mapping[str, Any]]) -> None:

@@ -236,6 +236,8 @@ def settings_of(options: Namespace) -> list[GridSettings]:
 def tables(options: Namespace, plans: Sequence[GridSettings], preset: Preset | None) -> dict[str, Any]:
     """Runs the grids, prints and writes the table."""
     from memtok_experiments.grid import Grid, open_backbone
+    from memtok_experiments.render import to_console, to_json
+    from memtok_experiments.saving import save
     from memtok_experiments.table import make_table
 
     for plan in plans:  # all of them before the first grid, which may take days
@@ -247,13 +249,13 @@ def tables(options: Namespace, plans: Sequence[GridSettings], preset: Preset | N
         backbone = backbone if len(plans) == 1 else open_backbone(plan)
         records += Grid(plan, backbone, listener=console_listener()).run()
     made = make_table(records)
-    for title, columns, rows, right in made.console():
+    for title, columns, rows, right in to_console(made):
         say(title)
         table(columns, rows, right)
         say()
-    for path in made.save(Path(options.out), name=options.experiment):
+    for path in save(made, Path(options.out), options.experiment):
         say(f"wrote {path}")
-    result = made.to_json()
+    result = to_json(made)
     if preset is not None and len(preset.data) == 1:
         means = [
             (column, cell.mean) for row in made.rows for column, cell in row.cells.items() if row.data in preset.data

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from memtok_experiments.columns import find_column
-from memtok_experiments.orderings import ERRORS
+from memtok_experiments.orderings import ERRORS, orderings
 from memtok_experiments.published import BACKBONE, SOURCES, published
 from memtok_experiments.render import NONE, percent, said, share
 from memtok_experiments.table import Cell, Row, Table, column_label
@@ -77,7 +77,7 @@ def notes(table: Table) -> Iterator[str]:
 
 def ordering_lines(table: Table) -> Iterator[str]:
     """The paper's orderings and whether they show."""
-    statements = table.orderings
+    statements = orderings(table)
     if not statements:
         return
     yield from ("", "### The paper's orderings", "")

@@ -1,17 +1,14 @@
-"""A table of `memtok_experiments.table` as JSON, as CSV, for the console, and as files."""
+"""A table of `memtok_experiments.table` as JSON, as CSV and for the console."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from memtok.files import csv_text, write_csv, write_json, write_text
+from memtok.files import csv_text
+from memtok_experiments.orderings import Ordering, orderings
 from memtok_experiments.published import BACKBONE, SOURCES
 from memtok_experiments.table import Cell, Row, Table, column_label
-
-if TYPE_CHECKING:
-    from memtok_experiments.orderings import Ordering
 
 FORMAT_VERSION = 1
 NONE = "–"
@@ -21,7 +18,7 @@ Block = tuple[str, list[str], list[list[str]], list[str]]
 
 def to_json(table: Table) -> dict[str, Any]:
     """JSON-able; all accuracies, differences and errors are shares in [0, 1], published ones too."""
-    statements = table.orderings
+    statements = orderings(table)
     return {
         "format_version": FORMAT_VERSION,
         "close": share(table.close),
@@ -143,7 +140,7 @@ def to_console(table: Table) -> list[Block]:
         images = ", ".join(f"{count:,} test images" for count in sorted({cell.images for cell in cells if cell.images}))
         title = ", ".join(part for part in (f"{row.data} with {row.backbone}: {row.setting}", images) if part)
         blocks.append((title, heads, lines, heads[1:]))
-    statements = table.orderings
+    statements = orderings(table)
     if statements:
         heads = ["data", "statement", "difference", "+-", "verdict", "in the paper"]
         several = len({statement.row.backbone for statement in statements}) > 1
@@ -160,22 +157,6 @@ def to_console(table: Table) -> list[Block]:
         ]
         blocks.append(("Orderings (points; +- one standard error)", heads, lines, ["difference", "+-"]))
     return blocks
-
-
-def save(table: Table, folder: Path, name: str) -> list[Path]:
-    """Writes the table as NAME.json, .csv, .md and, once something is tested, .png into `folder`; returns the paths."""
-    from memtok_experiments.markdown import to_markdown
-    from memtok_experiments.pictures import draw
-
-    paths = [folder / f"{name}.{ending}" for ending in ("json", "csv", "md", "png")]
-    if not any(cell.tests for row in table.rows for cell in row.cells.values()):
-        paths.pop()
-    write_json(paths[0], to_json(table))
-    write_csv(paths[1], to_csv(table))
-    write_text(paths[2], to_markdown(table))
-    for path in paths[3:]:
-        draw(table, path)
-    return paths
 
 
 def share(percent: float | None) -> float | None:

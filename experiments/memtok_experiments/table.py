@@ -8,17 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from memtok.errors import MemtokError
 from memtok_experiments.columns import find_column
 from memtok_experiments.published import published
 from memtok_experiments.records import RunRecord, Score
-
-if TYPE_CHECKING:
-    from memtok_experiments.orderings import Ordering
 
 CLOSE = 2.0  # points: what "close to full fine-tuning" means unless told otherwise
 
@@ -152,43 +148,6 @@ class Table:
     def columns(self) -> tuple[str, ...]:
         """All columns that some row has, in the table's order."""
         return tuple(sorted({column for row in self.rows for column in row.cells}, key=column_order))
-
-    @property
-    def orderings(self) -> tuple[Ordering, ...]:
-        """See `memtok_experiments.orderings.orderings`."""
-        from memtok_experiments.orderings import orderings
-
-        return orderings(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-able; accuracies, published ones too, are shares in [0, 1]."""
-        from memtok_experiments.render import to_json
-
-        return to_json(self)
-
-    def to_csv(self) -> str:
-        """One line per cell under a heading; accuracies are shares in [0, 1]."""
-        from memtok_experiments.render import to_csv
-
-        return to_csv(self)
-
-    def to_markdown(self) -> str:
-        """Tables in percent, with the published figures under each row, the orderings and the learning rates."""
-        from memtok_experiments.markdown import to_markdown
-
-        return to_markdown(self)
-
-    def console(self) -> list[tuple[str, list[str], list[list[str]], list[str]]]:
-        """(title, headings, lines, right-aligned headings) of each table to print, see `memtok.cli.output.table`."""
-        from memtok_experiments.render import to_console
-
-        return to_console(self)
-
-    def save(self, folder: str | Path, name: str = "table2") -> list[Path]:
-        """Writes NAME.json, .csv, .md and, once something is tested, .png into `folder`; returns their paths."""
-        from memtok_experiments.render import save
-
-        return save(self, Path(folder), name)
 
 
 def make_table(records: Iterable[RunRecord], *, close: float = CLOSE) -> Table:

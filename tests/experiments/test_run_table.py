@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from memtok.errors import MemtokError
+from memtok_experiments.markdown import to_markdown
 from memtok_experiments.records import Score, write_record
+from memtok_experiments.render import to_json
 from memtok_experiments.run_table import collect, read_runs
 from memtok_experiments.table import make_table
 from tests.experiments.records import run
@@ -54,7 +56,5 @@ def test_a_line_that_makes_no_sense_is_named(folder: Path) -> None:
 def test_published_tables_are_those_of_the_published_runs(root: Path, name: str) -> None:
     published = root / "docs" / "results" / name
     table = make_table(read_runs(published / "runs.csv"))
-    assert json.loads(json.dumps(table.to_json())) == json.loads(
-        (published / "table2.json").read_text(encoding="utf-8")
-    )
-    assert table.to_markdown() == (published / "table2.md").read_text(encoding="utf-8")
+    assert json.loads(json.dumps(to_json(table))) == json.loads((published / "table2.json").read_text(encoding="utf-8"))
+    assert to_markdown(table) == (published / "table2.md").read_text(encoding="utf-8")

@@ -14,8 +14,11 @@ import pytest
 
 from memtok.errors import MemtokError
 from memtok_experiments.columns import EVERY_COLUMN
-from memtok_experiments.orderings import Ordering
+from memtok_experiments.markdown import to_markdown
+from memtok_experiments.orderings import Ordering, orderings
 from memtok_experiments.records import RunRecord, Score
+from memtok_experiments.render import to_console, to_csv, to_json
+from memtok_experiments.saving import save
 from memtok_experiments.table import Cell, Table, column_label, column_order, make_table
 from tests.experiments.records import grid, run
 
@@ -43,7 +46,7 @@ def only_cell(table: Table) -> Cell:
 
 
 def statement(records: list[RunRecord], lower: str, upper: str) -> Ordering:
-    (found,) = [one for one in make_table(records).orderings if (one.lower, one.upper) == (lower, upper)]
+    (found,) = [one for one in orderings(make_table(records)) if (one.lower, one.upper) == (lower, upper)]
     return found
 
 
@@ -193,9 +196,7 @@ def test_a_lucky_pair_of_seeds_takes_the_spread_of_its_row() -> None:
 def test_single_seeds_are_said_to_lack_the_spread() -> None:
     found = statement([*seeds_of("head", 0.80), *seeds_of("class", 0.90)], "head", "class")
     assert (found.seeds, found.spread_known) == (1, False)
-    assert (
-        "comes from the test images alone" in make_table(seeds_of("head", 0.8) + seeds_of("class", 0.9)).to_markdown()
-    )
+    assert "comes from the test images alone" in to_markdown(make_table(seeds_of("head", 0.8) + seeds_of("class", 0.9)))
 
 
 def test_the_best_memory_is_chosen_on_the_validation_part_not_on_the_test() -> None:
@@ -206,8 +207,8 @@ def test_the_best_memory_is_chosen_on_the_validation_part_not_on_the_test() -> N
         *seeds_of("memory-10", 0.80, 0.80, validation=0.90),
     ]
     table = make_table(records)
-    assert ("head", "memory-5") in {(found.lower, found.upper) for found in table.orderings}
-    assert not {"memory-10", "memory-1"} & {found.upper for found in table.orderings}
+    assert ("head", "memory-5") in {(found.lower, found.upper) for found in orderings(table)}
+    assert not {"memory-10", "memory-1"} & {found.upper for found in orderings(table)}
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,7 @@ def test_memory_close_to_full(memory: float, verdict: str) -> None:
 
 def test_what_close_means_can_be_said() -> None:
     records = [*seeds_of("full", 0.90, 0.90), *seeds_of("memory-5", 0.85, 0.85)]
-    (found,) = make_table(records, close=10).orderings
+    (found,) = orderings(make_table(records, close=10))
     assert (found.verdict, found.margin) == ("holds", 10)
 
 
@@ -230,7 +231,7 @@ def test_the_papers_own_figures_are_asked_the_same() -> None:
         run(column, data=data) for column in ("full", "head", "class", "memory-5") for data in ("sun397", "digits")
     ]
     records += [run(column, data="inaturalist2017") for column in ("full", "head", "class", "memory-5")]
-    said = {(found.row.data, found.lower, found.upper): found.paper for found in make_table(records).orderings}
+    said = {(found.row.data, found.lower, found.upper): found.paper for found in orderings(make_table(records))}
     assert said["sun397", "head", "class"] is True
     assert said["sun397", "memory-5", "full"] is True  # 76.8 and 76.9
     assert said["inaturalist2017", "memory-5", "full"] is False  # 50.1 and 54.0
@@ -238,7 +239,7 @@ def test_the_papers_own_figures_are_asked_the_same() -> None:
 
 
 def test_with_and_without_mask_are_compared_among_themselves() -> None:
-    pairs = [(found.lower, found.upper) for found in make_table(grid(seeds=2)).orderings]
+    pairs = [(found.lower, found.upper) for found in orderings(make_table(grid(seeds=2)))]
     assert ("head", "class-unmasked") in pairs
     assert ("class-unmasked", "memory-1-unmasked") in pairs
     assert not any("unmasked" in lower and "unmasked" not in upper for lower, upper in pairs if upper != "full")
@@ -246,19 +247,19 @@ def test_with_and_without_mask_are_compared_among_themselves() -> None:
 
 def test_alternatives_are_compared_with_memory_of_as_many_cells() -> None:
     columns = ("memory-5", "memory-5-unmasked", "memory-1", "propagated-5", "additive-5", "propagated-3")
-    pairs = {(found.lower, found.upper) for found in make_table(grid(columns=columns[:-1])).orderings}
+    pairs = {(found.lower, found.upper) for found in orderings(make_table(grid(columns=columns[:-1])))}
     assert {("propagated-5", "memory-5-unmasked"), ("additive-5", "memory-5-unmasked")} <= pairs
     masked_only = make_table(
         [*seeds_of("memory-5", 0.8), *seeds_of("propagated-5", 0.7), *seeds_of("propagated-3", 0.7)]
     )
-    assert [(found.lower, found.upper) for found in masked_only.orderings] == [("propagated-5", "memory-5")]
+    assert [(found.lower, found.upper) for found in orderings(masked_only)] == [("propagated-5", "memory-5")]
 
 
 # Forms
 
 
 def test_json_is_plain_and_in_shares() -> None:
-    value = json.loads(json.dumps(make_table(grid()).to_json(), allow_nan=False))
+    value = json.loads(json.dumps(to_json(make_table(grid())), allow_nan=False))
     (row,) = value["rows"]
     cell = row["cells"]["memory-1"]
     assert cell["published"] == {"paper": 0.909, "reproduction": 0.6408}
@@ -272,7 +273,7 @@ def test_json_is_plain_and_in_shares() -> None:
 
 def test_csv_has_a_line_per_cell() -> None:
     table = make_table(grid() + grid("digits", seeds=1, columns=("head",)) + [run("head", data="mnist", chosen=False)])
-    lines = list(csv.DictReader(io.StringIO(table.to_csv())))
+    lines = list(csv.DictReader(io.StringIO(to_csv(table))))
     assert len(lines) == len(EVERY_COLUMN) + 2
     first = table.rows[0].cells["full"]
     assert float(lines[0]["top1"]) == first.mean
@@ -286,7 +287,7 @@ def test_markdown_shows_both_and_stays_within_its_cells() -> None:
         *seeds_of("class", 0.85),
         *seeds_of("memory-1", 0.9, 0.9, data="folder:a|b\nc"),
     ]
-    text = make_table(records).to_markdown()
+    text = to_markdown(make_table(records))
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert all(len({line.replace("\\|", "").count("|") for line in lines}) == 1 for lines in tables)
     assert "| cifar100 | 80.5 ± 0.7 (2) | 85.0 (1) |  |" in text
@@ -297,7 +298,7 @@ def test_markdown_shows_both_and_stays_within_its_cells() -> None:
 
 
 def test_markdown_names_several_backbones_and_unfinished_cells() -> None:
-    text = make_table([*seeds_of("head", 0.8), run("head", backbone="small", chosen=False)]).to_markdown()
+    text = to_markdown(make_table([*seeds_of("head", 0.8), run("head", backbone="small", chosen=False)]))
     assert "| cifar100 | models/dinov2-small | 80.0 |" in text
     assert "| cifar100 | small | – |" in text
     assert "One seed each" in text
@@ -305,11 +306,11 @@ def test_markdown_names_several_backbones_and_unfinished_cells() -> None:
 
 def test_markdown_marks_the_chosen_rate_and_what_diverged() -> None:
     runs = [run(), run(learning_rate=10.0, chosen=False, diverged=True, validation=Score(top1=0.0, images=10))]
-    assert "**0.1: 80.0** · 10: 0.0 (diverged)" in make_table(runs).to_markdown()
+    assert "**0.1: 80.0** · 10: 0.0 (diverged)" in to_markdown(make_table(runs))
 
 
 def test_console_has_a_table_per_row_and_the_orderings() -> None:
-    blocks = make_table(grid() + grid("mnist")).console()
+    blocks = to_console(make_table(grid() + grid("mnist")))
     assert [block[0].split(" with ")[0] for block in blocks[:2]] == ["cifar100", "mnist"]
     for _, headings, lines, right in blocks:
         assert all(len(line) == len(headings) for line in lines)
@@ -321,14 +322,14 @@ def test_console_has_a_table_per_row_and_the_orderings() -> None:
 
 def test_saved_files(tmp_path: Path) -> None:
     table = make_table(grid(seeds=2, columns=("head", "memory-1")))
-    paths = table.save(tmp_path / "results", "table2")
+    paths = save(table, tmp_path / "results", "table2")
     assert [path.name for path in paths] == ["table2.json", "table2.csv", "table2.md", "table2.png"]
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == sorted(path.name for path in paths)
-    assert json.loads(paths[0].read_text()) == json.loads(json.dumps(table.to_json()))
-    assert paths[2].read_text() == table.to_markdown()
+    assert json.loads(paths[0].read_text()) == json.loads(json.dumps(to_json(table)))
+    assert paths[2].read_text() == to_markdown(table)
     assert paths[3].read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_table_without_tests_is_saved_without_a_picture(tmp_path: Path) -> None:
-    paths = make_table([run("head", data="mnist", chosen=False)]).save(tmp_path)
+    paths = save(make_table([run("head", data="mnist", chosen=False)]), tmp_path)
     assert [path.suffix for path in paths] == [".json", ".csv", ".md"]
