@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from memtok import __version__
@@ -25,7 +25,7 @@ def describe(sizes: Sizes) -> dict[str, Any]:
         "processor": processor(),
         "cores": usable_cores(),
         "threads": sizes.threads,
-        "memory_gb": round(total_memory() / 1e9, 1),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
         "python": platform.python_version(),
         "memtok": __version__,
@@ -52,14 +52,6 @@ def processor() -> str:
             if line.startswith(("model name", "Model")):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def total_memory() -> int:
-    """Bytes of main memory, 0 where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 0
 
 
 def blas() -> str:
