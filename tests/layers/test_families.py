@@ -31,9 +31,7 @@ def several(backbone: memtok.Backbone) -> list[memtok.Task]:
 
 @every_family
 @pytest.mark.parametrize("size", [32, 48])
-@pytest.mark.filterwarnings(
-    "ignore:Using a non-tuple sequence:UserWarning"
-)
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
 def test_base_and_features_are_bitwise_those_of_timm(name: str, size: int) -> None:
     vit = small_model(name)
     backbone = memtok.load_backbone(vit, image_size=size)
