@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from memtok.backbone import Backbone, gradients_of
 from memtok.errors import MemtokError
-from memtok.layers import Layer, Positions
+from memtok.layers import Adapt, Layer, Positions, unadapted
 from memtok.outputs import Outputs, TaskAttention
 from memtok.task import Task, topological
 
@@ -71,6 +71,32 @@ def bias_of(layer: Layer, positions: Positions, standing: Sequence[int], rows: i
     return None if trunk is None else F.pad(trunk[..., standing, :][..., standing], (0, columns, 0, rows))
 
 
+def dense_layer(
+    layer: Layer,
+    x: Tensor,
+    positions: Positions,
+    standing: Sequence[int],
+    placed: int,
+    cells: Tensor,
+    mask: Tensor | None = None,
+    adapt: Adapt = unadapted,
+) -> tuple[Tensor, Tensor]:
+    """Tokens (B, n, D) after one layer in which every token sees all others and memory cells (m, D), unless masked.
+
+    Also returns the probabilities (B, H, n, n + m). standing: as in `bias_of`, of the first tokens; what comes after
+    them is memory that walks along. placed: how many of the first tokens are image tokens, patches last among them.
+    """
+    normed = layer.normed(x)
+    query, key, value = layer.queries_keys_values(normed, adapt)
+    query, key = place(layer, query, positions, placed), place(layer, key, positions, placed)
+    memory_key, memory_value = layer.keys_and_values(cells.expand(x.shape[0], -1, -1))
+    key, value = torch.cat([key, memory_key], dim=2), torch.cat([value, memory_value], dim=2)
+    walking = x.shape[1] - len(standing)
+    bias = bias_of(layer, positions, standing, walking, walking + len(cells))
+    heads, probabilities = masked_attention(layer, query, key, value, bias, mask)
+    return layer.add_mlp(layer.add_attention(x, heads, normed, adapt), adapt), probabilities
+
+
 def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor, *, attention: bool = False) -> Outputs:
     """Answers of composable tasks and of the base, (B, 3, height, width) images, by one masked attention per layer.
 
@@ -98,17 +124,10 @@ def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor,
     looks = []
     for index, (layer, positions) in enumerate(zip(backbone.layers, backbone.positions(), strict=True)):
         adapted = partial(adapt, everyone, own, index, count)
-        normed = layer.normed(x)
-        query, key, value = layer.queries_keys_values(normed, adapted)
-        query, key = place(layer, query, positions, count), place(layer, key, positions, count)
         memory = [placed_memory(task, own[id(task)]["memory"][index].to(x.dtype), layer) for task in everyone]
         cells = torch.cat([*memory, x.new_zeros(0, backbone.dim)])  # (M, D)
-        memory_key, memory_value = layer.keys_and_values(cells.expand(batch, -1, -1))
-        key, value = torch.cat([key, memory_key], dim=2), torch.cat([value, memory_value], dim=2)
-        bias = bias_of(layer, positions, standing, 0, len(cells))
-        heads, probabilities = masked_attention(layer, query, key, value, bias, mask)
+        x, probabilities = dense_layer(layer, x, positions, standing, count, cells, mask, adapted)
         looks.append(probabilities)
-        x = layer.add_mlp(layer.add_attention(x, heads, normed, adapted), adapted)
 
     final = backbone.final_norm(x)
     rows = slices([count, *(task.queries for task in everyone)])[1:]
@@ -190,25 +209,6 @@ def without_class_token(backbone: Backbone, images: Tensor) -> Tensor:
     return entered if backbone.class_token is None else entered[:, 1:]
 
 
-def unmasked_layer(
-    layer: Layer, x: Tensor, positions: Positions, standing: Sequence[int], cells: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Tokens (B, n, D) after one layer in which every token sees all others and the memory cells (m, D).
-
-    Also returns the probabilities (B, H, n, n + m). standing: as in `bias_of`, of the first tokens; what comes after
-    them is memory that walks along.
-    """
-    normed = layer.normed(x)
-    query, key, value = layer.queries_keys_values(normed)
-    count, walking = len(standing), x.shape[1] - len(standing)
-    query, key = place(layer, query, positions, count), place(layer, key, positions, count)
-    memory_key, memory_value = layer.keys_and_values(cells.expand(x.shape[0], -1, -1))
-    key, value = torch.cat([key, memory_key], dim=2), torch.cat([value, memory_value], dim=2)
-    bias = bias_of(layer, positions, standing, walking, walking + len(cells))
-    heads, probabilities = masked_attention(layer, query, key, value, bias, None)
-    return layer.add_mlp(layer.add_attention(x, heads, normed)), probabilities
-
-
 def variant_outputs(backbone: Backbone, task: Task, images: Tensor, *, attention: bool = False) -> Outputs:
     """Answer of a task that image tokens see: its class token takes the place of the base one. No base output.
 
@@ -231,7 +231,7 @@ def variant_outputs(backbone: Backbone, task: Task, images: Tensor, *, attention
         if task.regime == "memory-additive" and index:
             x = torch.cat([x[:, :count], x[:, count:] + memory[index]], dim=1)
         cells = x.new_zeros(0, backbone.dim) if travelling else placed_memory(task, memory[index], layer)
-        x, probabilities = unmasked_layer(layer, x, positions, range(count), cells)
+        x, probabilities = dense_layer(layer, x, positions, range(count), count, cells)
         if attention:
             looks.append(probabilities[:, :, :1])
     final = backbone.final_norm(x[:, :1])
@@ -264,7 +264,7 @@ def unmasked_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor) 
     standing = [*[0] * len(tokens), *range(1, rest.shape[1] + 1)]
     for index, (layer, positions) in enumerate(zip(backbone.layers, backbone.positions(), strict=True)):
         cells = torch.cat([placed_memory(task, task.memory[index].to(x.dtype), layer) for task in tasks])  # (M, D)
-        x, _ = unmasked_layer(layer, x, positions, standing, cells)
+        x, _ = dense_layer(layer, x, positions, standing, len(standing), cells)
     final = backbone.final_norm(x[:, : len(tokens)])
     rows = slices([task.queries for task in tasks])
     read = {task.name: final[:, row] for task, row in zip(tasks, rows, strict=True)}
