@@ -36,7 +36,7 @@ class DenseMasked(nn.Module):
         self.memory = nn.ParameterList([task.memory.detach().clone() for task in tasks])  # (L, m, D) each
         self.heads = nn.ModuleList([copy.deepcopy(task.head) for task in tasks])
         self.family = family_of(self.vit)
-        self.mask: Tensor
+        self.mask: Tensor  # (N + T, N + T + M) bool, True where row i sees column j
         self.register_buffer(
             "mask", attention_mask(backbone.tokens, tasks).to(backbone.device)
         )  # (N + T, N + T + M), True where row i sees column j
