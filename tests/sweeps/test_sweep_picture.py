@@ -103,6 +103,10 @@ def test_panels(tmp_path: Path, drawn: Callable[..., list[Any]], space: dict[str
     made = result(tmp_path, **space)
     panels = drawn(made)
     assert [axes.get_title(loc="left") for axes in panels] == titles
+    for axes in panels:
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        assert all(left < x < right and low < y < high for x, y, _ in points(axes, "o"))
+        assert all(left < x < right for x, _, _ in points(axes, "x"))
     marks = [len(points(axes, "o", DOT) + points(axes, "x")) for axes in panels]
     assert (sum(marks) if isinstance(space["learning_rates"], list) else marks[0]) == len(made.data[0].trials)
 

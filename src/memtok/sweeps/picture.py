@@ -21,7 +21,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.transforms import ScaledTranslation, Transform
+from matplotlib.transforms import ScaledTranslation
 
 from memtok import plots
 from memtok.plots import INK, MUTED, PAPER
@@ -140,8 +140,7 @@ class Panel:
                     found.setdefault(self.value(trial), []).append(accuracy(trial))
             if found:
                 means = [fmean(values) for values in found.values()]
-                place = moved_right(axes, aside)
-                axes.plot(list(found), means, color=self.color(trials[0]), zorder=3, transform=place, **style)
+                plot_aside(axes, aside, list(found), means, color=self.color(trials[0]), zorder=3, **style)
 
     def draw_dot(self, axes: Axes, trial: Trial, aside: float) -> None:
         """The dot of a trial, `aside` points right of its value: hollow if it was stopped.
@@ -149,18 +148,17 @@ class Panel:
         The best seed of a setting carries the bar of its interval, and the ring of one that is chosen or the highest.
         """
         x, y, paint = self.value(trial), accuracy(trial), self.color(trial)
-        place: Any = {"transform": moved_right(axes, aside)}
         face = paint if trial.state == "finished" else PAPER
-        axes.plot([x], [y], "o", ms=DOT, mfc=face, mec=paint, zorder=4, **place)
+        plot_aside(axes, aside, [x], [y], marker="o", ms=DOT, mfc=face, mec=paint, zorder=4)
         choice = self.one.choice
         setting = None if choice is None else choice.setting_of(trial.configuration)
         if choice is None or setting is None or trial is not setting.trials[0]:
             return
         ends = [100 * end for end in setting.interval]
-        axes.plot([x, x], ends, color=paint, linewidth=1.1, alpha=0.55, zorder=2, **place)
+        plot_aside(axes, aside, [x, x], ends, color=paint, linewidth=1.1, alpha=0.55, zorder=2)
         if setting in (choice.best, choice.chosen):
             edge = INK if setting is choice.chosen else MUTED
-            axes.plot([x], [y], "o", ms=11, mfc="none", mec=edge, zorder=5, **place)
+            plot_aside(axes, aside, [x], [y], marker="o", ms=11, mfc="none", mec=edge, zorder=5)
         if setting is choice.chosen:
             box: Any = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
             style: Any = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 8, "zorder": 6}
@@ -291,10 +289,11 @@ def accuracy(trial: Trial) -> float:
     return 100 * trial.last.top1
 
 
-def moved_right(axes: Axes, points: float) -> Transform:
-    """Where data stand, moved to the right by so many points."""
+def plot_aside(axes: Axes, points: float, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
+    """Plots a line so many points right of where its values are."""
     figure: Any = axes.get_figure()
-    return axes.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
+    (line,) = axes.plot(x, y, **style)  # with the plain transform, by which the limits of the axes are found
+    line.set_transform(axes.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans))
 
 
 def cross_step(crosses: Sequence[tuple[Trial, float, int]]) -> float:
