@@ -93,7 +93,8 @@ def style(theme: Theme) -> Any:  # matplotlib's own type lists every key
     }
 
 
-RC: Any = style(LIGHT)
+# The names by which the pictures of `reproduce` and `bench` know the style of a file.
+PNG_INK, PNG_MUTED, PNG_LINE, PNG_PAPER, PNG_RC = INK, MUTED, LINE, PAPER, style(LIGHT)
 
 
 @contextmanager

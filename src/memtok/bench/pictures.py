@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from memtok.files import atomic_write
-from memtok.plots import MUTED
+from memtok.plots import PNG_MUTED as MUTED
 from memtok.reproduce.pictures import DPI, MASKED, STYLE, UNMASKED
 
 SERIES = {"training": ("training step", MASKED, "o"), "inference": ("inference", UNMASKED, "s")}

@@ -20,8 +20,11 @@ from matplotlib.lines import Line2D
 
 from memtok.errors import MemtokError, printable
 from memtok.files import atomic_write
-from memtok.plots import INK, LINE, MUTED, PAPER
-from memtok.plots import RC as PNG_RC
+from memtok.plots import PNG_INK as INK
+from memtok.plots import PNG_LINE as LINE
+from memtok.plots import PNG_MUTED as MUTED
+from memtok.plots import PNG_PAPER as PAPER
+from memtok.plots import PNG_RC
 from memtok.reproduce.columns import find_column
 from memtok.reproduce.published import BACKBONE
 from memtok.reproduce.table import Cell, Row, Table, column_label
