@@ -14,7 +14,6 @@ from memtok.bench.floor import Geometry
 from memtok.bench.scene import make_vit
 from memtok.bench.sizes import Sizes
 from memtok.model import MemoryViT
-from memtok.trace import break_even
 from tests.tiny import tiny_backbone, tiny_images, tiny_task
 
 BASE32 = Geometry(depth=12, dim=768, heads=12, hidden=3072, tokens=50, patches=49, patch_inputs=3072, base_classes=1000)
@@ -106,6 +105,6 @@ def test_absorbed_projections_break_even_where_both_cost_the_same() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"num_heads": 4}, {"img_size": 64}])
 def test_the_streams_break_even_where_the_floor_says(changes: dict[str, int]) -> None:
-    vit = tiny_backbone(**changes).vit
-    geometry = Geometry.of(vit)
-    assert math.floor(break_even(vit.blocks[0].attn, geometry.tokens)) == floor.break_even(geometry)
+    backbone = tiny_backbone(**changes)
+    geometry = Geometry.of(backbone.vit)
+    assert math.floor(backbone.layers[0].break_even(geometry.tokens)) == floor.break_even(geometry)

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from memtok.checkpoint.architecture import shape_text
+from memtok.checkpoint.architectures.common import shape_text
 from memtok.errors import MemtokError
 from memtok.header import read_safetensors_header
 
