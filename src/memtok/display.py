@@ -17,9 +17,9 @@ def percent(share: float, digits: int = 2, unit: str = " %") -> str:
 
 
 def shown_bytes(count: int) -> str:
-    """A size in powers of 1,000: 1,234 B, 12.3 kB, 4.56 MB."""
-    if count < 10_000:
-        return f"{count:,} B"
+    """A size in powers of 1,000: 123 B, 12.3 kB, 4.56 MB."""
+    if count < 1000:
+        return f"{count} B"
     value = float(count)
     for unit in ("kB", "MB", "GB", "TB"):
         value /= 1000

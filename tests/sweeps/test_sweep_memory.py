@@ -131,7 +131,7 @@ def test_passes_fit_and_hold_all(backbone: Backbone) -> None:
 
 def test_one_that_does_not_fit_is_named(backbone: Backbone) -> None:
     budget = Budget(sizes(backbone), backbone, 1000)
-    with pytest.raises(MemtokError, match=r"expected .* of memory for memory-5-rate-0.1.*limit of 1,000 B; raise"):
+    with pytest.raises(MemtokError, match=r"expected .* of memory for memory-5-rate-0.1.*limit of 1 kB; raise"):
         budget.passes(configurations(("memory", 1, 5, 0), 1))
 
 
