@@ -28,8 +28,9 @@ from memtok.cli.options import (
     require,
     whole,
 )
-from memtok.cli.output import check_apart, check_outputs, note, percent, say, table, write_result
+from memtok.cli.output import check_apart, check_outputs, note, say, table, write_result
 from memtok.cli.train import check_compiler
+from memtok.display import percent
 from memtok.launch import check_launch
 from memtok.sweeps.space import LARGEST, REGIMES, SEARCHES, Axis, Range
 

@@ -1,4 +1,4 @@
-"""Where class tokens look, measured and made ready for drawing.
+"""The attention weights of class tokens, measured and made ready for drawing.
 
 Letters for shapes: L layers, B images, H heads, Q class tokens of a task, N tokens of the trunk, P of them prefix.
 """
@@ -27,7 +27,7 @@ PARTS = ("image patches", "base class token", "own class token", "own memory")
 class View:
     """What the pictures show beside the numbers of the result.
 
-    images: by digit. maps: by digit the task that knows it and where its class token looks among the patches,
+    images: by digit. maps: by digit the task that knows it and the attention weights of its class token on the patches,
     (L, rows, columns) averaged over heads; each layer's map adds up to the share that goes to patches.
     mask: Table 1 of the model, (N + T, N + T + M) bool. rows, columns: what stands along its edges, with counts.
     """

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from memtok.backbone import CHANNELS, Backbone
+from memtok.display import shown_bytes
 from memtok.errors import MemtokError
 from memtok.sweeps.space import Configuration
 from memtok.task import tensor_shapes
-from memtok.traces.sizes import shown_bytes
 
 SHARE = 0.6  # of the free memory, which others may want too
 ESTIMATE_WITHIN = 2.0  # the estimate of what is kept for the gradient is off by less than this factor; a test measures
