@@ -54,7 +54,7 @@ def prepare(model: MemoryViT, images: ImageSet) -> Tensor:
 
 def prefix_tokens(model: MemoryViT) -> int:
     """P: class, distillation and register tokens of the trunk."""
-    return int(model.backbone.vit.num_prefix_tokens)
+    return model.backbone.prefix_tokens
 
 
 def attention_shares(model: MemoryViT, name: str, images: ImageSet) -> dict[str, tuple[float, ...]]:
@@ -69,7 +69,7 @@ def attention_shares(model: MemoryViT, name: str, images: ImageSet) -> dict[str,
 def draw_view(model: MemoryViT, images: ImageSet, knows: Mapping[str, tuple[str, ...]]) -> View:
     """The pictures of one image per class. knows: the classes that each task was trained on."""
     attention = look(model, prepare(model, images)).attention
-    prefix, grid = prefix_tokens(model), model.backbone.vit.patch_embed.grid_size
+    prefix, grid = prefix_tokens(model), model.backbone.grid
     shown, maps = {}, {}
     for index in range(len(images)):
         image, label = images[index]

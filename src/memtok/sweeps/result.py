@@ -251,8 +251,10 @@ def choice_words(choice: Choice) -> list[str]:
     """What the validation images tell apart, what is chosen, and how it stands to a head alone."""
     best, chosen, others = choice.best, choice.chosen, len(choice.tied) - 1
     low, high = best.interval
+    beside = any(setting.top1 > best.top1 for setting in choice.settings)  # a head that is only compared with
     said = [
-        f"highest accuracy: {title(best)}, {percent(best.top1)} % of {best.images:,} validation images (95 % interval "
+        f"highest accuracy{' of what was asked for' if beside else ''}: {title(best)}, {percent(best.top1)} % of "
+        f"{best.images:,} validation images (95 % interval "
         f"{100 * low:.1f} to {100 * high:.1f}); {counted(others, 'other setting')} cannot be told apart from it",
     ]
     if chosen is best:
