@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memtok.checkpoint.architectures.common import stride_of
 from memtok.errors import MemtokError
 
 TABLE = "relative_position_bias_table"
@@ -27,7 +28,7 @@ def resize_positions(vit: nn.Module, image_size: tuple[int, int], how: str) -> N
     MemtokError for an image size that the patches do not fill.
     """
     model: Any = vit
-    patch, old_grid = model.patch_embed.patch_size, tuple(model.patch_embed.grid_size)
+    patch, old_grid = stride_of(model.patch_embed), tuple(model.patch_embed.grid_size)
     check_image_size(image_size, patch)
     if tuple(model.patch_embed.img_size) == image_size:
         return

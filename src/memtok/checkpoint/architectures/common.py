@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from timm.layers import (
     get_act_layer,
     get_norm_layer,
 )
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from memtok.errors import MemtokError
@@ -177,7 +178,7 @@ def read_common(vit: Any) -> dict[str, Any]:
     finals = [name for name in ("norm", "fc_norm") if is_there(getattr(vit, name))]
     return {
         "image_size": tuple(patch.img_size),
-        "patch_size": tuple(patch.patch_size),
+        "patch_size": stride_of(patch),
         "dim": vit.embed_dim,
         "depth": len(vit.blocks),
         "heads": agreed("number of heads", (block.attn.num_heads for block in vit.blocks)),
@@ -217,13 +218,27 @@ def is_there(module: nn.Module | None) -> bool:
     return module is not None and not isinstance(module, nn.Identity)
 
 
+def stride_of(embed: Any) -> tuple[int, int]:
+    """Pixels (height, width) between one token and the next: the patch, of a convolutional stem its whole stride."""
+    height, width = embed.feat_ratio(as_scalar=False)
+    return height, width
+
+
+def pretrained_config(vit: Any) -> dict[str, Any]:
+    """timm's record of the weights; empty for a model that was not made by `create_model`."""
+    config: Any = getattr(vit, "pretrained_cfg", None)
+    if isinstance(config, PretrainedCfg):
+        config = config.to_dict()
+    return dict(config) if isinstance(config, Mapping) else {}
+
+
 def check_patches(vit: Any, *allowed: type[nn.Module]) -> None:
     """MemtokError for an embedding of patches that is none of `allowed`, or that takes no colour images."""
     embed = vit.patch_embed
     if type(embed) not in allowed:
         names = " or ".join(kind.__name__ for kind in allowed)
         raise MemtokError(f"expected timm's {names}, found {type(embed).__name__}; take a model with plain patches")
-    channels = embed.proj.in_channels if type(embed) is PatchEmbed else embed.in_chans
+    channels = embed.proj.in_channels if type(embed) is PatchEmbed else getattr(embed, "in_chans", 3)
     if channels != 3:
         raise MemtokError(f"expected a model of 3 colour channels, found {channels}; take another")
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from timm.layers import GatedMlp, GluMlp, Mlp, PatchEmbed, SwiGLU, get_act_layer, get_norm_layer
+import timm
+from timm.layers import GatedMlp, GluMlp, HybridEmbed, Mlp, PatchEmbed, SwiGLU, get_act_layer, get_norm_layer
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
@@ -22,9 +23,12 @@ from memtok.checkpoint.architectures.common import (
     is_there,
     mlp_ratio,
     new_head,
+    pretrained_config,
     read_common,
     read_tokens,
+    stride_of,
 )
+from memtok.errors import MemtokError
 
 MLPS: dict[str, Any] = {
     "mlp": Mlp,
@@ -37,18 +41,24 @@ MLPS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class VitArchitecture(Architecture):
-    """A plain Vision Transformer."""
+    """A plain Vision Transformer. stem: timm's name of the model whose convolutional stem it has, None for patches."""
 
     family: ClassVar[str] = "vit"
     models: ClassVar[tuple[type[nn.Module], ...]] = (VisionTransformer, VisionTransformerDistilled)
 
     projection_bias: bool = True
     patch_norm: bool = False
+    stem: str | None = None
     pool_include_prefix: bool = False
 
     @classmethod
     def check(cls, vit: Any) -> None:
-        check_patches(vit, PatchEmbed)
+        check_patches(vit, HybridEmbed, PatchEmbed)
+        if type(vit.patch_embed) is HybridEmbed and not timm.is_model(pretrained_config(vit).get("architecture") or ""):
+            raise MemtokError(
+                "expected timm's name of the model with a convolutional stem in pretrained_cfg, found "
+                f"{pretrained_config(vit).get('architecture')}; make it by timm.create_model, or give the architecture"
+            )
         check_blocks(vit, Block, Attention)
 
     @classmethod
@@ -64,7 +74,8 @@ class VitArchitecture(Architecture):
             attention_gate=getattr(block.attn, "gate", None) is not None,
             layer_scale=is_there(block.ls1),
             distilled=isinstance(vit, VisionTransformerDistilled),
-            patch_norm=is_there(vit.patch_embed.norm),
+            patch_norm=is_there(getattr(vit.patch_embed, "norm", None)),
+            stem=pretrained_config(vit)["architecture"] if type(vit.patch_embed) is HybridEmbed else None,
             pool_include_prefix=vit.pool_include_prefix,
         )
 
@@ -107,8 +118,31 @@ class VitArchitecture(Architecture):
             vit.head = new_head(self.dim, self.classes, bias=False)
         if self.attention_gate:
             add_gates(vit, self.qkv_bias)
+        if self.stem is not None:
+            self._put_stem(vit)
         made: nn.Module = vit
         return made
+
+    def _put_stem(self, vit: Any) -> None:
+        """A stem has no description but the name of its model, which is made for it."""
+        stemmed: Any = timm.create_model(
+            self.stem,
+            img_size=self.image_size,
+            embed_dim=self.dim,
+            depth=1,
+            num_heads=1,
+            num_classes=0,
+            pre_norm=self.pre_norm,
+            dynamic_img_size=self.dynamic_image_size,
+            dynamic_img_pad=self.dynamic_image_pad,
+        )
+        if stride_of(stemmed.patch_embed) != self.patch_size:
+            raise MemtokError(
+                f"expected a stem of stride {stride_of(stemmed.patch_embed)}, as timm makes that of {self.stem}, found "
+                f"{self.patch_size}; only models as timm builds them can carry tasks"
+            )
+        vit.patch_embed = stemmed.patch_embed
+        vit.pretrained_cfg = {"architecture": self.stem}
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
@@ -116,11 +150,15 @@ class VitArchitecture(Architecture):
         del values["family"]
         if self.class_token:
             del values["class_token"]
+        if self.stem is None:
+            del values["stem"]
         return values
 
     def facts(self) -> dict[str, Any]:
         facts = super().facts()
         facts["extra_tokens"] += self.distilled
+        if self.stem is not None:
+            facts["stem"] = self.stem
         if not self.class_token and self.pool_include_prefix:
             facts["pool_include_prefix"] = True
         return facts
