@@ -1,9 +1,9 @@
-"""Fine-tune two tasks on one backbone, put them into one model, prove that nothing changed, predict.
+"""Fine-tune two tasks on one backbone, compose them into one model, verify that nothing changed, predict.
 
     python examples/fine_tune_and_compose.py
 
-Everything that it needs comes with memtok; fine_tune_and_compose.sh does the same on the command line. With data and a
-backbone of your own, leave out `short`: the defaults are made for that.
+Everything that it needs comes with memtok; fine_tune_and_compose.sh does the same on the command line. With your own
+data and backbone, leave out `short`: the defaults are meant for that.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ def main(backbone_source: str, steps: int, out: Path) -> None:
     backbone = memtok.load_backbone(backbone_source)
     data = {"digits": "digits", "parity": f"folder:{make_folder(out / 'photos')}"}
 
-    # Two tasks, trained apart. Neither run knows of the other; all they share is the backbone.
+    # Two tasks, trained separately. The two runs share only the backbone.
     short: dict[str, Any] = {"steps": steps, "batch_size": 32, "learning_rate": 0.03, "augment": "none"}
     for name, spec in data.items():
-        split = "80-20" if spec.startswith("folder:") else None  # sets 20 % aside to test on; digits have a test part
+        split = "80-20" if spec.startswith("folder:") else None  # holds out 20 % as a test set; digits have a test part
         source = memtok.open_data(spec, split=split)
         task = memtok.Task.create(backbone, name=name, classes=source.classes, memory=5, seed=0)
         result = memtok.train(task, source, out=out / f"{name}.safetensors", overwrite=True, progress=True, **short)
         print(f"{name}: {result.trainable_parameters:,} of {result.total_parameters:,} parameters trained")
 
-    # Somebody gets the two files and puts them side by side.
+    # Load both files and compose the tasks.
     digits = memtok.load_task(out / "digits.safetensors", backbone)
     parity = memtok.load_task(out / "parity.safetensors", backbone)
     model = memtok.MemoryViT(backbone, [digits]).add(parity)
     memtok.save_tasks(model.tasks, out / "both.safetensors")
 
-    # The proof: the backbone answers bit for bit as without tasks, each task as it does alone.
+    # Verify: the backbone's output is bitwise that without tasks, each task's output that of the task alone.
     proof = memtok.verify(backbone, model.tasks, data["digits"])
     print(f"verified: {proof.ok}, largest difference {proof.largest_difference:.1e}")
 
-    # One pass over the images answers every task.
+    # One pass over the images evaluates every task.
     table = memtok.evaluate(model, data)
     print({name: split["part"] for name, split in table.splits.items()})
     for name, value in table:

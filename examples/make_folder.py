@@ -2,7 +2,7 @@
 
     python examples/make_folder.py FOLDER [PART [IMAGES]]
 
-It stands for a folder of your own. The digits come with memtok; PART is train (the default), validation or test.
+It stands in for your own folder. The digits come with memtok; PART is train (the default), validation or test.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Learnable memory from scratch: a small Vision Transformer on the digits 0 to 4, and new tasks that leave it as it is.
+"""Learnable memory from scratch: a small Vision Transformer on the digits 0 to 4, and new tasks that do not change it.
 
     python examples/mnist_from_scratch.py
 
-1. A ViT of 0.2 million parameters learns to tell 0, 1, 2, 3 and 4 apart. Then it is frozen.
-2. A task with memory learns 5 to 9 beside it.
-3. Two more tasks, `half` (is it below 5?) and `parity`, are trained apart; the three are concatenated.
-4. A fourth task, `0-9`, extends `5-9` and `half`: it sees their class tokens and memory, they do not see it.
+1. A ViT of 0.2 million parameters learns to classify 0, 1, 2, 3 and 4. Then it is frozen.
+2. A task with memory learns 5 to 9 on it.
+3. Two more tasks, `half` (is it below 5?) and `parity`, are trained separately; the three are concatenated.
+4. A fourth task, `0-9`, extends `5-9` and `half`: it attends to their class tokens and memory, not they to it.
 
-After every step all that was there before is measured again. It has to be the same to the last digit. Everything
-trains on the training split, and every accuracy that is printed is one of the test split.
+After every step all existing tasks are evaluated again. Their accuracies must be the same to the last digit. Training
+uses the training split, and every printed accuracy is on the test split.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main(data: str, steps: int, data_dir: Path | None) -> None:
     model = model.add(tasks[ALL])
     history.append(measure(model, sources))
 
-    # What was measured once is the same ever after: not about the same, the same.
+    # Every accuracy is the same at all stages, to the last digit.
     for name in sources:
         found = {accuracies[name] for accuracies in history if name in accuracies}
         assert len(found) == 1, f"{name} changed: {found}"
@@ -86,12 +86,12 @@ def regroup(data: DataSource, classes: tuple[str, ...], group: np.ndarray) -> Da
 
 
 def train_vit(data: DataSource, steps: int, seed: int = 0) -> VisionTransformer:
-    """A ViT for 28 x 28 pixels in patches of 7, trained as any model of timm is; memtok only brings the pictures."""
+    """A ViT for 28 x 28 pixels in patches of 7, trained as any model of timm; memtok only loads the images."""
     torch.manual_seed(seed)
     vit = VisionTransformer(
         img_size=28, patch_size=7, embed_dim=64, depth=4, num_heads=4, num_classes=len(data.classes)
     )
-    # How pictures become numbers. memtok reads it here, and so every task gets them alike.
+    # The preprocessing. memtok reads it here, and all tasks use it.
     vit.pretrained_cfg = {"input_size": (3, 28, 28), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
     transform = memtok.evaluation_transform(memtok.load_backbone(vit).preprocessing)
     optimizer = torch.optim.AdamW(vit.parameters(), weight_decay=0.05)
@@ -113,7 +113,7 @@ def train_task(
 ) -> memtok.Task:
     """A class token, five memory cells per layer and a head. The backbone and what the task extends stay frozen."""
     task = memtok.Task.create(backbone, name=name, classes=data.classes, memory=5, extends=extends, seed=0)
-    # A high rate suits a short run. Validated once, at the end: on MNIST there is little to choose between states.
+    # A high learning rate suits a short run. Validated once, at the end: checkpoints of MNIST differ little.
     short: dict[str, Any] = {"learning_rate": 0.03, "augment": "none", "validate_every": steps}
     result = memtok.train(task, data, steps=steps, validation_images=1000, **short)
     print(f"   trained {result.trainable_parameters:,} parameters of {name!r}, {result.seconds:.0f} s")
@@ -131,10 +131,10 @@ def measure(model: memtok.MemoryViT, sources: dict[str, DataSource]) -> dict[str
 
 @torch.no_grad()
 def ten_digits(model: memtok.MemoryViT, images: ImageSet) -> float:
-    """The share of all ten digits that three separately trained answers get right: `half` says which one to ask."""
+    """Accuracy on all ten digits of three separately trained classifiers: `half` selects the base or `5-9`."""
     right = 0
     for pictures, labels, _ in batches(images, memtok.evaluation_transform(model.preprocessing), batch_size=256):
-        out = model(pictures)  # one pass answers everything
+        out = model(pictures)  # one forward pass for all tasks
         answer = torch.where(out[HALF].argmax(1) == 0, out.base.argmax(1), 5 + out[HIGH].argmax(1))
         right += int((answer == labels).sum())
     return right / len(images)
