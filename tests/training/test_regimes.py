@@ -28,7 +28,7 @@ def test_seven_regimes(backbone: memtok.Backbone) -> None:
         made = create(backbone, regime=name, name="pets", classes=CLASSES, seed=0)
         assert made.regime == name
         assert isinstance(made, FullModel if name == "full" else Task)
-        assert forward_of(made)(tiny_images(2)).shape == (2, 3)
+        assert forward_of([made])(tiny_images(2))[0].shape == (2, 3)
 
 
 @pytest.mark.parametrize(
