@@ -21,13 +21,13 @@ import torch
 from safetensors.torch import save_file
 
 import memtok
-from memtok import presets
 from memtok.cli import COMMANDS, main
 from memtok.data.datasets import DATASETS
 from memtok.data.published import Published
 from memtok.data.sources import ArrayStore, ImageSet
 from memtok.legacy import PUBLISHED, REPOSITORY
 from memtok.training.recipes import RECIPES
+from memtok_experiments import presets
 from tests.old_states import old_state
 from tests.tiny import tiny_vit
 

@@ -25,7 +25,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import memtok
 from memtok.backbone import Backbone
 from memtok.checkpoint import Checkpoint, save_checkpoint
-from memtok.checkpoint.architecture import Architecture, build
+from memtok.checkpoint.architecture import build
+from memtok.checkpoint.architectures.vit import VitArchitecture
 from memtok.data import DataSource, evaluation_transform, open_data
 from memtok.data.datasets import DATASETS
 from memtok.data.published import Published
@@ -262,7 +263,7 @@ def test_fault_08_a_later_extension_trains_itself_only_and_no_memory_is_still_ma
 
 def test_fault_09_a_task_file_holds_the_task_and_no_backbone(tmp_path: Path, cifar100: DataSource) -> None:
     """The reproduction's files have about 350 MB for 0.35 MB of new numbers: 1 cell, 100 classes, ViT-B/32."""
-    architecture = Architecture(
+    architecture = VitArchitecture(
         image_size=(224, 224), patch_size=(32, 32), dim=768, depth=12, heads=12, mlp_hidden=3072, activation="gelu",
         epsilon=1e-12,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from memtok.meter import Meter, duration
+from memtok.meter import Meter
 from memtok.sweeps import RichSweepListener
 from memtok.training import RichProgress
 from memtok.training.progress import RunInfo
@@ -135,7 +135,3 @@ def test_the_bars_of_a_sweep_and_of_counters_fit_the_terminal(width: int) -> Non
     line = last_line(stream)
     assert len(line.rstrip()) <= width
     assert "159,321/1,281,167" in line
-
-
-def test_durations() -> None:
-    assert [duration(seconds) for seconds in (5, 100, 3600, 6000)] == ["5 s", "2 min", "60 min", "1 h 40 min"]

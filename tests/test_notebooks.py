@@ -88,7 +88,7 @@ def execute(name: str, smaller: str, runtime: Path, monkeypatch: pytest.MonkeyPa
     environment = {
         **os.environ,
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "PYTHONPATH": str(ROOT / "src"),
+        "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("src", "experiments")),
         "MEMTOK_DATA": str(runtime / "data"),
         "IPYTHONDIR": str(runtime / "ipython"),
     }

@@ -18,6 +18,7 @@ import memtok
 from memtok.cli import COMMANDS
 
 MEGABYTE = 1_000_000
+PACKAGES = ("src/memtok", "experiments/memtok_experiments", "benchmarks/memtok_benchmarks")
 
 
 def loaded_modules(code: str) -> set[str]:
@@ -38,7 +39,7 @@ def loaded_modules(code: str) -> set[str]:
     ],
 )
 def test_starts_without_torch(code: str) -> None:
-    slow = {"torch", "torchvision", "timm", "accelerate", "matplotlib", "torchmetrics"}
+    slow = {"torch", "torchvision", "timm", "accelerate", "matplotlib", "jinja2"}
     assert loaded_modules(code) & slow == set()
 
 
@@ -67,7 +68,8 @@ def test_version_is_the_same_everywhere(root: Path) -> None:
 def test_every_module_and_asset_is_in_the_wheel(root: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    shutil.copytree(root / "src" / "memtok", source / "src" / "memtok", ignore=shutil.ignore_patterns("*.pyc"))
+    for package in PACKAGES:
+        shutil.copytree(root / package, source / package, ignore=shutil.ignore_patterns("*.pyc"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(root / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
@@ -77,13 +79,17 @@ def test_every_module_and_asset_is_in_the_wheel(root: Path, tmp_path: Path) -> N
     assert result.returncode == 0, result.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if name.startswith("memtok/")}
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
         (entry_points,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         assert "memtok = memtok.cli:main" in archive.read(entry_points).decode()
         assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
-    here = {path.relative_to(root / "src").as_posix() for path in files_under(root / "src" / "memtok")}
+    here = {
+        path.relative_to((root / package).parent).as_posix()
+        for package in PACKAGES
+        for path in files_under(root / package)
+    }
     assert names == here
-    assert {"memtok/py.typed", "memtok/assets/LICENSES.md", "memtok/assets/small-vit/model.safetensors"} <= names
+    assert {"memtok/py.typed", "memtok/templates/page.html", "memtok/assets/small-vit/model.safetensors"} <= names
 
 
 def files_under(folder: Path) -> list[Path]:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import memtok
-from memtok.attention import can_absorb
 from memtok.backbone import INPUTS, KEYS_AND_VALUES, NOTHING
-from memtok.trace import AbsorbedInputs, KeysAndValues, Trace, absorbing_cost, break_even, read_layer, trunk_cost
+from memtok.layers import family_of
+from memtok.trace import AbsorbedInputs, KeysAndValues, Trace, read_layer
 from tests.tiny import tiny_backbone, tiny_images, tiny_task
 
 KINDS = {
@@ -39,7 +39,7 @@ def test_inputs_answer_as_keys_and_values(kind: str, absorbed: bool, monkeypatch
     backbone = memtok.load_backbone(tiny_backbone(**KINDS[kind]).vit, dtype=torch.float64)
     model = memtok.MemoryViT(backbone, several(backbone))
     images = tiny_images(3).double()
-    monkeypatch.setattr("memtok.trace.break_even", lambda *_, **__: 1e9 if absorbed else 0.0)
+    monkeypatch.setattr("memtok.layers.Layer.break_even", lambda *_, **__: 1e9 if absorbed else 0.0)
     answers, gradients = [], []
     for keep in (KEYS_AND_VALUES, INPUTS):
         model.zero_grad()
@@ -56,21 +56,21 @@ def test_inputs_answer_as_keys_and_values(kind: str, absorbed: bool, monkeypatch
 
 def test_the_form_that_reads_a_layer_follows_from_the_number_of_queries() -> None:
     backbone = tiny_backbone()
-    attention = backbone.vit.blocks[0].attn
+    layer = backbone.layers[0]
     (inputs,) = backbone.trace(tiny_images(2), keep=INPUTS).layers[0]
     with torch.no_grad():
-        limit = break_even(attention, inputs.shape[1])
-        assert isinstance(read_layer(attention, (inputs,), int(limit)), AbsorbedInputs)
-        assert isinstance(read_layer(attention, (inputs,), int(limit) + 1), KeysAndValues)
-    assert isinstance(read_layer(attention, (inputs,), int(limit)), KeysAndValues)  # a backward pass pays twice
+        limit = layer.break_even(inputs.shape[1])
+        assert isinstance(read_layer(layer, (inputs,), None, int(limit)), AbsorbedInputs)
+        assert isinstance(read_layer(layer, (inputs,), None, int(limit) + 1), KeysAndValues)
+    assert isinstance(read_layer(layer, (inputs,), None, int(limit)), KeysAndValues)  # a backward pass pays twice
 
 
 def test_keys_that_are_normed_are_never_absorbed() -> None:
     backbone = tiny_backbone(qk_norm=True)
-    attention = backbone.vit.blocks[0].attn
-    assert not can_absorb(attention)
+    layer = backbone.layers[0]
+    assert not layer.absorbs
     (inputs,) = backbone.trace(tiny_images(2), keep=INPUTS).layers[0]
-    assert isinstance(read_layer(attention, (inputs,), 1), KeysAndValues)
+    assert isinstance(read_layer(layer, (inputs,), None, 1), KeysAndValues)
 
 
 def test_break_even_of_a_vit_b_32() -> None:
@@ -78,11 +78,12 @@ def test_break_even_of_a_vit_b_32() -> None:
     import timm
 
     with torch.device("meta"):
-        block = timm.create_model("vit_base_patch32_224", pretrained=False).blocks[0]
-    assert break_even(block.attn, 50) == pytest.approx(29.1, abs=0.1)
-    assert break_even(block.attn, 50, training=True) == pytest.approx(29.1 / 2, abs=0.1)
-    assert absorbing_cost(block.attn, 50) == 2 * 768 * 768 + 2 * 50 * 12 * 768 - 2 * 50 * 768
-    assert trunk_cost(block, 50) == 50 * 12 * 768 * 768 + 2 * 50 * 50 * 768
+        vit = timm.create_model("vit_base_patch32_224", pretrained=False)
+    layer = family_of(vit).layers(vit)[0]
+    assert layer.break_even(50) == pytest.approx(29.1, abs=0.1)
+    assert layer.break_even(50, training=True) == pytest.approx(29.1 / 2, abs=0.1)
+    assert layer.absorbing_cost(50) == 2 * 768 * 768 + 2 * 50 * 12 * 768 - 2 * 50 * 768
+    assert layer.cost(50) == 50 * 12 * 768 * 768 + 2 * 50 * 50 * 768
 
 
 def test_what_is_kept() -> None:
@@ -126,8 +127,8 @@ def test_a_live_training_step_keeps_inputs_for_few_queries_only(monkeypatch: pyt
         return original(self, images, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(memtok.Backbone, "trace", spy)
-    block = backbone.vit.blocks[0]
-    share = 3 * absorbing_cost(block.attn, backbone.tokens) / trunk_cost(block, backbone.tokens)
+    layer = backbone.layers[0]
+    share = 3 * layer.absorbing_cost(backbone.tokens) / layer.cost(backbone.tokens)
     monkeypatch.setattr("memtok.model.INPUTS_SHARE", 1.5 * share)
     for task in (one, many):
         memtok.MemoryViT(backbone, [task])(tiny_images(2), base=False)

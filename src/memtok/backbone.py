@@ -1,21 +1,15 @@
 """The backbone: a pre-trained timm Vision Transformer, frozen, and the trace that it leaves for the task streams.
 
 One forward pass of the backbone meets no task, so its outputs are bitwise those of the timm model. The loop over the
-layers is written out here, in timm's own order of operations, because the keys and values of every layer are wanted:
-they are all that a task ever sees of an image (DESIGN section 3).
-
-Letters for shapes, here and in streams.py and reference.py:
-    B  images in the batch          L  layers (depth)          H  attention heads
-    N  tokens of the trunk: prefix tokens (class, distillation, register), then patches
-    T  class tokens of tasks        M  memory cells            D  width of a token      d  width of a head
-
-Source of the blocks: Dosovitskiy et al., ICLR 2021 (arXiv 2010.11929), as implemented by timm's `VisionTransformer`.
+layers is written out here, in the verbs of `memtok.layers` and timm's own order of operations, because the keys and
+values of every layer are wanted: they are all that a task ever sees of an image (DESIGN section 3). Letters for shapes
+as in layers/base.py.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -23,24 +17,26 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from memtok.attention import attend, join_heads, project_keys_and_values, split_heads
 from memtok.checkpoint import Checkpoint, read_checkpoint
 from memtok.checks import check_choice
 from memtok.errors import MemtokError
+from memtok.layers import Layer, Positions, family_of
 from memtok.preprocessing import Preprocessing
 from memtok.surroundings import plain_torch
-from memtok.trace import Kept, Trace
+from memtok.trace import Kept, Trace, placed_keys_and_values
 
 logger = logging.getLogger("memtok")
 
 KEYS_AND_VALUES, INPUTS, NOTHING = "keys and values", "inputs", "nothing"
+CHANNELS = 3  # other models are refused
 
 
 class Backbone(nn.Module):
-    """A timm `VisionTransformer` that never changes: no gradient, evaluation mode whatever is called.
+    """A timm Vision Transformer that never changes: no gradient, evaluation mode whatever is called.
 
     Attributes:
-        vit: the timm model. fingerprint: "sha256:..." of its trunk. source: where it came from, for people.
+        vit: the timm model. layers: its blocks, as `memtok.layers` reads them. fingerprint: "sha256:..." of its trunk.
+        source: where it came from, for people.
         preprocessing: what an image goes through before it gets here.
         classes: names of the base classes where the checkpoint has them, else empty.
         record: how memtok trained it in regime `full`; empty for every other checkpoint.
@@ -50,6 +46,8 @@ class Backbone(nn.Module):
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
         self.vit: Any = checkpoint.vit
+        self.family = family_of(self.vit)
+        self.layers: tuple[Layer, ...] = self.family.layers(self.vit)
         self.fingerprint: str = checkpoint.fingerprint
         self.preprocessing: Preprocessing = checkpoint.preprocessing
         self.source: str = checkpoint.source
@@ -75,7 +73,7 @@ class Backbone(nn.Module):
     @property
     def depth(self) -> int:
         """L, the number of layers."""
-        return len(self.vit.blocks)
+        return len(self.layers)
 
     @property
     def dim(self) -> int:
@@ -85,38 +83,46 @@ class Backbone(nn.Module):
     @property
     def heads(self) -> int:
         """H, the number of attention heads."""
-        return int(self.vit.blocks[0].attn.num_heads)
+        return self.layers[0].heads
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        rows, columns = self.vit.patch_embed.grid_size
+        return rows, columns
+
+    @property
+    def prefix_tokens(self) -> int:
+        """How many tokens stand before the patches: class, distillation and register tokens."""
+        return int(self.vit.num_prefix_tokens)
 
     @property
     def tokens(self) -> int:
         """N, the tokens of the trunk: prefix tokens and patches."""
-        return int(self.vit.patch_embed.num_patches + self.vit.num_prefix_tokens)
+        return self.prefix_tokens + self.grid[0] * self.grid[1]
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        device: torch.device = self.vit.cls_token.device
-        return device
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the weights."""
-        dtype: torch.dtype = self.vit.cls_token.dtype
-        return dtype
+        return self.layers[0].dtype
 
     @property
-    def class_token(self) -> Tensor:
-        """(D,) the base class token, without position embedding."""
+    def class_token(self) -> Tensor | None:
+        """(D,) the base class token, without position embedding; None where the backbone has none."""
+        if self.vit.cls_token is None:
+            return None
         token: Tensor = self.vit.cls_token[0, 0]
         return token
 
     @property
     def class_position(self) -> Tensor | None:
         """(D,) the position embedding of the class position, None where the backbone has none for the class."""
-        if self.vit.pos_embed is None or self.vit.no_embed_class:
-            return None
-        position: Tensor = self.vit.pos_embed[0, 0]
-        return position
+        return self.family.class_position(self.vit)
 
     @property
     def base_classes(self) -> int:
@@ -139,17 +145,16 @@ class Backbone(nn.Module):
         return f"{self.source!r}, {height}x{width} px, {self.fingerprint[:19]}"
 
     def check_images(self, images: Tensor) -> Tensor:
-        """Returns `images` in the backbone's precision; MemtokError unless (B, channels, height, width) fit it."""
-        channels = self.vit.patch_embed.proj.in_channels
+        """Returns `images` in the backbone's precision; MemtokError unless (B, 3, height, width) fit it."""
         height, width = self.preprocessing.image_size
         if not isinstance(images, Tensor):
             raise MemtokError(
-                f"expected images as a tensor (batch, {channels}, {height}, {width}), found {type(images).__name__}; "
+                f"expected images as a tensor (batch, {CHANNELS}, {height}, {width}), found {type(images).__name__}; "
                 "make one of them with model.prepare(images)"
             )
-        if images.ndim != 4 or tuple(images.shape[1:]) != (channels, height, width):
+        if images.ndim != 4 or tuple(images.shape[1:]) != (CHANNELS, height, width):
             raise MemtokError(
-                f"expected images of shape (batch, {channels}, {height}, {width}), found {tuple(images.shape)}; "
+                f"expected images of shape (batch, {CHANNELS}, {height}, {width}), found {tuple(images.shape)}; "
                 "resize them, or load the backbone with image_size="
             )
         if not images.is_floating_point():
@@ -162,17 +167,19 @@ class Backbone(nn.Module):
             )
         return images.to(self.dtype)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """(B, N, D) prefix tokens and patches with their position embeddings, before any norm."""
-        tokens: Tensor = self.vit.patch_drop(self.vit._pos_embed(self.vit.patch_embed(images)))
-        return tokens
+    def enter(self, images: Tensor) -> Tensor:
+        """(B, N, D) prefix tokens and patches as they enter the first layer, without gradient unless images want it."""
+        with gradients_of(images):
+            return self.family.enter(self.vit, images)
 
-    def embed_class_tokens(self, class_tokens: Tensor) -> Tensor:
+    def enter_class_tokens(self, class_tokens: Tensor) -> Tensor:
         """(..., D) class tokens as they enter the first layer: with the class position's embedding, and CLIP's norm."""
-        position = self.class_position
-        placed = class_tokens if position is None else class_tokens + position
-        entered: Tensor = self.vit.norm_pre(placed)
-        return entered
+        return self.family.enter_class_tokens(self.vit, class_tokens)
+
+    def positions(self) -> Sequence[Positions]:
+        """For each layer what its attention is told of where the image tokens stand."""
+        with torch.no_grad():
+            return self.family.positions(self.vit)
 
     def final_norm(self, tokens: Tensor) -> Tensor:
         """(..., D) tokens after the norm that precedes the head: `norm`, or `fc_norm` where the model pools first."""
@@ -198,20 +205,34 @@ class Backbone(nn.Module):
         """
         check_choice("keep", keep, (KEYS_AND_VALUES, INPUTS, NOTHING))
         images = self.check_images(images)
-        with gradients_of(images):
-            x = self.vit.norm_pre(self.embed(images))  # (B, N, D)
+        x = self.enter(images)  # (B, N, D)
         trace = Trace(backbone=self.fingerprint)
         compiled = KEYS_AND_VALUES if keep == NOTHING else keep  # one code with tasks and without: the same bits
-        for index, block in enumerate(self.vit.blocks):
+        for index, (layer, positions) in enumerate(zip(self.layers, self.positions(), strict=True)):
             stop = index == self.depth - 1 and not outputs
             with gradients_of(images):
-                x, kept = (run or run_layer)(block, x, keep if run is None else compiled, stop)
+                x, kept = (run or run_layer)(layer, x, positions, keep if run is None else compiled, stop)
             if keep != NOTHING and kept:
                 (visit(index, kept) if visit else trace.append(kept))
         if not outputs:
             return trace
         with gradients_of(images):
-            return replace(trace, features=self.final_norm(x[:, 0]), base=self.classify(self.vit.norm(x)))
+            return replace(trace, features=self.features(x), base=self.classify(self.vit.norm(x)))
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """(B, D) of tokens (B, N, D) after the last layer: the base class token after the final norm.
+
+        A backbone without class token pools as its own classifier does, or takes the mean of the patches where it has
+        no pooling.
+        """
+        if self.class_token is not None:
+            return self.final_norm(tokens[:, 0])
+        normed = self.vit.norm(tokens)
+        if not self.vit.global_pool:
+            pooled: Tensor = self.vit.fc_norm(normed[:, self.prefix_tokens :].mean(dim=1))
+        else:
+            pooled = self.vit.forward_head(normed, pre_logits=True)
+        return pooled
 
     def classify(self, tokens: Tensor) -> Tensor | None:
         """(B, base classes) from tokens after `norm`; None for a model without classifier."""
@@ -235,31 +256,32 @@ def gradients_of(images: Tensor) -> torch.set_grad_enabled:
     return torch.set_grad_enabled(torch.is_grad_enabled() and images.requires_grad)
 
 
-def run_layer(block: Any, x: Tensor, keep: str, stop: bool) -> tuple[Tensor, Kept | tuple[()]]:
+def run_layer(layer: Layer, x: Tensor, positions: Positions, keep: str, stop: bool) -> tuple[Tensor, Kept | tuple[()]]:
     """One layer of the trunk: tokens (B, N, D) after it, and its trace, as `Backbone.trace` is asked to keep it.
 
     With `stop` it ends there, and the tokens that come back mean nothing.
     """
-    normed = block.norm1(x)
+    normed = layer.normed(x)
     if stop:
-        return x, (normed,) if keep == INPUTS else project_keys_and_values(block.attn, normed)
-    x, pair = add_attention(block, x, normed, keep == KEYS_AND_VALUES)
+        return x, (normed,) if keep == INPUTS else placed_keys_and_values(layer, normed, positions)
+    x, pair = add_attention(layer, x, normed, positions, keep == KEYS_AND_VALUES)
     kept = (normed,) if keep == INPUTS else pair
     del normed  # the MLP needs the most memory of all: what is not kept is given back before it
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), kept
+    return layer.add_mlp(x), kept
 
 
 def add_attention(
-    block: Any, x: Tensor, normed: Tensor, keep: bool
+    layer: Layer, x: Tensor, normed: Tensor, positions: Positions, keep: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | tuple[()]]:
     """Tokens (B, N, D) with the output of attention added; with `keep` also keys and values, (B, H, N, d) each.
 
     They are copies: views would hold the queries in memory as well, and every reader would copy them anyway.
     """
-    query, key, value = split_heads(block.attn, block.attn.qkv(normed))
-    heads = attend(block.attn, query, key, value)
+    query, key, value = layer.queries_keys_values(normed)
+    query, key = layer.place(query, positions), layer.place(key, positions)
+    heads = layer.attend(query, key, value, positions)
     pair = (key.contiguous(), value.contiguous()) if keep else ()
-    return x + block.drop_path1(block.ls1(block.attn.proj(join_heads(block.attn, heads, normed)))), pair
+    return layer.add_attention(x, heads, normed), pair
 
 
 def refuse_other_weights(backbone: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Self
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from memtok.backbone import run_layer
-from memtok.streams import Pair, stream_layer
+from memtok.layers import Layer
+from memtok.streams import stream_layer
 from memtok.trace import Kept
 
 
@@ -36,16 +37,15 @@ def own_layers(*args: Any, **kwargs: Any) -> Compiled:
     """Both layers with versions of their own, each for batches of any size from 2 on."""
     trunk_code, streams_code = own_code(run_layer, *args, **kwargs), own_code(stream_layer, *args, **kwargs)
 
-    def trunk(block: Any, x: Tensor, keep: str, stop: bool) -> tuple[Tensor, Kept | tuple[()]]:
+    def trunk(layer: Layer, x: Tensor, *more: Any) -> tuple[Tensor, Kept | tuple[()]]:
         any_batch(x)
-        found: tuple[Tensor, Kept | tuple[()]] = trunk_code(block, x, keep, stop)
+        found: tuple[Tensor, Kept | tuple[()]] = trunk_code(layer, x, *more)
         return found
 
-    def streams(
-        block: Any, shapes: Any, masks: Any, rows: Any, memory: Iterable[Pair], adapters: Any, x: Tensor, kept: Kept
-    ) -> tuple[Tensor, list[Tensor]]:
+    def streams(layer: Layer, *more: Any) -> tuple[Tensor, list[Tensor]]:
+        *_, x, kept = more
         any_batch(x, *kept)
-        found: tuple[Tensor, list[Tensor]] = streams_code(block, shapes, masks, rows, memory, adapters, x, kept)
+        found: tuple[Tensor, list[Tensor]] = streams_code(layer, *more)
         return found
 
     return Compiled(trunk, streams)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import textwrap
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from memtok.files import atomic_write, csv_text, write_csv, write_json
+from memtok.display import percent
+from memtok.files import csv_text, write_csv, write_json
 from memtok.metrics import Score
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ ENDINGS = (".png", ".csv", ".json")
 COUNTED = 25  # most classes with a number in every cell
 NAMED = 130  # most classes that are all named; beyond that every k-th is
 LONGEST = 28  # letters of a name in the picture
-DRAWING = Lock()  # matplotlib has one set of settings per process, and runs in several threads may end at once
 
 
 def write_confusion(folder: Path, name: str, score: Score, title: str) -> list[Path]:
@@ -53,17 +52,13 @@ def confusion_csv(score: Score) -> str:
 
 def draw_confusion(score: Score, title: str, path: Path) -> None:
     """Writes the picture as PNG, atomically: the shares of each row as colour, and its recall at the right."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from memtok.plots import PNG_LINE, PNG_MUTED, PNG_RC
+    from memtok.plots import LINE, MUTED, new_figure, write_png
 
     counts = score.confusion()
     classes = len(counts)
     shares = counts / np.maximum([[row.images] for row in score.per_class], 1)
-    with DRAWING, matplotlib.rc_context(PNG_RC):
-        side = min(max(0.62 * classes, 2.4), 7.5) if classes <= COUNTED else min(max(0.13 * classes, 7.5), 15)
-        figure = Figure(figsize=(side + 3.2, side + 2.4), layout="constrained")
+    side = min(max(0.62 * classes, 2.4), 7.5) if classes <= COUNTED else min(max(0.13 * classes, 7.5), 15)
+    with new_figure(side + 3.2, side + 2.4) as figure:
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         label_edges(axes, score, side)
@@ -74,15 +69,14 @@ def draw_confusion(score: Score, title: str, path: Path) -> None:
         axes.set_title("\n".join(lines), fontsize=9.5).set_parse_math(False)
         axes.spines[:].set_visible(True)
         bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=25, pad=0.02)
-        bar.set_label("share of the class", color=PNG_MUTED)
-        bar.outline.set_edgecolor(PNG_LINE)
-        with atomic_write(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=140)
+        bar.set_label("share of the class", color=MUTED)
+        bar.outline.set_edgecolor(LINE)
+        write_png(figure, path, dpi=140)
 
 
 def figures(score: Score) -> str:
     """What stands under the title."""
-    return f"{score.images:,} images, top-1 {100 * score.top1:.1f} %, balanced {100 * score.balanced:.1f} %"
+    return f"{score.images:,} images, top-1 {percent(score.top1, 1)}, balanced {percent(score.balanced, 1)}"
 
 
 def label_edges(axes: Axes, score: Score, side: float) -> None:
@@ -94,7 +88,7 @@ def label_edges(axes: Axes, score: Score, side: float) -> None:
     names = [plain(score.per_class[place].name, LONGEST) for place in places]
     recalls = [score.per_class[place].top1 for place in places]
     right = axes.secondary_yaxis("right")
-    right.set_yticks(places, ["" if recall is None else f"{100 * recall:.0f} %" for recall in recalls], fontsize=size)
+    right.set_yticks(places, ["" if recall is None else percent(recall, 0) for recall in recalls], fontsize=size)
     right.set_ylabel("recall")
     turned = classes > 12 or max(map(len, names)) * size * 0.6 > 72 * side / classes
     axes.set_xticks(places, names, fontsize=size, rotation=90 if turned else 0)

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from memtok.display import duration as duration  # `memtok reproduce` imports it from here
 from memtok.errors import printable
 
 # Off a terminal: a line whenever so many seconds went by without one, and at 1 %, 10 %, 20 % ... unless that comes
@@ -126,11 +127,3 @@ class Fitting(ProgressColumn):
 def print_line(console: Console, text: str) -> None:
     """Prints `text` as one line: a name such as folder:two is no emoji, and one with a line end is escaped."""
     console.print(Text(printable(text)), soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """1 h 20 min, 12 min, 40 s."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

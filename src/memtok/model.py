@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from memtok.attention import can_absorb
 from memtok.backbone import INPUTS, KEYS_AND_VALUES, NOTHING, Backbone
 from memtok.compiling import Compiled, shared_layers
 from memtok.composing import (
@@ -32,7 +31,7 @@ from memtok.preprocessing import Preprocessing
 from memtok.reference import variant_outputs
 from memtok.streams import TaskStreams, Walk
 from memtok.task import Task, topological
-from memtok.trace import Kept, Trace, absorbing_cost, matched, trunk_cost
+from memtok.trace import Kept, Trace, matched
 
 if TYPE_CHECKING:
     from memtok.inputs import Pictures
@@ -235,10 +234,9 @@ class MemoryViT(nn.Module):
         something for each query.
         """
         assert self.streams is not None
-        block, tokens = self.backbone.vit.blocks[0], self.backbone.tokens
-        cost = 3 * self.streams.layout.tokens * absorbing_cost(block.attn, tokens)  # forward, and twice that backward
-        cheap = cost <= INPUTS_SHARE * trunk_cost(block, tokens) and can_absorb(block.attn)
-        return INPUTS if cheap else KEYS_AND_VALUES
+        layer, tokens = self.backbone.layers[0], self.backbone.tokens
+        cost = 3 * self.streams.layout.tokens * layer.absorbing_cost(tokens)  # forward, and twice that backward
+        return INPUTS if layer.absorbs and cost <= INPUTS_SHARE * layer.cost(tokens) else KEYS_AND_VALUES
 
     def _collect(self, tasks: Sequence[Task], trace: Trace, walk: Walk | None, base: bool) -> Outputs:
         """Outputs from the class tokens at the end of their walk, and from the trunk's own output."""

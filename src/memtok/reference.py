@@ -2,7 +2,7 @@
 
 Slow and plain on purpose. The task streams are tested against `reference_outputs`, and the regimes whose image tokens
 see the task (`head+class`, `memory-shared`, `memory-propagated`, `memory-additive`) cannot be split into streams and
-run on `variant_outputs`. Letters as in backbone.py.
+run on `variant_outputs`. Letters as in layers/base.py.
 
 Source: Sandler et al., CVPR 2022 (arXiv 2203.15243), Table 1, and Figure 2 for the variants.
 """
@@ -10,14 +10,15 @@ Source: Sandler et al., CVPR 2022 (arXiv 2203.15243), Table 1, and Figure 2 for 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from memtok.attention import join_heads, project_keys_and_values, split_heads
 from memtok.backbone import Backbone, gradients_of
 from memtok.errors import MemtokError
+from memtok.layers import Adapt, Layer, Positions, unadapted
 from memtok.outputs import Outputs, TaskAttention
 from memtok.task import Task, topological
 
@@ -40,14 +41,60 @@ def attention_mask(trunk_tokens: int, tasks: Sequence[Task]) -> Tensor:
 
 
 def masked_attention(
-    attention: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    layer: Layer, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Heads (B, H, n, d) and probabilities (B, H, n, columns); masked scores are minus infinity before the softmax."""
-    scores = (query * attention.scale) @ key.transpose(-2, -1)
+    """Heads (B, H, n, d) and probabilities (B, H, n, columns); masked scores are minus infinity before the softmax.
+
+    bias: (..., H, n, columns) of positions. mask: (n, columns) bool, True where row i sees column j.
+    """
+    scores = (query * layer.scale) @ key.transpose(-2, -1)
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     probabilities = scores.softmax(dim=-1).to(value.dtype)
     return probabilities @ value, probabilities
+
+
+def place(layer: Layer, rows: Tensor, positions: Positions, count: int) -> Tensor:
+    """Queries or keys (B, H, n, d), of which the first `count` are image tokens and stand somewhere."""
+    return torch.cat([layer.place(rows[:, :, :count], positions), rows[:, :, count:]], dim=2)
+
+
+def bias_of(layer: Layer, positions: Positions, standing: Sequence[int], rows: int, columns: int) -> Tensor | None:
+    """(..., H, n + rows, n + columns) the bias of positions; None where the trunk has none.
+
+    standing: for each of n tokens that token of the trunk whose position it has, 0 for class tokens. The further rows
+    and columns are memory, which has no position and no bias.
+    """
+    trunk = layer.position_bias(positions)
+    return None if trunk is None else F.pad(trunk[..., standing, :][..., standing], (0, columns, 0, rows))
+
+
+def dense_layer(
+    layer: Layer,
+    x: Tensor,
+    positions: Positions,
+    standing: Sequence[int],
+    placed: int,
+    cells: Tensor,
+    mask: Tensor | None = None,
+    adapt: Adapt = unadapted,
+) -> tuple[Tensor, Tensor]:
+    """Tokens (B, n, D) after one layer in which every token sees all others and memory cells (m, D), unless masked.
+
+    Also returns the probabilities (B, H, n, n + m). standing: as in `bias_of`, of the first tokens; what comes after
+    them is memory that walks along. placed: how many of the first tokens are image tokens, patches last among them.
+    """
+    normed = layer.normed(x)
+    query, key, value = layer.queries_keys_values(normed, adapt)
+    query, key = place(layer, query, positions, placed), place(layer, key, positions, placed)
+    memory_key, memory_value = layer.keys_and_values(cells.expand(x.shape[0], -1, -1))
+    key, value = torch.cat([key, memory_key], dim=2), torch.cat([value, memory_value], dim=2)
+    walking = x.shape[1] - len(standing)
+    bias = bias_of(layer, positions, standing, walking, walking + len(cells))
+    heads, probabilities = masked_attention(layer, query, key, value, bias, mask)
+    return layer.add_mlp(layer.add_attention(x, heads, normed, adapt), adapt), probabilities
 
 
 def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor, *, attention: bool = False) -> Outputs:
@@ -63,36 +110,29 @@ def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor,
     own = {id(task): parameters_of(task, frozen=id(task) in extended) for task in everyone}
 
     images = backbone.check_images(images)
-    with gradients_of(images):
-        trunk = backbone.vit.norm_pre(backbone.embed(images))  # (B, N, D)
+    trunk = backbone.enter(images)  # (B, N, D)
     batch, count, _ = trunk.shape
     tokens = (
         torch.cat([own[id(task)]["class_tokens"] for task in everyone])
         if everyone
         else trunk.new_zeros(0, backbone.dim)
     )
-    entered = backbone.embed_class_tokens(tokens.to(trunk.dtype))
+    entered = backbone.enter_class_tokens(tokens.to(trunk.dtype))
     x = torch.cat([trunk, entered.expand(batch, -1, -1)], dim=1)  # (B, N + T, D)
     mask = attention_mask(count, everyone).to(x.device)
+    standing = [*range(count), *[0] * len(tokens)]
     looks = []
-    for layer, block in enumerate(backbone.vit.blocks):
-        normed = block.norm1(x)
-        qkv = adapt("qkv", everyone, own, layer, normed, block.attn.qkv(normed), count)
-        query, key, value = split_heads(block.attn, qkv)
-        memory = [place(task, own[id(task)]["memory"][layer].to(x.dtype), block.norm1) for task in everyone]
+    for index, (layer, positions) in enumerate(zip(backbone.layers, backbone.positions(), strict=True)):
+        adapted = partial(adapt, everyone, own, index, count)
+        memory = [placed_memory(task, own[id(task)]["memory"][index].to(x.dtype), layer) for task in everyone]
         cells = torch.cat([*memory, x.new_zeros(0, backbone.dim)])  # (M, D)
-        memory_key, memory_value = project_keys_and_values(block.attn, cells.expand(batch, -1, -1))
-        key, value = torch.cat([key, memory_key], dim=2), torch.cat([value, memory_value], dim=2)
-        heads, probabilities = masked_attention(block.attn, query, key, value, mask)
+        x, probabilities = dense_layer(layer, x, positions, standing, count, cells, mask, adapted)
         looks.append(probabilities)
-        joined = join_heads(block.attn, heads, normed)
-        x = x + block.ls1(adapt("proj", everyone, own, layer, joined, block.attn.proj(joined), count))
-        normed = block.norm2(x)
-        x = x + block.ls2(adapt("mlp", everyone, own, layer, normed, block.mlp(normed), count))
 
     final = backbone.final_norm(x)
     rows = slices([count, *(task.queries for task in everyone)])[1:]
-    features = final[:, 0] if images.requires_grad else final[:, 0].detach()
+    with gradients_of(images):
+        features = backbone.features(x[:, :count])
     logits, embeddings = {}, {}
     for task, row in zip(everyone, rows, strict=True):
         if any(task is asked for asked in tasks):
@@ -109,20 +149,19 @@ def parameters_of(task: Task, *, frozen: bool) -> dict[str, Tensor]:
     return {key: value.detach() if frozen else value for key, value in tensors.items()}
 
 
-def place(task: Task, cells: Tensor, norm: Any) -> Tensor:
-    """Memory cells (m, D) as the key and value projections see them: through the layer's norm, or past it."""
-    placed: Tensor = norm(cells) if task.placement == "before-norm" else cells
-    return placed
+def placed_memory(task: Task, cells: Tensor, layer: Layer) -> Tensor:
+    """Memory cells (m, D) as the key and value projections see them: before the layer's norm, or after it."""
+    return layer.normed(cells) if task.placement == "before-norm" else cells
 
 
 def adapt(
-    name: str,
     tasks: Sequence[Task],
     own: dict[int, dict[str, Tensor]],
     layer: int,
+    count: int,
+    name: str,
     tokens: Tensor,
     total: Tensor,
-    count: int,
 ) -> Tensor:
     """`total` (B, N + T, outputs) with each task's adapter added to the rows of its own class tokens."""
     rows = slices([count, *(task.queries for task in tasks)])[1:]
@@ -164,6 +203,12 @@ def sort_attention(tasks: Sequence[Task], looks: Tensor, count: int) -> dict[str
     return found
 
 
+def without_class_token(backbone: Backbone, images: Tensor) -> Tensor:
+    """(B, n, D) the trunk's tokens as they enter the first layer, all but the base class token."""
+    entered = backbone.enter(images)
+    return entered if backbone.class_token is None else entered[:, 1:]
+
+
 def variant_outputs(backbone: Backbone, task: Task, images: Tensor, *, attention: bool = False) -> Outputs:
     """Answer of a task that image tokens see: its class token takes the place of the base one. No base output.
 
@@ -172,31 +217,23 @@ def variant_outputs(backbone: Backbone, task: Task, images: Tensor, *, attention
     same, and each further layer adds its own learned update to them.
     """
     images = backbone.check_images(images)
-    with gradients_of(images):
-        embedded = backbone.embed(images)
-        rest = backbone.vit.norm_pre(embedded[:, 1:])
-    batch, count = embedded.shape[:2]
-    own = backbone.embed_class_tokens(task.class_tokens.to(rest.dtype)).expand(batch, -1, -1)
+    rest = without_class_token(backbone, images)
+    batch = images.shape[0]
+    own = backbone.enter_class_tokens(task.class_tokens.to(rest.dtype)).expand(batch, -1, -1)
     x = torch.cat([own, rest], dim=1)  # (B, N, D)
+    count = x.shape[1]
     travelling = task.regime in ("memory-propagated", "memory-additive")
     memory = task.memory.to(x.dtype)
     if travelling:
         x = torch.cat([x, memory[0].expand(batch, -1, -1)], dim=1)  # (B, N + m, D)
     looks = []
-    for layer, block in enumerate(backbone.vit.blocks):
-        if task.regime == "memory-additive" and layer:
-            x = torch.cat([x[:, :count], x[:, count:] + memory[layer]], dim=1)
-        normed = block.norm1(x)
-        query, key, value = split_heads(block.attn, block.attn.qkv(normed))
-        if not travelling:
-            cells = place(task, memory[layer], block.norm1).expand(batch, -1, -1)
-            memory_key, memory_value = project_keys_and_values(block.attn, cells)
-            key, value = torch.cat([key, memory_key], dim=2), torch.cat([value, memory_value], dim=2)
-        heads, probabilities = masked_attention(block.attn, query, key, value, None)
+    for index, (layer, positions) in enumerate(zip(backbone.layers, backbone.positions(), strict=True)):
+        if task.regime == "memory-additive" and index:
+            x = torch.cat([x[:, :count], x[:, count:] + memory[index]], dim=1)
+        cells = x.new_zeros(0, backbone.dim) if travelling else placed_memory(task, memory[index], layer)
+        x, probabilities = dense_layer(layer, x, positions, range(count), count, cells)
         if attention:
             looks.append(probabilities[:, :, :1])
-        x = x + block.ls1(block.attn.proj(join_heads(block.attn, heads, normed)))
-        x = x + block.ls2(block.mlp(block.norm2(x)))
     final = backbone.final_norm(x[:, :1])
     looked = {}
     if attention:
@@ -221,20 +258,13 @@ def unmasked_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor) 
                 f"{task.regime!r}; train it with regime 'memory' or 'memory-shared'"
             )
     images = backbone.check_images(images)
-    with gradients_of(images):
-        rest = backbone.vit.norm_pre(backbone.embed(images)[:, 1:])
-    tokens = torch.cat([task.class_tokens for task in tasks]).to(rest.dtype)
-    batch = rest.shape[0]
-    x = torch.cat([backbone.embed_class_tokens(tokens).expand(batch, -1, -1), rest], dim=1)  # (B, T + N - 1, D)
-    for layer, block in enumerate(backbone.vit.blocks):
-        normed = block.norm1(x)
-        query, key, value = split_heads(block.attn, block.attn.qkv(normed))
-        cells = torch.cat([place(task, task.memory[layer].to(x.dtype), block.norm1) for task in tasks])  # (M, D)
-        memory_key, memory_value = project_keys_and_values(block.attn, cells.expand(batch, -1, -1))
-        key, value = torch.cat([key, memory_key], dim=2), torch.cat([value, memory_value], dim=2)
-        heads, _ = masked_attention(block.attn, query, key, value, None)
-        x = x + block.ls1(block.attn.proj(join_heads(block.attn, heads, normed)))
-        x = x + block.ls2(block.mlp(block.norm2(x)))
+    rest = without_class_token(backbone, images)
+    tokens = backbone.enter_class_tokens(torch.cat([task.class_tokens for task in tasks]).to(rest.dtype))
+    x = torch.cat([tokens.expand(images.shape[0], -1, -1), rest], dim=1)  # (B, T + N - 1, D)
+    standing = [*[0] * len(tokens), *range(1, rest.shape[1] + 1)]
+    for index, (layer, positions) in enumerate(zip(backbone.layers, backbone.positions(), strict=True)):
+        cells = torch.cat([placed_memory(task, task.memory[index].to(x.dtype), layer) for task in tasks])  # (M, D)
+        x, _ = dense_layer(layer, x, positions, standing, len(standing), cells)
     final = backbone.final_norm(x[:, : len(tokens)])
     rows = slices([task.queries for task in tasks])
     read = {task.name: final[:, row] for task, row in zip(tasks, rows, strict=True)}

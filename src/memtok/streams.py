@@ -8,28 +8,25 @@ The work has two halves. `TaskStreams.values` gathers what the tasks own and tur
 image has a part in: once per pass, or once for a block of passes (folding.py). A `Walk` then takes all class tokens up,
 one layer after the trunk's own, so that nobody waits for a whole trace.
 
-Letters as in backbone.py; in a bucket: G families, t class tokens and m cells per family.
+Letters as in layers/base.py; in a bucket: G families, t class tokens and m cells per family.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from memtok.attention import join_heads, project_keys_and_values, split_heads
 from memtok.backbone import Backbone
+from memtok.layers import ADAPTED, Layer, Positions
 from memtok.layout import Layout
 from memtok.task import Task
 from memtok.trace import Kept, TrunkLayer, read_layer
 
 Pair = tuple[Tensor, Tensor]
-
-ADAPTED = ("qkv", "proj", "mlp")
-"""The projections of a layer that adapters act on."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +119,8 @@ class TaskStreams(nn.Module):
         cells = torch.cat([own[position]["memory"] for position in self.layout.order], dim=1).to(backbone.dtype)
         before = self.before_norm(tasks, cells.device)
         memory = [
-            self.memory_of_layer(block, before, layer)
-            for block, layer in zip(backbone.vit.blocks, cells.unbind(0), strict=True)
+            self.memory_of_layer(layer, before, own_cells)
+            for layer, own_cells in zip(backbone.layers, cells.unbind(0), strict=True)
         ]
         stacked = [
             {
@@ -141,7 +138,7 @@ class TaskStreams(nn.Module):
             [{name: (down[layer], up[layer]) for name, (down, up) in group.items()} for group in stacked]
             for layer in range(backbone.depth)
         ]
-        return Values(backbone.embed_class_tokens(start), memory, adapters)
+        return Values(backbone.enter_class_tokens(start), memory, adapters)
 
     def task_tensors(self, tasks: Sequence[Task], position: int) -> dict[str, Tensor]:
         """What the streams read of a task. That of an extended task is cut off: no gradient reaches it."""
@@ -151,16 +148,16 @@ class TaskStreams(nn.Module):
             return {key: value.detach() for key, value in tensors.items()}
         return tensors
 
-    def memory_of_layer(self, block: Any, before: bool | Tensor, cells: Tensor) -> list[Pair]:
+    def memory_of_layer(self, layer: Layer, before: bool | Tensor, cells: Tensor) -> list[Pair]:
         """Keys and values (H, G, m, d) of each bucket, from the memory cells (M, D) of one layer.
 
         before: which cells go through the layer's norm, as `before_norm` gives it; the others go past it.
         """
         if isinstance(before, Tensor):
-            cells = torch.where(before, block.norm1(cells), cells)
+            cells = torch.where(before, layer.normed(cells), cells)
         elif before:
-            cells = block.norm1(cells)
-        key, value = project_keys_and_values(block.attn, cells.unsqueeze(0))
+            cells = layer.normed(cells)
+        key, value = layer.keys_and_values(cells.unsqueeze(0))
         pairs = []
         for bucket in self.layout.buckets:
             families = len(bucket.families)
@@ -209,13 +206,14 @@ class Walk:
         start = values.start.expand(batch, -1, -1)
         # Compiled code is made for one layout of memory: the first layer's would not serve the others.
         self.x = start if run is stream_layer else start.contiguous()  # (B, T, D)
+        self.positions = backbone.positions()
         self.looks: list[list[Tensor]] = []  # by layer and bucket
 
     def step(self, layer: int, kept: Kept) -> None:
         """One layer up; `kept` is the trunk's trace of it."""
         memory, adapters = self.values.memory[layer], self.values.adapters[layer]
-        block = self.backbone.vit.blocks[layer]
-        self.x, looks = self.run(block, self.shapes, self.masks, self.rows, memory, adapters, self.x, kept)
+        own, positions = self.backbone.layers[layer], self.positions[layer]
+        self.x, looks = self.run(own, positions, self.shapes, self.masks, self.rows, memory, adapters, self.x, kept)
         if self.attention:
             self.looks.append(looks)
 
@@ -225,7 +223,8 @@ class Walk:
 
 
 def stream_layer(
-    block: Any,
+    layer: Layer,
+    positions: Positions,
     shapes: Sequence[BucketShape],
     masks: Sequence[Tensor | None],
     rows: Sequence[Tensor | None],
@@ -239,22 +238,20 @@ def stream_layer(
     masks: for each bucket (t, t + m) bool or None. rows: for each group of adapters the rows (K queries,) that it acts
     on, None for all. It meets neither tasks nor names, so that it can be compiled once for all tasks of equal shapes.
     """
-    attention = block.attn
-    normed = block.norm1(x)
-    query, key, value = split_heads(attention, adapt("qkv", adapters, rows, normed, attention.qkv(normed)))
-    trunk = read_layer(attention, kept, x.shape[1])
+    adapted = partial(adapt, adapters, rows)
+    normed = layer.normed(x)
+    query, key, value = layer.queries_keys_values(normed, adapted)
+    trunk = read_layer(layer, kept, positions, x.shape[1])
     parts: list[Tensor] = []
     looks: list[Tensor] = []
     for shape, mask, cells in zip(shapes, masks, memory, strict=True):
         of = slice(shape.start, shape.start + shape.families * shape.tokens)
         own = (key[:, :, of], value[:, :, of])
-        heads, probabilities = attend_bucket(shape, mask, query[:, :, of] * attention.scale, trunk, own, cells)
+        heads, probabilities = attend_bucket(shape, mask, query[:, :, of] * layer.scale, trunk, own, cells)
         parts.append(heads)
         looks.append(probabilities)
-    joined = join_heads(attention, parts[0] if len(parts) == 1 else torch.cat(parts, dim=2), normed)
-    x = x + block.ls1(adapt("proj", adapters, rows, joined, attention.proj(joined)))
-    normed = block.norm2(x)
-    return x + block.ls2(adapt("mlp", adapters, rows, normed, block.mlp(normed))), looks
+    heads = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return layer.add_mlp(layer.add_attention(x, heads, normed, adapted), adapted), looks
 
 
 def attend_bucket(
@@ -266,7 +263,10 @@ def attend_bucket(
     values of the cells, (H, G, m, d) each, the same for every image. mask: (t, t + m), True: row i sees column j.
     """
     over_trunk = trunk.scores(query)
-    family = torch.cat([over_tokens(shape, query, own[0]), by_family(shape, query, memory[0].transpose(-2, -1))], -1)
+    among = over_tokens(shape, query, own[0])
+    if trunk.bias is not None:
+        among = among + trunk.bias[..., :1]
+    family = torch.cat([among, by_family(shape, query, memory[0].transpose(-2, -1))], -1)
     if mask is not None:
         family = family.masked_fill(~mask.repeat(shape.families, 1), float("-inf"))
     probabilities = torch.cat([over_trunk, family], dim=-1).softmax(dim=-1).to(own[1].dtype)
@@ -308,7 +308,7 @@ def split_families(shape: BucketShape, rows: Tensor) -> Tensor:
 
 
 def adapt(
-    name: str, adapters: Sequence[dict[str, Pair]], rows: Sequence[Tensor | None], tokens: Tensor, total: Tensor
+    adapters: Sequence[dict[str, Pair]], rows: Sequence[Tensor | None], name: str, tokens: Tensor, total: Tensor
 ) -> Tensor:
     """`total`, the output (B, T, outputs) of a frozen projection of `tokens`, with the tasks' adapters added."""
     for index, group in zip(rows, adapters, strict=True):

@@ -326,12 +326,12 @@ def preprocessing_of(name: str, extends: Sequence[Task]) -> Preprocessing | None
 
 def adapter_shapes(backbone: Backbone, rank: int) -> dict[str, tuple[int, int, int]]:
     """Adapter tensors by their names in a task file: down (L, rank, inputs), up (L, outputs, rank)."""
-    depth, dim, inner = backbone.depth, backbone.dim, int(backbone.vit.blocks[0].attn.attn_dim)
-    widths = {"qkv": (dim, 3 * inner), "proj": (inner, dim), "mlp": (dim, dim)}
+    depth, dim, layer = backbone.depth, backbone.dim, backbone.layers[0]
+    widths = {"qkv": (dim, layer.projected), "proj": (layer.inner, dim), "mlp": (dim, dim)}
     shapes = {}
-    for layer, (inputs, outputs) in widths.items():
-        shapes[f"adapters.{layer}.down"] = (depth, rank, inputs)
-        shapes[f"adapters.{layer}.up"] = (depth, outputs, rank)
+    for name, (inputs, outputs) in widths.items():
+        shapes[f"adapters.{name}.down"] = (depth, rank, inputs)
+        shapes[f"adapters.{name}.up"] = (depth, outputs, rank)
     return shapes
 
 
@@ -368,8 +368,10 @@ def initial_tensors(
         drawn[key] = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") * std
     if regime == "memory-additive":
         drawn["memory"][1:] = 0.0  # the updates start as no change
-    drawn["class_tokens"][:1] = 0.0  # the first class token is the base one exactly
-    drawn["class_tokens"] += backbone.class_token.detach().to("cpu", torch.float32)
+    base = backbone.class_token
+    if base is not None:
+        drawn["class_tokens"][:1] = 0.0  # the first class token is the base one exactly
+        drawn["class_tokens"] += base.detach().to("cpu", torch.float32)
     return {key: value.to(backbone.device) for key, value in drawn.items()}
 
 

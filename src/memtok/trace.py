@@ -4,28 +4,31 @@ A trace has one of two forms. Keys and values of every layer are what the trunk 
 of attention take half the memory and are what is kept on disk; from them keys and values are computed anew, or, for few
 queries, their projections are absorbed: q (W x) = (q W) x, so that W meets the queries instead of all N tokens (the
 trick of multi-head latent attention, DeepSeek-V2, arXiv 2405.04434). Which of the two is cheaper follows from the
-sizes (`break_even`). Letters as in backbone.py.
+sizes (`Layer.break_even`). Letters as in layers/base.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from memtok.attention import can_absorb, key_and_value_weights, project_keys_and_values
+from memtok.layers import Layer, Positions
 
 Kept = tuple[Tensor] | tuple[Tensor, Tensor]
 """Of one layer: the normalised inputs (B, N, D), or keys and values (B, H, N, d)."""
 
 
 class TrunkLayer(Protocol):
-    """One layer of a trace, as class tokens read it."""
+    """One layer of a trace, as class tokens read it. bias: (..., H, 1, N) of positions, None without."""
+
+    @property
+    def bias(self) -> Tensor | None: ...
 
     def scores(self, query: Tensor) -> Tensor:
-        """(B, H, T, N) products of scaled queries (B, H, T, d) with the keys of the trunk's tokens."""
+        """(B, H, T, N) scaled queries (B, H, T, d) times the keys of the trunk's tokens, with the bias of positions."""
 
     def read(self, probabilities: Tensor) -> Tensor:
         """(B, H, T, d) sums of the trunk's values, weighted by probabilities (B, H, T, N)."""
@@ -33,13 +36,15 @@ class TrunkLayer(Protocol):
 
 @dataclass(frozen=True)
 class KeysAndValues:
-    """A layer's keys and values, (B, H, N, d) each."""
+    """A layer's keys and values, (B, H, N, d) each; bias: (..., H, 1, N) of positions, None without."""
 
     key: Tensor
     value: Tensor
+    bias: Tensor | None
 
     def scores(self, query: Tensor) -> Tensor:
-        return query @ self.key.transpose(-2, -1)
+        scores = query @ self.key.transpose(-2, -1)
+        return scores if self.bias is None else scores + self.bias
 
     def read(self, probabilities: Tensor) -> Tensor:
         return probabilities @ self.value
@@ -49,19 +54,21 @@ class KeysAndValues:
 class AbsorbedInputs:
     """A layer's normalised inputs (B, N, D), whose projections are applied to the queries and to what they read."""
 
-    attention: Any
+    layer: Layer
     inputs: Tensor
+    bias: Tensor | None
 
     def scores(self, query: Tensor) -> Tensor:
-        weight, _, bias, _ = key_and_value_weights(self.attention)
+        weight, _, bias, _ = self.layer.key_and_value_weights()
         batch, heads, count, _ = query.shape
         wide = per_head(query, weight)  # (B, H, T, D)
         scores = (wide.flatten(1, 2) @ self.inputs.transpose(-2, -1)).reshape(batch, heads, count, self.inputs.shape[1])
-        # The same for all N tokens, but not for memory, which stands in the same softmax.
-        return scores if bias is None else scores + query @ bias.unsqueeze(-1)
+        if bias is not None:  # the same for all N tokens, but not for memory, which stands in the same softmax
+            scores = scores + query @ bias.unsqueeze(-1)
+        return scores if self.bias is None else scores + self.bias
 
     def read(self, probabilities: Tensor) -> Tensor:
-        _, weight, _, bias = key_and_value_weights(self.attention)
+        _, weight, _, bias = self.layer.key_and_value_weights()
         batch, heads, count, _ = probabilities.shape
         mixed = (probabilities.flatten(1, 2) @ self.inputs).reshape(
             batch, heads, count, self.inputs.shape[2]
@@ -127,40 +134,26 @@ def matched(kept: Kept, precision: torch.dtype) -> Kept:
     return kept[0].to(precision), kept[1].to(precision)
 
 
-def read_layer(attention: Any, kept: Kept, queries: int) -> TrunkLayer:
-    """What was kept of a layer, as `queries` class tokens read it; `attention` is the layer's timm module."""
+def placed_keys_and_values(layer: Layer, inputs: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
+    """Keys and values, (B, H, N, d) each, of the trunk's normalised inputs (B, N, D)."""
+    key, value = layer.keys_and_values(inputs)
+    return layer.place(key, positions), value
+
+
+def read_layer(layer: Layer, kept: Kept, positions: Positions, queries: int) -> TrunkLayer:
+    """What was kept of a layer, as `queries` class tokens read it."""
+    bias = class_bias(layer, positions)
     if len(kept) == 2:
         # Laid out once: the products of every bucket would each do it for themselves, and keep it for their gradient.
-        return KeysAndValues(kept[0].contiguous(), kept[1].contiguous())
-    inputs = kept[0].to(attention.qkv.weight.dtype)
-    if can_absorb(attention) and queries < break_even(attention, inputs.shape[1], training=torch.is_grad_enabled()):
-        return AbsorbedInputs(attention, inputs)
-    key, value = project_keys_and_values(attention, inputs)
-    return KeysAndValues(key.contiguous(), value.contiguous())
+        return KeysAndValues(kept[0].contiguous(), kept[1].contiguous(), bias)
+    inputs = kept[0].to(layer.dtype)
+    if layer.absorbs and queries < layer.break_even(inputs.shape[1], training=torch.is_grad_enabled()):
+        return AbsorbedInputs(layer, inputs, bias)
+    key, value = placed_keys_and_values(layer, inputs, positions)
+    return KeysAndValues(key.contiguous(), value.contiguous(), bias)
 
 
-def break_even(attention: Any, tokens: int, *, training: bool = False) -> float:
-    """The number of queries per image from which on projecting all N `tokens` is cheaper than absorbing.
-
-    A backward pass repeats what every query costs, twice the forward pass in all, but not the projection of the trunk's
-    tokens, which has no gradient.
-    """
-    dim, inner = int(attention.qkv.weight.shape[1]), int(attention.attn_dim)
-    project = 2 * tokens * dim * inner
-    return project / (absorbing_cost(attention, tokens) * (2 if training else 1))
-
-
-def absorbing_cost(attention: Any, tokens: int) -> int:
-    """Multiply-adds of one layer and image that a query costs more with absorbed projections than without.
-
-    Without: 2 N (H d), scores and sums. With: 2 D (H d) for the two projections, and 2 N H D for scores and sums over
-    inputs that are D wide in every head.
-    """
-    dim, inner, heads = int(attention.qkv.weight.shape[1]), int(attention.attn_dim), int(attention.num_heads)
-    return 2 * dim * inner + 2 * tokens * heads * dim - 2 * tokens * inner
-
-
-def trunk_cost(block: Any, tokens: int) -> int:
-    """Multiply-adds of one layer of the trunk and one image with N `tokens`: matrices, then scores and sums."""
-    matrices = sum(int(parameter.numel()) for parameter in block.parameters() if parameter.ndim == 2)
-    return tokens * matrices + 2 * tokens * tokens * int(block.attn.attn_dim)
+def class_bias(layer: Layer, positions: Positions) -> Tensor | None:
+    """(..., H, 1, N) what is added to the scores of a class token; column 0 is for its scores over class tokens."""
+    bias = layer.position_bias(positions)
+    return None if bias is None else bias[..., :1, :]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memtok.backbone import Backbone
+from memtok.backbone import CHANNELS, Backbone
 from memtok.checkpoint import read_checkpoint
 from memtok.data import DataSource, ImageSet, batches, evaluation_transform, open_data
 from memtok.errors import MemtokError
@@ -264,9 +264,12 @@ def reference(backbone: Backbone, task: Task, images: Tensor) -> Tensor:
 
 
 def own_forward(vit: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Features (B, D) and classifier output (B, base classes) or None by timm's own code; a class-token model."""
+    """Features (B, D) and classifier output (B, base classes) or None by timm's own code."""
     tokens = vit.forward_features(images)  # (B, N, D), after `norm`
-    features = vit.fc_norm(tokens[:, 0]) if isinstance(vit.norm, nn.Identity) else tokens[:, 0]
+    if vit.cls_token is None:
+        features = vit.forward_head(tokens, pre_logits=True)
+    else:
+        features = vit.fc_norm(tokens[:, 0]) if isinstance(vit.norm, nn.Identity) else tokens[:, 0]
     return features, None if isinstance(vit.head, nn.Identity) else vit(images)
 
 
@@ -302,9 +305,8 @@ def choose_images(
     if isinstance(data, Tensor):
         return data
     if data is None:
-        channels = int(backbone.vit.patch_embed.proj.in_channels)
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(count, channels, *preprocessing.image_size, generator=generator, dtype=torch.float32)
+        return torch.randn(count, CHANNELS, *preprocessing.image_size, generator=generator, dtype=torch.float32)
     if isinstance(data, str):
         data = open_data(data, data_dir=data_dir, on_bad_image=on_bad_image)
     return (data.test if isinstance(data, DataSource) else data).take(count, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,12 @@ import timm
 import torch
 from timm.layers import QuickGELU
 from timm.models import vision_transformer as timm_vit
+from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import nn
 
-from memtok.checkpoint.architecture import Architecture, build, check_supported, describe
+from memtok.checkpoint.architecture import build, check_supported, describe, from_json
 from memtok.errors import MemtokError
 from tests.checkpoint.tiny_models import VARIANTS, images, tiny_timm
 
@@ -24,7 +26,7 @@ def test_described_and_rebuilt(variant: str) -> None:
     """The rebuilt model has the same description, takes the same numbers and gives the same answer, bit for bit."""
     vit = tiny_timm(**VARIANTS[variant])
     architecture = describe(vit)
-    again = Architecture.from_json(architecture.to_json())
+    again = from_json(architecture.to_json())
     assert again == architecture
     state = torch.get_rng_state()
     rebuilt = build(again)
@@ -57,14 +59,26 @@ def test_width_of_the_mlp_is_exact(width: int) -> None:
     assert build(architecture, "meta").blocks[0].mlp.fc1.out_features == width
 
 
+def test_written_as_versions_read_it_that_knew_class_tokens_only() -> None:
+    """What the first version's files say of a model is all that files say of it now."""
+    written = json.loads(describe(tiny_timm()).to_json())
+    assert not written.keys() & {"family", "class_token", "stem"}
+    assert from_json(json.dumps(written)).class_token
+    bare = json.loads(describe(tiny_timm(class_token=False, global_pool="avg")).to_json())
+    assert bare.keys() - written.keys() == {"class_token"}
+
+
+def test_settings_of_attention_pooling_are_part_of_a_model_without_class_token() -> None:
+    vit = tiny_timm(class_token=False, global_pool="map")
+    vit.attn_pool.num_heads = 2
+    with pytest.raises(MemtokError, match="num_heads 4 in attn_pool"):
+        describe(vit)
+
+
 def swin() -> nn.Module:
     return timm.create_model(
         "swin_tiny_patch4_window7_224", embed_dim=16, depths=(1, 1), num_heads=(2, 2), num_classes=2
     )
-
-
-def beit() -> nn.Module:
-    return timm.create_model("beit_base_patch16_224", embed_dim=32, depth=1, num_heads=2, img_size=32, num_classes=2)
 
 
 def with_changed_norm() -> nn.Module:
@@ -76,6 +90,30 @@ def with_changed_norm() -> nn.Module:
 def with_another_head_count() -> nn.Module:
     vit = tiny_timm()
     vit.blocks[1].attn.num_heads = 2
+    return vit
+
+
+def with_another_turn() -> nn.Module:
+    vit = tiny_timm(kind=Eva, use_rot_pos_emb=True, rope_rotate_half=True)
+    vit.rope.rotate_half = False
+    return vit
+
+
+def with_another_window() -> nn.Module:
+    vit = tiny_timm(kind=Beit, use_rel_pos_bias=True)
+    vit.blocks[1].attn.window_size = (4, 9)
+    return vit
+
+
+def with_another_scale() -> nn.Module:
+    vit = tiny_timm(kind=Eva)
+    vit.blocks[1].attn.scale = 0.3
+    return vit
+
+
+def with_separate_bias() -> nn.Module:
+    vit = tiny_timm(kind=Eva)
+    vit.blocks[1].attn.qkv_bias_separate = True
     return vit
 
 
@@ -109,12 +147,15 @@ class MyTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
 SMALL = dict(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=2)
 REFUSED: dict[str, tuple[Any, str]] = {
     "swin": (swin, "SwinTransformer"),
-    "beit": (beit, "Beit"),
-    "rotary": (lambda: Eva(**SMALL, use_rot_pos_emb=True), "Eva"),
+    "eva-post-norm": (lambda: Eva(**SMALL, use_post_norm=True), "EvaBlockPostNorm in blocks.0"),
+    "eva-temporal": (lambda: Eva(**SMALL, use_rot_pos_emb=True, rope_type="mrope"), "RotaryEmbeddingMRope"),
+    "eva-turned": (with_another_turn, "rotate_half True in rope"),
+    "beit-window": (with_another_window, "window_size .* in blocks.1.attn"),
+    "eva-scaled": (with_another_scale, "scale .* in blocks.1.attn"),
+    "eva-separate-bias": (with_separate_bias, "qkv_bias_separate False in blocks.1.attn"),
     "naflex": (lambda: NaFlexVit(NaFlexVitCfg(embed_dim=32, depth=1, num_heads=2)), "NaFlexVit"),
     "convolution": (lambda: nn.Conv2d(3, 3, 1), "Conv2d"),
     "subclass": (lambda: MyTransformer(**SMALL), "MyTransformer"),
-    "no-class-token": (lambda: tiny_timm(class_token=False, global_pool="avg"), "class token"),
     "post-norm": (lambda: tiny_timm(block_fn=timm_vit.ResPostBlock), "ResPostBlock in blocks.0"),
     "parallel": (lambda: tiny_timm(block_fn=timm_vit.ParallelThingsBlock), "ParallelThingsBlock in blocks.0"),
     "differential": (lambda: tiny_timm(attn_layer="diff"), "DiffAttention in blocks.0"),
@@ -156,10 +197,10 @@ def test_a_head_of_ones_own_is_no_obstacle() -> None:
 )
 def test_damaged_descriptions(text: str, message: str) -> None:
     with pytest.raises(MemtokError, match=message):
-        Architecture.from_json(text)
+        from_json(text)
 
 
 def test_settings_of_a_newer_version_are_refused() -> None:
     text = describe(tiny_timm()).to_json().replace('"depth"', '"windows": 3, "depth"')
     with pytest.raises(MemtokError, match="windows"):
-        Architecture.from_json(text)
+        from_json(text)

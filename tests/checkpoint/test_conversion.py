@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from timm.layers import LayerNorm
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
 from torch import Tensor
 
 from memtok.checkpoint import LEFT_OUT, read_checkpoint
 from memtok.errors import MemtokError
 from tests.checkpoint.tiny_models import (
     CASES,
+    DINOV3,
     IMAGE_SIZE,
     images,
     randomise,
@@ -40,18 +45,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @torch.no_grad()
 def theirs(case: str, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     """Tokens after the final norm (for CLIP the class token only) and the base answer, by transformers."""
-    resize = {} if case.startswith(("dinov2", "registers")) else {"interpolate_pos_encoding": True}
+    resize = {} if case.startswith(("dinov2", "registers", "dinov3")) else {"interpolate_pos_encoding": True}
+    if case.startswith("siglip"):
+        tower = model if hasattr(model, "encoder") else model.vision_model
+        out = tower(pixels, **resize)
+        return out.last_hidden_state, out.last_hidden_state.mean(1) if out.pooler_output is None else out.pooler_output
     if case.startswith("clip"):
         tower = model if case == "clip-vision" else model.vision_model
         pooled = tower(pixels, **resize).pooler_output
         projection = getattr(model, "visual_projection", None)
         return pooled[:, None], None if projection is None else projection(pooled)
-    body = next(
-        (getattr(model, name) for name in ("vit", "deit", "dinov2", "dinov2_with_registers") if hasattr(model, name)),
-        model,
-    )
+    names = ("vit", "deit", "dinov2", "dinov2_with_registers", "beit")
+    body = next((getattr(model, name) for name in names if hasattr(model, name)), model)
+    if case.startswith("beit"):
+        resize = {}  # it always resizes its tables
     tokens = body(pixels, **resize).last_hidden_state
-    logits = model(pixels, **resize).logits if case in ("vit-classifier", "deit-classifier", "deit-teacher") else None
+    if case == "beit-masked":  # its norm stands outside
+        tokens = model.layernorm(tokens)
+    with_head = ("vit-classifier", "deit-classifier", "deit-teacher", "beit-classifier", "beit-everything")
+    logits = model(pixels, **resize).logits if case in with_head else None
     return tokens, logits
 
 
@@ -65,9 +77,9 @@ def test_equals_transformers(case: str, size: tuple[int, int], folders: dict[str
         ours = read.vit.forward_features(pixels)
         answer = read.vit(pixels)
     torch.testing.assert_close(ours[:, : tokens.shape[1]], tokens, rtol=0, atol=1e-5)
-    if logits is None:
+    if logits is None or case.startswith("siglip"):
         assert isinstance(read.vit.head, torch.nn.Identity)
-    else:
+    if logits is not None:
         torch.testing.assert_close(answer, logits, rtol=0, atol=1e-5)
 
 
@@ -130,9 +142,9 @@ def test_half_precision_and_prefix_do_not_change_the_fingerprint(
     case: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     expected = read_checkpoint(folders[case])
-    prefixes = ("vit.", "deit.", "dinov2.", "dinov2_with_registers.", "vision_model.")
+    prefixes = ("vit.", "deit.", "beit.", "dinov2.", "dinov2_with_registers.", "vision_model.")
     prefix = f"{json.loads((folders[case] / 'config.json').read_text())['model_type']}."
-    prefix = "vision_model." if prefix.startswith("clip") else prefix
+    prefix = "vision_model." if prefix.startswith(("clip", "siglip")) else prefix
 
     def halve(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.half() for name, tensor in tensors.items()}
@@ -143,7 +155,8 @@ def test_half_precision_and_prefix_do_not_change_the_fingerprint(
             return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         return {(name if name.startswith("pooler") else prefix + name): tensor for name, tensor in tensors.items()}
 
-    for number, change in enumerate((halve, toggle_prefix)):
+    # Without the prefix its two norms would have one name.
+    for number, change in enumerate((halve,) if case == "beit-masked-token" else (halve, toggle_prefix)):
         folder = save_transformers(tiny_transformers(case), tmp_path / str(number))
         read = read_checkpoint(rewrite(folder, change))
         assert read.fingerprint == expected.fingerprint
@@ -158,6 +171,7 @@ def test_one_trunk_has_one_fingerprint_whatever_stands_on_it(tmp_path: Path) -> 
         ("dinov2", "dinov2-classifier"),
         ("registers", "registers-classifier"),
         ("clip-vision", "clip-projection", "clip", "clip-classifier"),
+        ("siglip-vision", "siglip", "siglip-classifier"),
     )
     for cases in groups:
         models = [tiny_transformers(case, seed=number) for number, case in enumerate(cases)]
@@ -174,7 +188,7 @@ def test_one_trunk_has_one_fingerprint_whatever_stands_on_it(tmp_path: Path) -> 
 def test_fingerprint_is_that_of_timms_own_file_of_the_weights() -> None:
     """timm's names for the same trunks: distilled DeiT, registers folded into the class token, gated MLP, CLIP."""
     twins = {
-        "deit": tiny_timm(distilled=True, mlp_ratio=1.5),
+        "deit": tiny_timm(kind=VisionTransformerDistilled, mlp_ratio=1.5),
         "registers": tiny_timm(mlp_ratio=2, reg_tokens=3, no_embed_class=True, init_values=1e-5),
     }
     for case, twin in twins.items():
@@ -185,6 +199,31 @@ def test_fingerprint_is_that_of_timms_own_file_of_the_weights() -> None:
             tensors["dist_token"] = tensors.pop("reg_token")
         twin.load_state_dict({**twin.state_dict(), **tensors})
         assert read_checkpoint(twin).fingerprint == read.fingerprint
+
+
+def test_dinov3_without_and_with_biases_of_zero_is_one_trunk(tmp_path: Path) -> None:
+    """transformers' files of the distilled DINOv3 have these biases, timm's files come with and without them."""
+    model = tiny_transformers("dinov3")
+    biased = read_checkpoint(model)
+    with torch.no_grad():
+        for layer in model.model.layer:
+            layer.attention.q_proj.bias.zero_()
+            layer.attention.v_proj.bias.zero_()
+    read = read_checkpoint(model)
+    settings = dict(kind=Eva, mlp_ratio=1.5, norm_layer=partial(LayerNorm, eps=1e-5), num_reg_tokens=2)
+    for qkv_bias in (False, True):
+        twin = tiny_timm(**{**DINOV3, **settings, "qkv_bias": qkv_bias, "dynamic_img_size": True})
+        tensors = read.vit.state_dict()
+        twin.load_state_dict({name: tensors.get(name, tensor) for name, tensor in twin.state_dict().items()})
+        assert read_checkpoint(twin).fingerprint == read.fingerprint != biased.fingerprint
+        with torch.no_grad():
+            torch.testing.assert_close(twin.forward_features(images()), read.vit.forward_features(images()))
+
+
+@pytest.mark.parametrize("settings", [dict(query_bias=False), dict(proj_bias=False), dict(mlp_bias=False)])
+def test_dinov3_with_biases_that_timm_does_not_have(settings: dict[str, Any]) -> None:
+    with pytest.raises(MemtokError, match="bias"):
+        read_checkpoint(tiny_transformers("dinov3", **settings))
 
 
 def test_registers_fold_the_class_position(folders: dict[str, Path]) -> None:
@@ -216,6 +255,8 @@ def test_left_out_tensors_are_named(case: str, left_out: set[str], folders: dict
 def test_text_tower_is_left_out_by_name(folders: dict[str, Path], tmp_path: Path) -> None:
     left_out = read_checkpoint(folders["clip"]).left_out
     assert {name.split(".")[0] for name in left_out} == {"text_model", "text_projection", "logit_scale"}
+    siglip = read_checkpoint(folders["siglip"]).left_out
+    assert {name.split(".")[0] for name in siglip} == {"text_model", "logit_scale", "logit_bias"}
     counted = {"vision_model.embeddings.position_ids": torch.arange(37)[None]}  # older versions wrote it
     folder = save_transformers(tiny_transformers("clip"), tmp_path)
     read = read_checkpoint(rewrite(folder, lambda tensors: {**tensors, **counted}))
@@ -307,6 +348,9 @@ def put(name: str, *shape: int) -> Any:
         ("registers", put("embeddings.register_tokens", 1, 2, 32), r"found \(1, 2, 32\)"),
         ("deit-teacher", drop("distillation_classifier.bias"), "distillation_classifier.bias, found none"),
         ("clip", drop("vision_model.pre_layrnorm.weight"), "pre_layrnorm.weight, found none"),
+        ("siglip", drop("vision_model.head.probe"), "head.probe, found none"),
+        ("siglip", drop("vision_model.head.attention.in_proj_bias"), "head.attention.in_proj_bias, found none"),
+        ("siglip", put("vision_model.head.attention.in_proj_weight", 33, 32), r"head.attention.* of shape"),
         ("clip", drop("visual_projection.weight"), None),
     ],
 )
@@ -343,15 +387,20 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], message: str, tmp_pa
 
 
 def test_unknown_transformers_object_is_refused_by_name() -> None:
-    config = transformers.BeitConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
-    with pytest.raises(MemtokError, match="'beit'"):
-        read_checkpoint(transformers.BeitModel(config))
+    config = transformers.ViTMSNConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    with pytest.raises(MemtokError, match="'vit_msn'"):
+        read_checkpoint(transformers.ViTMSNModel(config))
 
 
 def test_every_rule_of_left_out_is_needed(folders: dict[str, Path]) -> None:
     """Each reason to leave something out is met by a checkpoint of these tests."""
     left_out = {name for folder in folders.values() for name in read_checkpoint(folder).left_out}
-    elsewhere = {r"(vision_model\.)?embeddings\.position_ids", "mask_token", r"pre_logits\..*"}
+    elsewhere = {
+        r"(vision_model\.)?embeddings\.position_ids",
+        r"(.*\.)?relative_position_index",
+        "mask_token",
+        r"pre_logits\..*",
+    }
     for rule in LEFT_OUT:
         assert rule.pattern in elsewhere or any(re.fullmatch(rule.pattern, name) for name in left_out), rule
 

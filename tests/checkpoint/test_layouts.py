@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from memtok.checkpoint.architecture import ACTIVATIONS as TIMM_ACTIVATIONS
+from memtok.checkpoint.architectures.common import ACTIVATIONS as TIMM_ACTIVATIONS
 from memtok.checkpoint.layouts import ACTIVATIONS, DEIT_TEACHER, DINOV2_SWIGLU, LAYOUTS, LEFT_OUT, MODEL_TYPES
 from memtok.checkpoint.processors import USUAL_PROCESSORS
 

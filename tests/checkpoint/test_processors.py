@@ -53,7 +53,7 @@ def apply(preprocessing: Preprocessing, image: Image.Image) -> torch.Tensor:
     return result
 
 
-@pytest.mark.parametrize("name", ["ViT", "DeiT", "Bit", "CLIP"])
+@pytest.mark.parametrize("name", ["ViT", "DeiT", "Bit", "CLIP", "Siglip", "DINOv3ViT", "Beit"])
 def test_processors_as_transformers_saves_them(name: str, tmp_path: Path) -> None:
     """Defaults and saved files of transformers' own processors mean what they do to a picture."""
     transformers = pytest.importorskip("transformers")

@@ -18,6 +18,9 @@ from memtok.checkpoint import read_checkpoint
 from memtok.errors import MemtokError
 from tests.checkpoint.tiny_models import SMALL, VARIANTS, images, randomise, registered, save_folder, tiny_timm
 
+# torch's, about how timm interpolates relative positions.
+pytestmark = pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple sequence")
+
 
 def assert_equals_timm(read: Any, model: Any) -> None:
     """Outputs and tokens, bit for bit, at the size that was read."""
@@ -51,8 +54,10 @@ def test_object_is_copied_bit_for_bit_and_not_touched(variant: str) -> None:
         assert torch.equal(tensor, before[name])
 
 
-def test_object_in_half_precision_is_widened() -> None:
-    model = tiny_timm()
+@pytest.mark.parametrize("variant", ["plain", "eva02", "rotary-mixed", "dinov3-fixed-size"])
+def test_object_in_half_precision_is_widened(variant: str) -> None:
+    """Rotary tables, which half precision rounds, are computed again."""
+    model = tiny_timm(**VARIANTS[variant])
     half = read_checkpoint(copy.deepcopy(model).half())
     assert half.vit.cls_token.dtype == torch.float32
     assert half.fingerprint == read_checkpoint(model).fingerprint
@@ -74,7 +79,17 @@ def test_object_with_pretrained_cfg_brings_its_preprocessing() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_small_patch14_reg4_dinov2"]
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "deit_tiny_distilled_patch16_224",
+        "vit_small_patch14_reg4_dinov2",
+        "vit_base_patch16_siglip_224",
+        "eva02_tiny_patch14_224",
+        "vit_small_patch16_dinov3_qkvb",
+        "beit_base_patch16_224",
+        "vit_pe_core_tiny_patch16_384",
+    ],
 )
 def test_folder_as_timm_saves_it(name: str, tmp_path: Path) -> None:
     model = registered(name)
@@ -86,6 +101,18 @@ def test_folder_as_timm_saves_it(name: str, tmp_path: Path) -> None:
     assert read.preprocessing.mean == tuple(model.pretrained_cfg["mean"])
     assert read.fingerprint == read_checkpoint(model).fingerprint
     assert_equals_timm(read_checkpoint(folder, image_size=32), timm_at(model, 32))
+
+
+def test_relative_positions_for_another_grid_are_resized_as_timm_does(tmp_path: Path) -> None:
+    stored = registered("beit_base_patch16_224", img_size=32)
+    folder = save_folder(registered("beit_base_patch16_224"), tmp_path)
+    index = {"blocks.0.attn.relative_position_index": torch.zeros(17, 17, dtype=torch.long)}  # of older versions
+    save_file({**stored.state_dict(), **index}, folder / "model.safetensors")
+    read = read_checkpoint(folder)
+    assert read.left_out == tuple(index)
+    assert_equals_timm(read, timm_at(stored, 48))
+    assert read.fingerprint == read_checkpoint(stored).fingerprint  # before the resizing
+    assert_equals_timm(read_checkpoint(folder, image_size=64), timm_at(stored, 64))  # once, not by way of 48 px
 
 
 def timm_at(model: Any, size: int) -> Any:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from memtok.cli import reproduce
-from memtok.presets import PRESETS, find_preset
 from memtok.training import RECIPES
+from memtok_experiments import command as reproduce
+from memtok_experiments.presets import PRESETS, find_preset
 from tests.cli.conftest import Run
 
 QUICK = (

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
 
-from memtok.cli import COMMANDS, suggestions
+from memtok.cli import COMMANDS, module_of, suggestions
 from memtok.cli.options import build_parser, option_names
 from tests.cli.conftest import Run
 
@@ -60,7 +59,7 @@ def test_nothing_is_made_up(words: str, run: Run) -> None:
 def test_what_is_suggested_is_there() -> None:
     options: set[str] = set()
     for command in COMMANDS:
-        module = importlib.import_module(f"memtok.cli.{command.replace('-', '_')}")
+        module = module_of(command)
         parser = build_parser(command, "d", module.USAGE, module.EXAMPLES)
         module.configure(parser)
         options |= set(option_names(parser).values())

@@ -40,7 +40,8 @@ def test_a_grid(workspace: Path, run: Run) -> None:
     assert result == json.loads(Path("out/result.json").read_text())
     (found_on,) = result["data"]
     (winner,) = [each for each in found_on["configurations"] if each["name"] == found_on["winner"]]
-    assert f"(mean recall of the classes) is {100 * winner['looks'][-1]['balanced']:.2f} %" in found.out
+    balanced = f"{100 * winner['looks'][-1]['balanced']:.2f} %"
+    assert f"(mean recall of the classes) on the validation images is {balanced}" in found.out
     for name in ("result.csv", "result.md", "sweep.png", "best.safetensors"):
         assert f"wrote out/{name}" in found.out
         assert (workspace / "out" / name).stat().st_size > 100

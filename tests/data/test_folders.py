@@ -386,11 +386,13 @@ def test_a_folder_of_images_is_a_class_whatever_its_name(root: Path, names: tupl
 
 def test_a_folder_of_images_and_folders_is_a_class(root: Path) -> None:
     fill(root / "training", 2)
-    for name in ("training/red", "training/blue", "test/red", "test/blue", "bus"):
+    for name in ("training/red", "training/blue", "test/red", "test/green", "bus"):
         fill(root / name, 2)
     data = opened(root)
     assert data.classes == ("bus", "test", "training")
     assert len(data.train) + len(data.validation) == 2 + 4 + 6
+    fill(root / "test/blue", 2)  # now both may be parts, with images that lie in the wrong place
+    refused(root, "expected class folders in .*, or parts called train, val and test, found test/ and training/")
 
 
 def test_classes_named_like_parts_with_folders_of_their_own(root: Path) -> None:
@@ -406,7 +408,16 @@ def test_parts_under_unknown_names_are_refused(root: Path, names: tuple[str, ...
     for name in names:
         for label in ("a", "b"):
             fill(root / name / label, 2)
-    assert "each with the folders a, b" in refused(root, "expected class folders in .*, or parts called train, val and")
+    assert "both with the folders a, b" in refused(root, "expected class folders in .*, or parts called train, val and")
+
+
+@pytest.mark.parametrize("beside", ["trn/preview.png", "trn/more/1.png", "unlabeled/1.png", "tst/other/1.png"])
+def test_parts_under_unknown_names_are_refused_whatever_lies_beside(root: Path, beside: str) -> None:
+    for name in ("trn", "tst"):
+        for label in ("a", "b"):
+            fill(root / name / label, 2)
+    fill(root / beside.rpartition("/")[0], 1)
+    assert "both with the folders a, b" in refused(root, "expected class folders in .*, or parts called train, val and")
 
 
 def test_what_may_be_a_class_beside_train_is_refused(root: Path) -> None:

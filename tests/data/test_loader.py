@@ -228,7 +228,8 @@ def test_workers_end_with_the_iteration() -> None:
         (3, {"start_step": -1}, "expected steps from 0 on, found start_step=-1, steps=None"),
         (3, {"steps": -2}, "expected steps from 0 on, found start_step=0, steps=-2"),
         (3, {"shard": (2, 2)}, r"expected a shard .*, found \(2, 2\)"),
-        (3, {"workers": -1}, "expected a number of workers from 0 on, found -1"),
+        (3, {"workers": -1}, "expected 0 to .* workers on this machine, found -1"),
+        (3, {"workers": 100_000}, "expected 0 to .* workers on this machine, found 100000"),
         (3, {"seed": -1}, r"expected a seed that is a whole number from 0 to 2\*\*63 - 1, found -1"),
     ],
 )

@@ -18,7 +18,7 @@ from memtok.backbone import Backbone
 from memtok.data.sources import ImageSet
 from memtok.errors import MemtokError
 from memtok.traces import DiskStore, Manifest, MemoryStore, Store, disk
-from memtok.traces.sizes import default_limit, free_memory, shown_bytes, taken_bytes
+from memtok.traces.sizes import default_limit, free_memory, taken_bytes
 from tests.tiny import tiny_backbone
 from tests.traces.helpers_traces import disk_store, manifest_of, pictures, ram_store, records_of
 
@@ -329,4 +329,3 @@ def test_limits_by_default(tmp_path: Path) -> None:
     one, more = default_limit("disk", deep, cpu), default_limit("disk", deep, cpu, taken=10**15)
     assert one > 0
     assert more >= 5 * 10**14
-    assert (shown_bytes(999), shown_bytes(924_672), shown_bytes(31 * 10**9)) == ("999 B", "925 kB", "31 GB")

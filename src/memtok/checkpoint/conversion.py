@@ -1,4 +1,4 @@
-"""transformers' checkpoints as timm models: ViT, DeiT, DINOv2 with and without registers, CLIP's vision tower.
+"""transformers' checkpoints as timm models: ViT, DeiT, DINOv2 with and without registers, towers of CLIP and SigLIP.
 
 Nothing of transformers is imported: its checkpoints are read by tensor name (layouts.py). Every tensor is used, or
 is in LEFT_OUT; what is missing or unknown is an error that names it.
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memtok.checkpoint.architecture import Architecture, build
+from memtok.checkpoint.architecture import build
+from memtok.checkpoint.layout_settings import architecture_of, settings_of
 from memtok.checkpoint.layouts import (
-    ACTIVATIONS,
     DEIT_TEACHER,
     DINOV2,
     DINOV2_SWIGLU,
@@ -28,10 +28,6 @@ from memtok.checkpoint.layouts import (
 )
 from memtok.checkpoint.tensor_files import load_tensors, one_line
 from memtok.errors import MemtokError
-from memtok.preprocessing import size_pair
-
-# The heads that say how many classes there are; a layout has one of them at most.
-_HEADS = ("classifier.weight", "cls_classifier.weight", "visual_projection.weight")
 
 
 @dataclass(frozen=True)
@@ -57,12 +53,14 @@ def convert(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Convert
     kept, left_out = split_left_out(tensors, name)
     named = _file_names(kept, LAYOUTS[name])
     try:
-        settings = _settings(config, name)
-        vit = build(_architecture(name, settings, named))
+        settings = settings_of(config, name)
+        vit = build(architecture_of(name, settings, named))
     except (TypeError, AttributeError, ArithmeticError) as error:
         raise MemtokError(
             f"expected the settings of a {name} model in config.json, found: {one_line(error)}; get it again"
         ) from error
+    if "attn_pool.latent" in vit.state_dict():
+        _split_in_projection(named)
     modules = _modules(name, settings, named)
     used: set[str] = set()
     values = {target: _gather(target, modules, named, used) for target in vit.state_dict()}
@@ -74,8 +72,10 @@ def convert(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Convert
         )
     if name == "dinov2_with_registers":
         _fold_class_position(values)
-    if name == "clip":  # (D,) and (N, D) there
-        values["cls_token"], values["pos_embed"] = values["cls_token"][None, None], values["pos_embed"][None]
+    if name in ("clip", "siglip"):  # (N, D) there
+        values["pos_embed"] = values["pos_embed"][None]
+    if name == "clip":  # (D,) there
+        values["cls_token"] = values["cls_token"][None, None]
     load_tensors(vit, values, {target: " + ".join(_sources(target, modules)) for target in values})
     # Registers are the one model type that transformers resizes with antialiasing, as timm does all.
     position_resize = "timm" if name == "dinov2_with_registers" else "transformers"
@@ -96,83 +96,13 @@ def layout_name(config: Mapping[str, Any]) -> str:
 
 def split_left_out(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """What is read of a checkpoint, and the names of what LEFT_OUT leaves out of this layout ("timm" for timm's)."""
-    rules = [re.compile(rule.pattern) for rule in LEFT_OUT if layout in rule.layouts]
+    rules = [
+        re.compile(rule.pattern)
+        for rule in LEFT_OUT
+        if layout in rule.layouts and (not rule.beside or rule.beside in tensors)
+    ]
     left_out = tuple(sorted(name for name in tensors if any(rule.fullmatch(name) for rule in rules)))
     return {name: tensor for name, tensor in tensors.items() if name not in left_out}, left_out
-
-
-def _settings(config: Mapping[str, Any], layout: str) -> dict[str, Any]:
-    """The settings of the vision tower, complete. CLIP nests them, and old files repeat them with more weight."""
-    given = [config]
-    if config.get("model_type") == "clip":
-        given = [config.get("vision_config") or {}, config.get("vision_config_dict") or {}]
-    settings = dict(LAYOUTS[layout].defaults)
-    for part in given:
-        settings.update({key: part[key] for key in settings if part.get(key) is not None})
-    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
-        if not isinstance(settings[key], int) or settings[key] < 1:
-            raise MemtokError(f"expected {key} in config.json as a number above 0, found {settings[key]!r}; correct it")
-    if settings["num_channels"] != 3:
-        raise MemtokError(
-            f"expected a model of 3 colour channels, found num_channels = {settings['num_channels']} in config.json; "
-            "take another"
-        )
-    if settings["hidden_size"] % settings["num_attention_heads"]:
-        raise MemtokError(
-            f"expected a hidden_size that the {settings['num_attention_heads']} attention heads share evenly, found "
-            f"{settings['hidden_size']} in config.json; correct it there"
-        )
-    return settings
-
-
-def _architecture(layout: str, settings: Mapping[str, Any], named: Mapping[str, Tensor]) -> Architecture:
-    swiglu = bool(settings.get("use_swiglu_ffn"))
-    teacher = "distillation_classifier.weight" in named
-    head = next((named[key] for key in _HEADS if key in named), None)
-    architecture = Architecture(
-        image_size=size_pair(settings["image_size"], "image_size in config.json"),
-        patch_size=size_pair(settings["patch_size"], "patch_size in config.json"),
-        dim=settings["hidden_size"],
-        depth=settings["num_hidden_layers"],
-        heads=settings["num_attention_heads"],
-        mlp="glu_gate_first" if swiglu else "mlp",
-        mlp_hidden=_mlp_hidden(settings, layout),
-        activation="silu" if swiglu else _activation(settings["hidden_act"]),
-        epsilon=float(settings["layer_norm_eps"]),
-        qkv_bias=bool(settings.get("qkv_bias", True)),
-        layer_scale=layout in DINOV2,
-        distilled=teacher,
-        # DeiT's distillation token without a head of its own does what a register with a position does.
-        registers=1 if layout == "deit" and not teacher else settings.get("num_register_tokens", 0),
-        positions="patches" if layout == "dinov2_with_registers" else "all",
-        pre_norm=layout == "clip",
-        classes=0 if head is None else head.shape[0],
-        head_bias=layout != "clip",
-    )
-    (height, width), (tall, wide) = architecture.image_size, architecture.patch_size
-    if layout in DINOV2 and height // tall != width // wide:
-        raise MemtokError(
-            f"expected a square image_size, which is all that transformers resizes for {layout}, found "
-            f"{architecture.image_size} in config.json; take another model"
-        )
-    return architecture
-
-
-def _mlp_hidden(settings: Mapping[str, Any], layout: str) -> int:
-    """Outputs of the MLP's first layer, as transformers counts them."""
-    if layout not in DINOV2:
-        return int(settings["intermediate_size"])
-    hidden = int(settings["hidden_size"] * settings["mlp_ratio"])
-    # Two thirds, rounded up to a multiple of 8, and both halves of the gated unit in one layer.
-    return (int(hidden * 2 / 3) + 7) // 8 * 8 * 2 if settings["use_swiglu_ffn"] else hidden
-
-
-def _activation(name: Any) -> str:
-    if name not in ACTIVATIONS:
-        raise MemtokError(
-            f"expected hidden_act out of {', '.join(ACTIVATIONS)}, found {name!r} in config.json; take another model"
-        )
-    return ACTIVATIONS[name]
 
 
 def _modules(layout: str, settings: Mapping[str, Any], named: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
@@ -193,7 +123,8 @@ def _file_names(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tens
             name = re.sub(pattern, replacement, name)
         if name in named:
             raise MemtokError(f"expected each tensor once, found {original} twice under two names; write it again")
-        named[name] = tensor
+        if tensor.numel():  # DINOv3 without registers has a tensor of none
+            named[name] = tensor
     return named
 
 
@@ -223,6 +154,17 @@ def _gather(target: str, modules: Mapping[str, tuple[str, ...]], named: Mapping[
         found = ", ".join(f"{source} {tuple(named[source].shape)}" for source in _sources(target, modules))
         raise MemtokError(f"expected tensors of one shape, found {found}; get the checkpoint again")
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _split_in_projection(named: dict[str, Tensor]) -> None:
+    """Splits torch's joint projection of attention pooling, (3 D, D): timm has the query's apart."""
+    for leaf in ("weight", "bias"):
+        source = f"head.attention.in_proj_{leaf}"
+        if source not in named:
+            raise MemtokError(f"expected the tensor {source}, found none in the checkpoint; get it again")
+        joint = named.pop(source)
+        third = len(joint) // 3 if joint.ndim else 0
+        named[f"head.attention.q.{leaf}"], named[f"head.attention.kv.{leaf}"] = joint[:third], joint[third:]
 
 
 def _fold_class_position(values: dict[str, Tensor]) -> None:

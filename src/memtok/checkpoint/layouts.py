@@ -1,10 +1,11 @@
-"""How transformers names the tensors and settings of ViT, DeiT, DINOv2 with and without registers, and CLIP.
+"""How transformers names the tensors and settings of ViT, DeiT, DINOv2, DINOv3, BEiT, CLIP and SigLIP.
 
 A layout is a table from timm's tensor names to transformers'. Its files keep their tensor names while its modules
 change theirs; both spellings are here. LEFT_OUT lists every tensor that is not read, and why.
 
 Sources: transformers' `modeling_vit`, `modeling_deit`, `modeling_dinov2`, `modeling_dinov2_with_registers`,
-`modeling_clip` and their configurations (versions 4.40 and 5.23).
+`modeling_dinov3_vit`, `modeling_beit`, `modeling_clip`, `modeling_siglip` and their configurations (versions 4.40 and
+5.24).
 """
 
 from __future__ import annotations
@@ -15,22 +16,32 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Tensors that are not read: in which layouts, a pattern of their whole names, and why."""
+    """Tensors that are not read: in which layouts, a pattern of their whole names, and why.
+
+    beside: only in a checkpoint that has a tensor of this name too.
+    """
 
     layouts: tuple[str, ...]
     pattern: str
     reason: str
+    beside: str = ""
 
 
+MASKED = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "beit")
 DINOV2 = ("dinov2", "dinov2_with_registers")
 LEFT_OUT = (
     LeftOut(("vit", "deit"), r"((vit|deit)\.)?pooler\.dense\.(weight|bias)", "the pooler, which no classifier reads"),
     LeftOut(("vit", "deit"), r"decoder\.0\.(weight|bias)", "the decoder of masked pre-training"),
-    LeftOut(("vit", "deit", *DINOV2), r"(\w+\.)?embeddings\.mask_token", "stands for hidden patches in pre-training"),
+    LeftOut(MASKED, r"(\w+\.)?embeddings\.mask_token", "stands for hidden patches in pre-training"),
     LeftOut(DINOV2, r"classifier\.(weight|bias)", "reads the mean of the patches beside the class token"),
     LeftOut(("clip",), r"classifier\.(weight|bias)", "reads the mean of the patches, before the final norm"),
     LeftOut(("clip",), r"text_model\..*|text_projection\.weight|logit_scale", "the text tower"),
-    LeftOut(("clip",), r"(vision_model\.)?embeddings\.position_ids", "counts from 0; older versions wrote it"),
+    LeftOut(("beit",), r"lm_head\.(weight|bias)", "guesses hidden patches in pre-training"),
+    LeftOut(("beit",), r"layernorm\.(weight|bias)", "a second norm, of pre-training", beside="beit.layernorm.weight"),
+    LeftOut(("beit", "timm"), r"(.*\.)?relative_position_index", "counts relative positions; older versions wrote it"),
+    LeftOut(("siglip",), r"classifier\.(weight|bias)", "reads the mean of the patches, past the attention pooling"),
+    LeftOut(("siglip",), r"text_model\..*|logit_scale|logit_bias", "the text tower of SigLIP"),
+    LeftOut(("clip", "siglip"), r"(vision_model\.)?embeddings\.position_ids", "counts from 0; older versions wrote it"),
     LeftOut(("timm",), r"mask_token", "stands for hidden patches in pre-training"),
     LeftOut(("timm",), r"pre_logits\..*", "a layer that timm no longer has"),
 )
@@ -80,6 +91,41 @@ _CLIP_DEFAULTS = {
     "layer_norm_eps": 1e-5,
     "image_size": 224,
     "patch_size": 32,
+}
+
+_SIGLIP_DEFAULTS = {
+    **_CLIP_DEFAULTS,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+    "patch_size": 16,
+    "vision_use_head": True,
+}
+_DINOV3_DEFAULTS = {
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "num_channels": 3,
+    "intermediate_size": 1536,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "rope_theta": 100.0,
+    "image_size": 224,
+    "patch_size": 16,
+    "query_bias": True,
+    "key_bias": False,
+    "value_bias": True,
+    "proj_bias": True,
+    "mlp_bias": True,
+    "use_gated_mlp": False,
+    "num_register_tokens": 0,
+}
+_BEIT_DEFAULTS = {
+    **{key: value for key, value in _VIT_DEFAULTS.items() if key != "qkv_bias"},
+    "use_absolute_position_embeddings": False,
+    "use_relative_position_bias": False,
+    "use_shared_relative_position_bias": False,
+    "layer_scale_init_value": 0.1,
+    "use_mean_pooling": True,
 }
 
 _EMBEDDINGS = {
@@ -142,6 +188,45 @@ _CLIP = {
     "blocks.{}.mlp.fc2": ("encoder.layers.{}.mlp.fc2",),
     "head": ("visual_projection",),
 }
+_SIGLIP = {
+    **{target: sources for target, sources in _CLIP.items() if target not in ("cls_token", "norm_pre", "head")},
+    "attn_pool.latent": ("head.probe",),
+    "attn_pool.q": ("head.attention.q",),  # of the joint in_proj_weight and in_proj_bias
+    "attn_pool.kv": ("head.attention.kv",),
+    "attn_pool.proj": ("head.attention.out_proj",),
+    "attn_pool.norm": ("head.layernorm",),
+    "attn_pool.mlp.fc1": ("head.mlp.fc1",),
+    "attn_pool.mlp.fc2": ("head.mlp.fc2",),
+}
+_DINOV3 = {
+    "cls_token": ("embeddings.cls_token",),
+    "reg_token": ("embeddings.register_tokens",),
+    "patch_embed.proj": ("embeddings.patch_embeddings",),
+    "norm": ("norm",),
+    "blocks.{}.norm1": ("layer.{}.norm1",),
+    "blocks.{}.norm2": ("layer.{}.norm2",),
+    "blocks.{}.attn.qkv": tuple(f"layer.{{}}.attention.{part}_proj" for part in "qkv"),
+    "blocks.{}.attn.q_bias": ("layer.{}.attention.q_proj.bias",),
+    "blocks.{}.attn.v_bias": ("layer.{}.attention.v_proj.bias",),
+    "blocks.{}.attn.proj": ("layer.{}.attention.o_proj",),
+    "blocks.{}.mlp.fc1": ("layer.{}.mlp.up_proj",),
+    "blocks.{}.mlp.fc1_g": ("layer.{}.mlp.gate_proj",),
+    "blocks.{}.mlp.fc1_x": ("layer.{}.mlp.up_proj",),
+    "blocks.{}.mlp.fc2": ("layer.{}.mlp.down_proj",),
+    "blocks.{}.gamma_1": ("layer.{}.layer_scale1.lambda1",),
+    "blocks.{}.gamma_2": ("layer.{}.layer_scale2.lambda1",),
+}
+_TABLE = "relative_position_bias.relative_position_bias_table"
+_BEIT = {
+    **_VIT,
+    "fc_norm": ("pooler.layernorm",),
+    "blocks.{}.attn.q_bias": ("encoder.layer.{}.attention.attention.query.bias",),
+    "blocks.{}.attn.v_bias": ("encoder.layer.{}.attention.attention.value.bias",),
+    "blocks.{}.attn.relative_position_bias_table": (f"encoder.layer.{{}}.attention.attention.{_TABLE}",),
+    "rel_pos_bias.relative_position_bias_table": (f"encoder.{_TABLE}",),
+    "blocks.{}.gamma_1": ("encoder.layer.{}.lambda_1",),
+    "blocks.{}.gamma_2": ("encoder.layer.{}.lambda_2",),
+}
 
 _ATTENTION_RESPELLED = (
     (r"\.attention\.q_proj\.", ".attention.attention.query."),
@@ -155,6 +240,12 @@ _VIT_RESPELLED = (
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
+_BEIT_RESPELLED = (
+    *_VIT_RESPELLED,
+    (r"^(encoder\.layer\.\d+)\.relative_position_bias\.", r"\1.attention.attention.relative_position_bias."),
+    (r"^shared_position_bias\.", "encoder.relative_position_bias."),
+)
+_DINOV3_RESPELLED = ((r"^model\.layer\.", "layer."),)
 _DINOV2_RESPELLED = (*_ATTENTION_RESPELLED, (r"\.mlp\.down_proj\.", ".mlp.weights_out."))
 
 LAYOUTS = {
@@ -167,9 +258,12 @@ LAYOUTS = {
         _DINOV2_RESPELLED,
         {**_DINOV2_DEFAULTS, "patch_size": 16, "num_register_tokens": 4},
     ),
+    "dinov3_vit": Layout("dinov3_vit.", _DINOV3, _DINOV3_RESPELLED, _DINOV3_DEFAULTS),
+    "beit": Layout("beit.", _BEIT, _BEIT_RESPELLED, _BEIT_DEFAULTS),
     "clip": Layout("vision_model.", _CLIP, (), _CLIP_DEFAULTS),
+    "siglip": Layout("vision_model.", _SIGLIP, (), _SIGLIP_DEFAULTS),
 }
-MODEL_TYPES = {**{name: name for name in LAYOUTS}, "clip_vision_model": "clip"}
+MODEL_TYPES = {**{name: name for name in LAYOUTS}, "clip_vision_model": "clip", "siglip_vision_model": "siglip"}
 
 ACTIVATIONS = {
     "gelu": "gelu",

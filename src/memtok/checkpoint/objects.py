@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from memtok.checkpoint.architecture import type_text
+from memtok.checkpoint.architectures.common import type_text
 from memtok.errors import MemtokError
 
 

@@ -1,18 +1,23 @@
 """Position embeddings for another image size, resized the way the library does it that the checkpoint is from.
 
 Sources: timm's `resample_abs_pos_embed` (bicubic, antialiased) and `interpolate_pos_encoding` in transformers'
-modeling_vit, modeling_deit, modeling_dinov2 and modeling_clip (bicubic, not antialiased).
+modeling_vit, modeling_deit, modeling_dinov2, modeling_clip and modeling_siglip (bicubic, not antialiased). Relative
+positions: timm's `resize_rel_pos_bias_table` and `BeitRelativePositionBias` in transformers' modeling_beit.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memtok.checkpoint.architectures.common import stride_of
 from memtok.errors import MemtokError
+
+TABLE = "relative_position_bias_table"
 
 
 @torch.no_grad()
@@ -23,18 +28,29 @@ def resize_positions(vit: nn.Module, image_size: tuple[int, int], how: str) -> N
     MemtokError for an image size that the patches do not fill.
     """
     model: Any = vit
-    patch, old_grid = model.patch_embed.patch_size, tuple(model.patch_embed.grid_size)
+    patch, old_grid = stride_of(model.patch_embed), tuple(model.patch_embed.grid_size)
     check_image_size(image_size, patch)
     if tuple(model.patch_embed.img_size) == image_size:
         return
     new_grid = (image_size[0] // patch[0], image_size[1] // patch[1])
-    resized = None
-    if how == "transformers" and model.pos_embed is not None and new_grid != old_grid:
-        prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-        resized = resize_as_transformers(model.pos_embed, prefix, old_grid, new_grid)
-    model.set_input_size(img_size=image_size)
-    if resized is not None:
-        model.pos_embed.copy_(resized)
+    resized: dict[str, Tensor] = {}
+    if how == "transformers" and new_grid != old_grid:
+        prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
+        for name, parameter in model.named_parameters():
+            if name == "pos_embed":
+                resized[name] = resize_as_transformers(parameter, prefix, old_grid, new_grid)
+            elif name.endswith(TABLE):
+                resized[name] = resize_table_as_transformers(parameter, old_grid, new_grid)
+    set_image_size(model, image_size)
+    for name, values in resized.items():
+        model.get_parameter(name).copy_(values)
+
+
+def set_image_size(vit: Any, image_size: tuple[int, int]) -> None:
+    """timm's `set_input_size`, without torch's warnings about how timm interpolates relative positions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        vit.set_input_size(img_size=image_size)
 
 
 def resize_as_transformers(
@@ -44,16 +60,33 @@ def resize_as_transformers(
 
     MemtokError for an old grid that is not square, for which transformers has no rule.
     """
-    rows, columns = old_grid
+    rows, columns = _square(old_grid)
+    grid = positions[:, prefix:].float().reshape(1, rows, columns, -1).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+    grid = F.interpolate(grid, size=new_grid, mode="bicubic", align_corners=False)
+    patches = grid.permute(0, 2, 3, 1).flatten(1, 2)  # (1, patches, D)
+    return torch.cat([positions[:, :prefix], patches.to(positions.dtype)], dim=1)
+
+
+def resize_table_as_transformers(table: Tensor, old_grid: tuple[int, ...], new_grid: tuple[int, int]) -> Tensor:
+    """(distances + 3, heads) relative position biases for another grid (rows, columns): bilinear, not antialiased.
+
+    There are (2 rows - 1) x (2 columns - 1) distances; the last three are to, from and among the class token.
+    MemtokError for an old grid that is not square.
+    """
+    old, new = ([2 * side - 1 for side in grid] for grid in (_square(old_grid), new_grid))
+    distances = table[:-3].float().T.reshape(1, -1, *old)  # (1, heads, rows, columns)
+    distances = F.interpolate(distances, size=new, mode="bilinear", align_corners=False)
+    return torch.cat([distances.flatten(2)[0].T.to(table.dtype), table[-3:]])
+
+
+def _square(grid: tuple[int, ...]) -> tuple[int, ...]:
+    rows, columns = grid
     if rows != columns:
         raise MemtokError(
             f"expected a square grid of position embeddings, which is all that transformers resizes, found {rows} x "
             f"{columns}; use the checkpoint's own image size"
         )
-    grid = positions[:, prefix:].float().reshape(1, rows, columns, -1).permute(0, 3, 1, 2)  # (1, D, rows, columns)
-    grid = F.interpolate(grid, size=new_grid, mode="bicubic", align_corners=False)
-    patches = grid.permute(0, 2, 3, 1).flatten(1, 2)  # (1, patches, D)
-    return torch.cat([positions[:, :prefix], patches.to(positions.dtype)], dim=1)
+    return grid
 
 
 def check_image_size(image_size: tuple[int, int], patch: tuple[int, int]) -> None:

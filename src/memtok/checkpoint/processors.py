@@ -2,7 +2,7 @@
 
 Also the usual preprocessing of an architecture, for checkpoints that bring none.
 
-Sources: transformers' image processors (ViT, DeiT, Bit, CLIP), timm's `resolve_data_config` and
+Sources: transformers' image processors (ViT, DeiT, Bit, CLIP, SigLIP), timm's `resolve_data_config` and
 `transforms_imagenet_eval`.
 """
 
@@ -27,6 +27,7 @@ from memtok.preprocessing import Preprocessing, size_pair
 
 PILLOW_INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
+_IMAGENET = {"image_mean": list(IMAGENET_DEFAULT_MEAN), "image_std": list(IMAGENET_DEFAULT_STD)}
 # What each of transformers' image processors takes for a setting that its file does not mention.
 _COMMON = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 _CLIP = {
@@ -57,21 +58,27 @@ PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "Bit": _CLIP,
     "CLIP": _CLIP,
+    "Beit": {**_VIT, "resample": 3, "crop_size": 224},
+    "DINOv3ViT": {**_VIT, **_IMAGENET},
+    "Siglip": {**_VIT, "resample": 3},
 }
 # A size that is one number means the shorter side to these, a square to the others.
 SHORTEST_EDGE_PROCESSORS = ("Bit", "CLIP")
 # Settings that change the picture in ways that `Preprocessing` does not hold.
 UNSUPPORTED_SETTINGS = ("crop_pct", "do_pad", "rescale_offset", "do_reduce_labels")
 
-# What the published checkpoints of a model type use: google/vit-*, facebook/deit-*, facebook/dinov2-*, openai/clip-*.
-_IMAGENET = {"image_mean": list(IMAGENET_DEFAULT_MEAN), "image_std": list(IMAGENET_DEFAULT_STD)}
+# What the published checkpoints of a model type use: google/vit-*, facebook/deit-*, facebook/dinov2-*, openai/clip-*,
+# google/siglip-*.
 _DINOV2 = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, **_IMAGENET}
 USUAL_PROCESSORS: dict[str, dict[str, Any]] = {
     "vit": {"image_processor_type": "ViTImageProcessor"},
     "deit": {"image_processor_type": "DeiTImageProcessor", **_IMAGENET},
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2,
+    "beit": {"image_processor_type": "BeitImageProcessor"},
+    "dinov3_vit": {"image_processor_type": "DINOv3ViTImageProcessor"},
     "clip": {"image_processor_type": "CLIPImageProcessor"},
+    "siglip": {"image_processor_type": "SiglipImageProcessor"},
 }
 # What timm takes for most of its Vision Transformers.
 USUAL_TIMM: dict[str, Any] = {

@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from memtok.assets import shipped_backbone
-from memtok.checkpoint.architecture import Architecture, build, describe, shape_text
+from memtok.checkpoint.architecture import build, describe, from_json
+from memtok.checkpoint.architectures.common import check_as_built
 from memtok.checkpoint.conversion import convert, layout_name
 from memtok.checkpoint.fingerprint import fingerprint_of
 from memtok.checkpoint.objects import check_unchanged
@@ -286,14 +287,7 @@ def save_checkpoint(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vit.state_dict().items()}
     if architecture.classes < 0:
         raise MemtokError("expected a linear head, found another module; replace it before saving")
-    rebuilt = {name: tensor.shape for name, tensor in build(architecture, "meta").state_dict().items()}
-    for name in sorted(rebuilt.keys() | tensors.keys()):
-        shape = tensors[name].shape if name in tensors else None
-        if rebuilt.get(name) != shape:
-            raise MemtokError(
-                f"expected {name} of shape {shape_text(rebuilt.get(name))} in a model that can be saved, found "
-                f"{shape_text(shape)}; save the model as timm builds it"
-            )
+    check_as_built(vit, build(architecture, "meta"))  # the head too
     if architecture.image_size != preprocessing.image_size:
         raise MemtokError(
             f"expected the preprocessing of images of {architecture.image_size}, found {preprocessing.image_size}; "
@@ -332,7 +326,7 @@ def _read_saved(
         )
     check_digest(path, metadata)
     try:
-        vit: Any = build(Architecture.from_json(metadata["architecture"]))
+        vit: Any = build(from_json(metadata["architecture"]))
         preprocessing = Preprocessing.from_dict(json.loads(metadata["preprocessing"]))
         classes = tuple(str(name) for name in json.loads(metadata["classes"]))
         record = dict(json.loads(metadata.get("record", "{}")))  # the first files have none

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from memtok.checkpoint.architecture import shape_text
+from memtok.checkpoint.architectures.common import shape_text
 from memtok.errors import MemtokError
 from memtok.header import read_safetensors_header
 
@@ -95,7 +95,7 @@ def load_tensors(vit: nn.Module, tensors: Mapping[str, Tensor], called: Mapping[
                 f"expected {label} of shape {shape_text(expected[name].shape)}, found "
                 f"{shape_text(tensors[name].shape)} in the checkpoint; check that the architecture is the right one"
             )
-        if not tensors[name].is_floating_point():
+        if tensors[name].is_floating_point() != expected[name].is_floating_point():  # stems count their steps
             raise MemtokError(
                 f"expected {label} in floating point, found {tensors[name].dtype}; memtok reads no quantised checkpoint"
             )

@@ -18,8 +18,10 @@ import torch
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from memtok.checkpoint.architecture import check_supported
+from memtok.checkpoint.architecture import check_supported, fill_tables
+from memtok.checkpoint.architectures.common import pretrained_config, stride_of
 from memtok.checkpoint.conversion import split_left_out
+from memtok.checkpoint.positions import TABLE, set_image_size
 from memtok.checkpoint.processors import has_timm_preprocessing, timm_preprocessing
 from memtok.checkpoint.tensor_files import load_tensors, one_line
 from memtok.errors import MemtokError
@@ -52,7 +54,8 @@ def read_timm_object(model: nn.Module, size: tuple[int, int] | None) -> Found:
     """A copy of a timm model in memory, as it stands, in float32 on the CPU."""
     check_supported(model)
     vit = copy.deepcopy(model).cpu().float()
-    told = has_timm_preprocessing(_pretrained_config(vit))
+    fill_tables(vit)  # those of a model in half precision are rounded
+    told = has_timm_preprocessing(pretrained_config(vit))
     origin = "checkpoint" if told else "usual for timm's Vision Transformers (the object has no pretrained_cfg)"
     return _found(vit, size or _own_size(vit), origin)
 
@@ -121,13 +124,20 @@ def _fit_grid(vit: Any, tensors: Mapping[str, Tensor]) -> None:
 
     They are resized to the size wanted only later, so that this happens once and the fingerprint is of what is stored.
     """
-    stored = tensors.get("pos_embed")
-    if vit.pos_embed is None or stored is None or stored.ndim != 3 or stored.shape == vit.pos_embed.shape:
-        return
-    side = math.isqrt(max(0, stored.shape[1] - (0 if vit.no_embed_class else vit.num_prefix_tokens)))
-    if side:
-        height, width = vit.patch_embed.patch_size
-        vit.set_input_size(img_size=(side * height, side * width))
+    expected = vit.state_dict()
+    for name, stored in tensors.items():
+        if name not in expected or stored.shape == expected[name].shape:
+            continue
+        side = 0
+        if name == "pos_embed" and stored.ndim == 3:
+            prefix = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
+            side = math.isqrt(max(0, stored.shape[1] - prefix))
+        elif name.endswith(TABLE):  # (2 side - 1) x (2 side - 1) distances, and three of the class token
+            side = (math.isqrt(max(0, len(stored) - 3)) + 1) // 2
+        if side:
+            height, width = stride_of(vit.patch_embed)
+            set_image_size(vit, (side * height, side * width))
+            return
 
 
 def _fit_head(vit: Any, tensors: Mapping[str, Tensor]) -> None:
@@ -145,23 +155,15 @@ def _fit_head(vit: Any, tensors: Mapping[str, Tensor]) -> None:
 
 def _own_size(vit: Any) -> tuple[int, int]:
     """(height, width) in pixels that the model is for: its own, or what it recommends where it takes any."""
-    recommended = _pretrained_config(vit).get("input_size") if vit.dynamic_img_size else None
+    recommended = pretrained_config(vit).get("input_size") if getattr(vit, "dynamic_img_size", False) else None
     height, width = recommended[-2:] if recommended else vit.patch_embed.img_size
     return height, width
 
 
 def _found(vit: nn.Module, size: tuple[int, int], origin: str, left_out: tuple[str, ...] = ()) -> Found:
-    config = _pretrained_config(vit)
+    config = pretrained_config(vit)
     preprocessing = timm_preprocessing(config if has_timm_preprocessing(config) else {}, size)
     return Found(vit, preprocessing, origin, _class_names(config, vit), left_out)
-
-
-def _pretrained_config(vit: nn.Module) -> dict[str, Any]:
-    """timm's record of the weights; empty for a model that was not made by `create_model`."""
-    config: Any = getattr(vit, "pretrained_cfg", None)
-    if isinstance(config, PretrainedCfg):
-        config = config.to_dict()
-    return dict(config) if isinstance(config, Mapping) else {}
 
 
 def _class_names(config: Mapping[str, Any], vit: Any) -> tuple[str, ...]:

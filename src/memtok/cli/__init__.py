@@ -1,7 +1,8 @@
 """The command `memtok`: which sub-commands there are, and what becomes of their errors.
 
-Each sub-command is a module beside this one with `configure(parser)` and `run(options) -> int`. Only the module of
-the command that was typed is imported, and torch only once its work starts, so help is answered at once.
+Each sub-command is a module beside this one, or one of MODULES, with `configure(parser)` and `run(options) -> int`.
+Only the module of the command that was typed is imported, and torch only once its work starts, so help is answered at
+once.
 
 Exit codes: 0 done; 1 the check or the work failed; 2 wrong arguments, which the arguments and the configuration file
 show by themselves; 130 interrupted by Ctrl-C, 143 by SIGTERM. See docs/cli.md.
@@ -21,6 +22,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 
 from memtok import __version__
 from memtok.cli.errors import UsageError, as_typed
@@ -44,6 +46,9 @@ COMMANDS = {
     "reproduce": "run the experiments of the paper, with its figures beside the new ones",
     "bench": "time memtok, its peers and the floor that arithmetic sets, on this machine",
 }
+
+# The commands whose code is no part of the library.
+MODULES = {"reproduce": "memtok_experiments.command", "bench": "memtok_benchmarks.command"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,7 +130,7 @@ def dispatch(words: list[str]) -> int:
     from memtok.cli.output import result_on_stdout
 
     command = words[0]
-    module = importlib.import_module(f"memtok.cli.{command.replace('-', '_')}")
+    module = module_of(command)
     parser = build_parser(command, f"{COMMANDS[command]}.", module.USAGE, module.EXAMPLES)
     module.configure(parser)
     options = parse(parser, words[1:])
@@ -137,6 +142,11 @@ def dispatch(words: list[str]) -> int:
         except MemtokError as error:
             error.args = (as_typed(str(error), option_names(parser)),)
             raise
+
+
+def module_of(command: str) -> ModuleType:
+    """The module of a command."""
+    return importlib.import_module(MODULES.get(command, f"memtok.cli.{command.replace('-', '_')}"))
 
 
 def overview() -> str:

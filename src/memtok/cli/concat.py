@@ -10,7 +10,8 @@ from jsonargparse import Namespace
 
 from memtok.cli.errors import UsageError
 from memtok.cli.options import Parser, add, add_files, add_json, require
-from memtok.cli.output import check_outputs, say, size, table, write_result
+from memtok.cli.output import check_outputs, say, table, write_result
+from memtok.display import shown_bytes
 from memtok.errors import MemtokError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def run(options: Namespace) -> int:
     write_stored(found, out)
     rows = [[stored.name, str(len(stored.header["classes"])), stored.where] for stored in found]
     table(["task", "classes", "from"], rows, right=["classes"])
-    say(f"wrote {out}: {len(found)} tasks, {size(out.stat().st_size)}")
+    say(f"wrote {out}: {len(found)} tasks, {shown_bytes(out.stat().st_size)}")
     written = {"file": str(out), "bytes": out.stat().st_size, "tasks": [stored.name for stored in found]}
     write_result(options.json, written)
     return 0

@@ -29,13 +29,13 @@ from memtok.cli.output import (
     check_outputs,
     note,
     note_left_out,
-    percent,
     progress,
     recall_words,
     say,
     table,
     write_result,
 )
+from memtok.display import percent
 
 if TYPE_CHECKING:
     from memtok.evaluation import EvaluationTable

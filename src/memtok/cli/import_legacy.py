@@ -13,7 +13,8 @@ from jsonargparse import Namespace
 
 from memtok.cli.errors import UsageError
 from memtok.cli.options import Parser, add, add_backbone, add_files, add_json, add_list, add_switch, require
-from memtok.cli.output import check_outputs, progress, say, size, table, write_result
+from memtok.cli.output import check_outputs, progress, say, table, write_result
+from memtok.display import shown_bytes
 from memtok.errors import MemtokError
 from memtok.regular import check_regular
 
@@ -183,7 +184,7 @@ def show(tasks: Sequence[Task], files: Sequence[Path], base: Backbone, options: 
             task.cells,
             ", ".join(other.name for other in task.extends) or "nothing",
             path,
-            size(path.stat().st_size),
+            shown_bytes(path.stat().st_size),
         ]
         for task, path in zip(tasks, files, strict=True)
     ]
@@ -191,7 +192,8 @@ def show(tasks: Sequence[Task], files: Sequence[Path], base: Backbone, options: 
     height, width = tasks[0].preprocessing.image_size
     say(f"Images: {height}x{width} px, pixels in [0, 1], not normalised, as the reproduction had them.")
     if options.base_out:
-        say(f"Backbone: {options.base_out}, {base.fingerprint[:19]}, {size(Path(options.base_out).stat().st_size)}.")
+        size = shown_bytes(Path(options.base_out).stat().st_size)
+        say(f"Backbone: {options.base_out}, {base.fingerprint[:19]}, {size}.")
     words = [*map(str, files), "--backbone", options.base_out or options.backbone]
     say()
     say("next:")

@@ -11,7 +11,8 @@ from typing import Any
 from jsonargparse import Namespace
 
 from memtok.cli.options import Parser, add_files, add_json, require
-from memtok.cli.output import check_outputs, say, size, table, write_result
+from memtok.cli.output import check_outputs, say, table, write_result
+from memtok.display import shown_bytes
 from memtok.errors import MemtokError
 from memtok.header import Header, StoredTensor, check_digest, parse_metadata, read_safetensors_header, tensors_of
 
@@ -116,7 +117,7 @@ def unfold(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def show(contents: Mapping[str, Any]) -> None:
     """Prints what `look` found."""
-    stored = f", {size(contents['bytes'])}" if "bytes" in contents else ""
+    stored = f", {shown_bytes(contents['bytes'])}" if "bytes" in contents else ""
     if contents["kind"] == "model":
         say(f"{contents['path']}: a whole model, no task{stored}")
         facts = [(name, value) for name, value in flatten(contents["metadata"]) if len(str(value)) <= 200]
@@ -149,7 +150,7 @@ def show_task(task: Mapping[str, Any]) -> None:
         ("parameters", f"{task['parameters']:,}"),
     ]
     rows += [
-        (f"  {name}", f"{tuple(tensor['shape'])} {tensor['dtype']}, {size(tensor['bytes'])}")
+        (f"  {name}", f"{tuple(tensor['shape'])} {tensor['dtype']}, {shown_bytes(tensor['bytes'])}")
         for name, tensor in task["tensors"].items()
     ]
     record = [(f"  {name}", value) for name, value in flatten(task["record"])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import sys
@@ -12,14 +11,11 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from memtok.cli.errors import UsageError, arguments
+from memtok.display import percent as percent  # `memtok reproduce` imports it from here
+from memtok.display import text_table
 from memtok.errors import MemtokError, printable
 from memtok.files import is_stream, look_at, standard_descriptor, write_json
-from memtok.meter import Meter
 
 if TYPE_CHECKING:
     from memtok.metrics import Score
@@ -27,23 +23,12 @@ if TYPE_CHECKING:
 DATA_FOLDER = re.compile(r"^([^=]*=)?folder:")
 RECALLS_SHOWN = 10  # classes
 MOST_NAMED = 20  # of the images that are left out
-PIPED_WIDTH = 100_000  # a pipe has no edge at which to break lines
 RESULTS = ("json", "csv")  # the options that name a file for the result
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
     """Prints rows under headings; the columns named in `right` are numbers and stand right-aligned."""
-    terminal = sys.stdout.isatty()
-    drawing = io.StringIO()  # rich itself leaves the process when a pipe is closed
-    console = Console(file=drawing, force_terminal=terminal, width=None if terminal else PIPED_WIDTH, soft_wrap=True)
-    headed = any(columns)
-    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=headed)
-    for name in columns:
-        drawn.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(Text(printable(str(cell))) for cell in row))
-    console.print(drawn)
-    print("\n".join(line.rstrip() for line in drawing.getvalue().splitlines()))
+    print(text_table(columns, rows, right))
 
 
 def say(text: str = "") -> None:
@@ -64,29 +49,12 @@ def note_left_out(left_out: Sequence[tuple[str, str]]) -> None:
         note(f"left out: {len(left_out) - MOST_NAMED} more, which --json names")
 
 
-def percent(share: float) -> str:
-    """0.8765 as 87.65 %."""
-    return f"{100 * share:.2f} %"
-
-
 def recall_words(score: Score) -> str:
     """The recall of each class, or of the worst ones where they are many; classes without images are left out."""
     seen = [(row.top1, row.name) for row in score.per_class if row.top1 is not None]
     shown = seen if len(seen) <= RECALLS_SHOWN else sorted(seen)[:RECALLS_SHOWN]
     what = "recall" if shown is seen else f"lowest recall of {len(seen):,} classes"
     return f"{what}: {', '.join(f'{name} {percent(share)}' for share, name in shown)}"
-
-
-def size(count: int) -> str:
-    """Bytes for people: 1,234 B, 12.3 kB, 4.56 MB."""
-    if count < 10_000:
-        return f"{count:,} B"
-    value = float(count)
-    for unit in ("kB", "MB", "GB"):
-        value /= 1000
-        if value < 1000 or unit == "GB":
-            break
-    return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
 
 
 def write_result(path: str | None, result: Any) -> None:
@@ -203,6 +171,10 @@ def below(path: Path, folders: Iterable[Path]) -> bool:
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A function (done, total) that moves a bar on standard error; where that is no terminal, a line now and then."""
+    from rich.console import Console
+
+    from memtok.meter import Meter
+
     meter = Meter(Console(stderr=True), label, transient=True)
 
     def report(done: int, total: int) -> None:

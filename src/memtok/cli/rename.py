@@ -10,7 +10,8 @@ from jsonargparse import Namespace
 
 from memtok.cli.errors import UsageError, arguments
 from memtok.cli.options import Parser, add, add_files, add_json, add_list, require
-from memtok.cli.output import check_outputs, say, size, table, write_result
+from memtok.cli.output import check_outputs, say, table, write_result
+from memtok.display import shown_bytes
 
 USAGE = "FILE [NEW | OLD=NEW...] [--class OLD=NEW...]"
 EXAMPLES = """
@@ -60,7 +61,7 @@ def run(options: Namespace) -> int:
     write_stored(written, out)
     rows = [["task", *pair] for pair in names.items()] + [["class", *pair] for pair in classes.items()]
     table(["", "was", "is"], rows)
-    say(f"wrote {out}: {len(written)} {'task' if len(written) == 1 else 'tasks'}, {size(out.stat().st_size)}")
+    say(f"wrote {out}: {len(written)} {'task' if len(written) == 1 else 'tasks'}, {shown_bytes(out.stat().st_size)}")
     listed = {"tasks": [task.name for task in written], "renamed": names, "renamed_classes": classes}
     write_result(options.json, {"file": str(out), "bytes": out.stat().st_size, **listed})
     return 0

@@ -28,8 +28,9 @@ from memtok.cli.options import (
     require,
     whole,
 )
-from memtok.cli.output import check_apart, check_outputs, note, percent, say, table, write_result
+from memtok.cli.output import check_apart, check_outputs, note, say, table, write_result
 from memtok.cli.train import check_compiler
+from memtok.display import percent
 from memtok.launch import check_launch
 from memtok.sweeps.space import LARGEST, REGIMES, SEARCHES, Axis, Range
 
@@ -247,7 +248,10 @@ def show(result: SweepResult, options: Namespace) -> None:
     for one in result.data:
         look = None if one.winner is None else one.winner.last
         if look is not None and look.balanced is not None:  # records of version 0.1 have none
-            say(f"{one.data}: the winner's balanced accuracy (mean recall of the classes) is {percent(look.balanced)}")
+            say(
+                f"{one.data}: the winner's balanced accuracy (mean recall of the classes) on the validation images is "
+                f"{percent(look.balanced)}"
+            )
     for name in ("result.json", "result.csv", "result.md"):
         say(f"wrote {result.out / name}")
     say(f"wrote {result.picture}: the plot")

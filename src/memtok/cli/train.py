@@ -30,17 +30,8 @@ from memtok.cli.options import (
     require_backbone,
     whole,
 )
-from memtok.cli.output import (
-    check_apart,
-    check_outputs,
-    note_left_out,
-    percent,
-    recall_words,
-    say,
-    size,
-    table,
-    write_result,
-)
+from memtok.cli.output import check_apart, check_outputs, note_left_out, recall_words, say, table, write_result
+from memtok.display import percent, shown_bytes
 from memtok.errors import MemtokError
 from memtok.launch import check_launch, is_first_process
 from memtok.preprocessing import check_range
@@ -315,13 +306,13 @@ def show(trainable: Trainable, result: TrainResult, options: Namespace, *, has_t
         *validation_rows(result),
         ("trained", f"{trained:,} of {total:,} parameters ({100 * trained / total:.3g} %)"),
         ("time", f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"),
-        ("file", f"{out}, {size(out.stat().st_size)}"),
+        ("file", f"{out}, {shown_bytes(out.stat().st_size)}"),
     ]
     if result.head_alone is not None:
         rows.insert(2, ("head alone", str(result.head_alone)))
     kept = result.record.get("traces")
     if kept:
-        taken = size(kept["bytes"] + kept["validation_bytes"])
+        taken = shown_bytes(kept["bytes"] + kept["validation_bytes"])
         there = kept["reused"] + kept["validation_reused"]
         count = f"{kept['records']:,} of training, {kept['validation_records']:,} of validation"
         rows.append(("traces", f"kept ({kept['kept']}): {count}, {taken}; {there:,} were there before"))

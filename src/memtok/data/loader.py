@@ -10,6 +10,7 @@ image, in one thread at a time, and put back.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import warnings
@@ -65,8 +66,7 @@ def batches(
     """
     plan = BatchPlan(len(image_set), batch_size, check_seed(seed), shuffle, start_step, steps, drop_last, shard)
     plan.check()
-    if workers < 0:
-        raise MemtokError(f"expected a number of workers from 0 on, found {workers}; 0 reads in this process")
+    check_workers(workers)
     return load(Samples(image_set, transform, plan.seed), plan, workers)
 
 
@@ -208,6 +208,16 @@ def collate(samples: list[tuple[Tensor, int, int]] | Failure) -> Batch | Failure
         return torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
     images, labels, indices = zip(*samples, strict=True)
     return torch.stack(images), torch.tensor(labels), torch.tensor(indices)
+
+
+def check_workers(workers: int) -> None:
+    """MemtokError unless this machine can hold so many processes, each of which takes some hundred megabytes."""
+    most = max(32, 4 * (os.cpu_count() or 1))
+    if not 0 <= workers <= most:
+        raise MemtokError(
+            f"expected 0 to {most} workers on this machine, found {workers}; 0 reads in this process, more than there "
+            "are cores seldom helps"
+        )
 
 
 def load(samples: Samples, plan: Iterable[list[Key]], workers: int) -> Iterator[Batch]:

@@ -11,10 +11,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 
 from memtok.checks import composed
-from memtok.data.finding import holds_images, look_into
+from memtok.data.finding import Inside, holds_images, look_into
 from memtok.data.images import shown
 from memtok.data.sources import listing
 from memtok.data.splits import TEST, TRAIN, VALIDATION
@@ -55,10 +56,19 @@ class Top:
         return self.part is not None and self.path.name.casefold() in WORDS[self.part]
 
     @cached_property
+    def inside(self) -> Inside:
+        """What lies directly in it."""
+        return look_into(self.path)
+
+    @cached_property
+    def folders(self) -> frozenset[str]:
+        """The names of the folders in it."""
+        return frozenset(composed(folder.name) for folder in self.inside.folders)
+
+    @cached_property
     def classes(self) -> frozenset[str]:
         """The names of the folders in it, if it may be a part: none if there are images beside them."""
-        inside = look_into(self.path)
-        return frozenset() if inside.images else frozenset(composed(folder.name) for folder in inside.folders)
+        return frozenset() if self.inside.images else self.folders
 
     def shares(self, others: Sequence[Top]) -> bool:
         """Whether one of the others has a class folder of the same name."""
@@ -89,17 +99,20 @@ def part_folders(root: Path, folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _check_classes(root: Path, tops: Sequence[Top]) -> None:
-    """MemtokError if the folders look like parts whose names are not known: all hold the same class folders."""
-    if len(tops) < 2 or not all(top.classes for top in tops):  # which stops at the first class of many
-        return
-    smallest = min((top.classes for top in tops), key=len)
-    if len(smallest) > 1 and all(smallest <= top.classes for top in tops):
-        raise MemtokError(
-            f"expected class folders in {shown(root)}, or parts called train, val and test, found "
-            f"{listing([shown(top.path.name) for top in tops], 4)}, each with the folders "
-            f"{listing([shown(name) for name in sorted(smallest)], 4)}; rename the parts, or put the images of each "
-            "class directly into its folder"
-        )
+    """MemtokError if two of the folders look like parts whose names are not known: they hold the same class folders.
+
+    Two folders of the same name in both, and half of what the smaller one has, are enough: a class may be missing in
+    one part, and an image or another folder may lie beside.
+    """
+    for one, other in combinations([top for top in tops if len(top.folders) > 1], 2):
+        common = one.folders & other.folders
+        if len(common) > 1 and 2 * len(common) >= min(len(one.folders), len(other.folders)):
+            raise MemtokError(
+                f"expected class folders in {shown(root)}, or parts called train, val and test, found "
+                f"{shown(one.path.name)}/ and {shown(other.path.name)}/, both with the folders "
+                f"{listing([shown(name) for name in sorted(common)], 4)}; rename the parts, or put the images of each "
+                "class directly into its folder"
+            )
 
 
 def _check_others(root: Path, parts: Sequence[Top], train: Top, others: Sequence[Top]) -> None:

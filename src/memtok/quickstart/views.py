@@ -1,4 +1,4 @@
-"""Where class tokens look, measured and made ready for drawing.
+"""The attention weights of class tokens, measured and made ready for drawing.
 
 Letters for shapes: L layers, B images, H heads, Q class tokens of a task, N tokens of the trunk, P of them prefix.
 """
@@ -27,7 +27,7 @@ PARTS = ("image patches", "base class token", "own class token", "own memory")
 class View:
     """What the pictures show beside the numbers of the result.
 
-    images: by digit. maps: by digit the task that knows it and where its class token looks among the patches,
+    images: by digit. maps: by digit the task that knows it and the attention weights of its class token on the patches,
     (L, rows, columns) averaged over heads; each layer's map adds up to the share that goes to patches.
     mask: Table 1 of the model, (N + T, N + T + M) bool. rows, columns: what stands along its edges, with counts.
     """
@@ -54,7 +54,7 @@ def prepare(model: MemoryViT, images: ImageSet) -> Tensor:
 
 def prefix_tokens(model: MemoryViT) -> int:
     """P: class, distillation and register tokens of the trunk."""
-    return int(model.backbone.vit.num_prefix_tokens)
+    return model.backbone.prefix_tokens
 
 
 def attention_shares(model: MemoryViT, name: str, images: ImageSet) -> dict[str, tuple[float, ...]]:
@@ -69,7 +69,7 @@ def attention_shares(model: MemoryViT, name: str, images: ImageSet) -> dict[str,
 def draw_view(model: MemoryViT, images: ImageSet, knows: Mapping[str, tuple[str, ...]]) -> View:
     """The pictures of one image per class. knows: the classes that each task was trained on."""
     attention = look(model, prepare(model, images)).attention
-    prefix, grid = prefix_tokens(model), model.backbone.vit.patch_embed.grid_size
+    prefix, grid = prefix_tokens(model), model.backbone.grid
     shown, maps = {}, {}
     for index in range(len(images)):
         image, label = images[index]

@@ -1,4 +1,4 @@
-"""What the numbers of the quickstart say, in words. Every sentence is worked out from them."""
+"""What the numbers of the quickstart say: sentences and the table that both the page and the terminal show."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from memtok.display import percent, shown_bytes
 from memtok.intervals import Difference, paired, unpaired
-from memtok.quickstart.result import TrainedRun
-from memtok.report import percent
+from memtok.quickstart.result import QuickstartResult, TrainedRun
 
 EXAMPLE_BACKBONE = "facebook/dinov2-small"
+ColumnsRowsRight = tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]
+"""A table: headings, rows, and the headings of the columns that hold numbers."""
 
 
 def minus(one: TrainedRun, other: TrainedRun) -> Difference:
@@ -27,7 +29,7 @@ def minus(one: TrainedRun, other: TrainedRun) -> Difference:
 def comparison_words(runs: Sequence[TrainedRun]) -> str:
     """Who was best, and what that is worth: one statement for all regimes, from the differences image by image."""
     best = max(runs, key=lambda run: run.test_top1)
-    said = [f"Highest here: {best.label} with {percent(best.test_top1)} of {best.test_images} test images."]
+    said = [f"Highest here: {best.label} with {percent(best.test_top1, 1)} of {best.test_images} test images."]
     behind = [run for run in runs if run is not best and not minus(best, run).tied]
     alike = [run for run in runs if run is not best and run not in behind]
     if alike:
@@ -63,9 +65,36 @@ def memory_words(runs: Sequence[TrainedRun]) -> list[str]:
     return said
 
 
+def attention_words(name: str, parts: Mapping[str, Sequence[float]]) -> str:
+    """How much of its attention weights the class token of a task gives to its memory."""
+    memory = parts["own memory"]
+    most = max(range(len(memory)), key=memory.__getitem__)
+    mean = sum(memory) / len(memory)
+    return (
+        f"The class token of “{name}” gives {percent(mean, 1)} of its attention to its memory on average over the "
+        f"layers, and most in layer {most + 1} ({percent(memory[most], 1)})."
+    )
+
+
+def comparison_table(result: QuickstartResult) -> ColumnsRowsRight:
+    """The regimes on the same digits."""
+    columns = ["regime", "test top-1", "trained", "file", "base answer"]
+    rows = [
+        [
+            run.label,
+            percent(run.test_top1, 1),
+            f"{run.trainable_parameters:,}",
+            shown_bytes(run.bytes),
+            base_words(run),
+        ]
+        for run in result.comparison
+    ]
+    return columns, rows, columns[1:4]
+
+
 def listed(runs: Sequence[TrainedRun]) -> str:
     """Labels with their accuracies, as people list them; commas stand inside the labels already."""
-    return "; ".join(f"{run.label} ({percent(run.test_top1)})" for run in runs)
+    return "; ".join(f"{run.label} ({percent(run.test_top1, 1)})" for run in runs)
 
 
 def verification_words(proof: Mapping[str, Any]) -> str:

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
-from memtok.backbone import Backbone
+from memtok.backbone import CHANNELS, Backbone
+from memtok.display import shown_bytes
 from memtok.errors import MemtokError
 from memtok.sweeps.space import Configuration
 from memtok.task import tensor_shapes
-from memtok.traces.sizes import shown_bytes
 
 SHARE = 0.6  # of the free memory, which others may want too
 ESTIMATE_WITHIN = 2.0  # the estimate of what is kept for the gradient is off by less than this factor; a test measures
@@ -48,22 +47,20 @@ class Sizes:
     @classmethod
     def of(cls, backbone: Backbone, *, images: int, classes: int, optimizer: str, precision: str) -> Sizes:
         """Of a backbone and of steps over `images` at once."""
-        vit = backbone.vit
-        block = vit.blocks[0]
-        linears = [module for module in block.mlp.modules() if isinstance(module, nn.Linear)]
+        layer = backbone.layers[0]
         height, width = backbone.preprocessing.image_size
         return cls(
             layers=backbone.depth,
             tokens=backbone.tokens,
             dim=backbone.dim,
-            inner=int(block.attn.attn_dim),
-            hidden=sum(linear.out_features for linear in linears[:-1]),
+            inner=layer.inner,
+            hidden=layer.hidden,
             heads=backbone.heads,
-            pixels=int(vit.patch_embed.proj.in_channels) * height * width,
+            pixels=CHANNELS * height * width,
             images=images,
             classes=classes,
             moments=1 if optimizer == "sgd" else 2,
-            width=2 if precision == "bf16" else backbone.class_token.element_size(),
+            width=2 if precision == "bf16" else backbone.dtype.itemsize,
         )
 
     def kept(self, shape: tuple[str, int, int, int]) -> int:

@@ -1,33 +1,30 @@
 """The plot of a sweep, as PNG: validation accuracy over the learning rate, or over every axis of a search.
 
 A grid gives a panel per data set and setting of the axes that are no line; a line is a number of cells, small dots are
-seeds, the line their mean. A search gives a panel per axis and data set. Bars are the 95 % interval that so many
-validation images allow; the line across with its band is the best head alone. A hollow mark was stopped early, a cross
-at the bottom diverged, a black ring is the chosen one, a grey one the highest. Drawn by matplotlib without pyplot, so
-no window and no style of the caller is touched.
+seeds, the line their mean, thin where trials that were stopped early are in it. A search gives a panel per axis and
+data set. Bars are the 95 % interval that so many validation images allow; the line across with its band is the best
+head alone. A hollow mark was stopped early, a cross at the bottom diverged, a black ring is the chosen one, a grey one
+the highest.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.transforms import ScaledTranslation, Transform
+from matplotlib.transforms import ScaledTranslation
 
-from memtok.errors import printable
-from memtok.files import atomic_write
-from memtok.plots import PNG_INK as INK
-from memtok.plots import PNG_MUTED as MUTED
-from memtok.plots import PNG_PAPER as PAPER
-from memtok.plots import PNG_RC
+from memtok import plots
+from memtok.plots import INK, MUTED, PAPER
 from memtok.sweeps.space import FIELDS, OF_TOKENS, values_of
 from memtok.sweeps.trials import Trial
 
@@ -35,14 +32,14 @@ if TYPE_CHECKING:
     from memtok.sweeps.result import DataResult, SweepResult
 
 HEAD = "#c2571a"  # a head has no cells, and so no place on the scale
+HEAD_LINE: Any = {"color": HEAD, "linewidth": 1.2, "linestyle": (0, (5, 3))}
 SCALE = "viridis_r"  # few cells are light, many are dark
-STYLE: Any = PNG_RC
-DPI = 160
 MOST_PANELS = 12  # of a data set; more cannot be read
 FEW = 8  # values of an axis: dots of one value may stand beside each other
 DOT = 5.0  # points across
 BESIDE = 3.5  # points from one line to the next, so that bars of one value stand beside each other
 PANEL_HEIGHT = 150.0  # points, about; it decides only how near to each other two dots are
+MOST_COLORS = 6  # of a scale in the legend
 LOGARITHMIC = ("learning_rate", "weight_decay")
 WORDS = {
     "memory": "cells",
@@ -57,199 +54,271 @@ WORDS = {
 
 def draw(result: SweepResult, path: str | Path) -> None:
     """Writes the plot of a sweep, atomically; the same sweep gives the same bytes."""
-    rows = [panels_of(one) for one in result.data]
-    titles = titles_of([one.data for one in result.data])
-    across = {1: 1, 2: 2, 4: 2}.get(max(len(row) for row in rows), 3)
-    down = [math.ceil(len(row) / across) for row in rows]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(6.4, 1.2 + 3.5 * across), 0.9 + 2.9 * sum(down)), layout="constrained")
-        grid = figure.subplots(sum(down), across, squeeze=False)
-        first = 0
-        for one, title, row, lines in zip(result.data, titles, rows, down, strict=True):
-            places = grid[first : first + lines].ravel().tolist()
-            low, high = limits(one, row)
-            for axes, panel in zip(places, row, strict=False):
-                axes.set_ylim(low, high)
-                if low < 0:  # room for crosses, not for accuracies
-                    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= high])
-                draw_head(axes, one)
-                panel.draw(axes, one)
-                axes.set_title(", ".join([printable(title), *panel.words()]), parse_math=False)
-                axes.grid(axis="y")
-                axes.set_axisbelow(True)
-            for axes in places[len(row) :]:
+    groups = [panels_of(one, name) for one, name in zip(result.data, names_of(result), strict=True)]
+    across = {1: 1, 2: 2, 4: 2}.get(max(map(len, groups)), 3)
+    cells = [(panel, limits(group)) for group in groups for panel in [*group, *[None] * (-len(group) % across)]]
+    with plots.new_figure(max(6.4, 1.2 + 3.5 * across), 0.9 + 2.9 * len(cells) / across) as figure:
+        everyone = plots.panels(figure, len(cells), across)
+        for number, (axes, (panel, ends)) in enumerate(zip(everyone, cells, strict=True)):
+            if panel is None:
                 axes.set_visible(False)
-            for line in range(lines):
-                grid[first + line][0].set_ylabel(f"top-1 of {one.plan.validation_images:,} validation images, %")
-            first += lines
-        figure.legend(handles=legend(result), loc="outside lower left", ncols=min(6, 3 + across), fontsize=8)
-        FigureCanvasAgg(figure)
-        with atomic_write(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+                continue
+            panel.draw(axes, *ends)
+            if number % across == 0:
+                axes.set_ylabel(f"top-1 of {panel.one.plan.validation_images:,} validation images, %")
+        plots.legend(figure, legend_handles(groups), min(6, 3 + across), fontsize=8)
+        plots.write_png(figure, path)
 
 
-class LinePanel:
-    """Accuracy over one axis, a line per value of another, all else fixed as `fixed` says."""
+@dataclass(frozen=True)
+class Panel:
+    """Accuracy of trials of a data set, best first, over the field `x` of their configurations.
 
-    def __init__(self, x: str, line: str, fixed: Mapping[str, Any]) -> None:
-        self.x, self.line, self.fixed = x, line, fixed
+    series: the field that colours stand for. lines: whether the means of each colour are joined, as in a grid.
+    """
 
-    def draw(self, axes: Axes, one: DataResult) -> None:
-        """Draws the lines of one data set."""
-        chosen = self.trials(one)
-        keys = sorted({line_key(trial, self.line) for trial in chosen})
-        for number, key in enumerate(keys):
-            trials = [trial for trial in chosen if line_key(trial, self.line) == key]
-            paint, aside = color(one, trials[0], self.line), BESIDE * (number - (len(keys) - 1) / 2)
-            thin: Any = {"linewidth": 0.8, "alpha": 0.5}  # where not all went to the end
-            for states, style in ((("finished", "stopped"), thin), (("finished",), {})):
-                means = self.means(trials, states)
-                (line,) = axes.plot(list(means), list(means.values()), color=paint, zorder=3, **style)
-                line.set_transform(moved_right(axes, aside))
-            for trial in filter(alive, trials):
-                dot(axes, getattr(trial.configuration, self.x), aside, trial, paint, one)
-        draw_crosses(axes, one, chosen, self.x, self.line)
-        scale(axes, self.x, [getattr(trial.configuration, self.x) for trial in chosen])
+    one: DataResult
+    title: str
+    x: str
+    series: str
+    lines: bool
+    trials: Sequence[Trial]
+
+    def draw(self, axes: Axes, low: float, high: float) -> None:
+        """Draws everything; low and high end the axis of accuracy, in percent."""
+        axes.set_ylim(low, high)
+        if low < 0:  # room for crosses, not for accuracies
+            axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= high])
+        self.draw_head(axes)
+        trained = [trial for trial in self.trials if trains(trial)]
+        if self.lines:
+            keys = sorted({self.key(trial) for trial in self.trials})
+            beside = {key: BESIDE * (number - (len(keys) - 1) / 2) for number, key in enumerate(keys)}
+            for key in keys:
+                self.draw_means(axes, [trial for trial in trained if self.key(trial) == key], beside[key])
+            asides = [beside[self.key(trial)] for trial in trained]
+        else:
+            few = len({self.value(trial) for trial in self.trials}) <= FEW
+            asides = self.spread(trained, (high - low) / PANEL_HEIGHT) if few else [0.0] * len(trained)
+        for trial, aside in zip(trained, asides, strict=True):
+            self.draw_dot(axes, trial, aside)
+        self.draw_crosses(axes)
+        self.set_scale(axes)
+        plots.title(axes, self.title)
         axes.set_xlabel(WORDS[self.x])
+        axes.grid(axis="y")
 
-    def words(self) -> list[str]:
-        """What all trials of the panel have in common."""
-        return [f"{WORDS[field]} {value:g}" for field, value in self.fixed.items()]
+    def value(self, trial: Trial) -> float:
+        """Where a trial is on the axis."""
+        return float(getattr(trial.configuration, self.x))
 
-    def trials(self, one: DataResult) -> list[Trial]:
-        """The trials of a data set that are drawn here."""
-        return [trial for trial in one.trials if self.holds(trial)]
+    def key(self, trial: Trial) -> float:
+        """The value of its series, by which they are sorted: heads first, which have none."""
+        return -1.0 if trial.configuration.regime == "head" else float(getattr(trial.configuration, self.series))
 
-    def holds(self, trial: Trial) -> bool:
-        """Whether a trial belongs here; a head, which has no tokens, belongs wherever they vary."""
-        fields = [field for field in self.fixed if trial.configuration.regime != "head" or field not in OF_TOKENS]
-        return all(getattr(trial.configuration, field) == self.fixed[field] for field in fields)
+    def color(self, trial: Trial) -> Any:
+        """The colour of its series, in equal steps of a scale over the data set."""
+        key = self.key(trial)
+        keys = sorted({self.key(each) for each in self.one.trials} - {-1.0})
+        return HEAD if key < 0 else matplotlib.colormaps[SCALE](0.2 + 0.75 * keys.index(key) / max(1, len(keys) - 1))
 
-    def means(self, trials: Sequence[Trial], states: Sequence[str]) -> dict[float, float]:
-        """The mean in percent over the seeds of trials in these states, by the value on the axis."""
-        found: dict[float, list[float]] = {}
+    def draw_head(self, axes: Axes) -> None:
+        """The best head alone as a line across, with its 95 % interval as a band."""
+        head = None if self.one.choice is None else self.one.choice.head
+        if head is not None:
+            low, high = (100 * end for end in head.interval)
+            axes.axhspan(low, high, color=HEAD, alpha=0.1, linewidth=0, zorder=0)
+            axes.axhline(100 * head.top1, zorder=1, **HEAD_LINE)
+
+    def draw_means(self, axes: Axes, trials: Sequence[Trial], aside: float) -> None:
+        """The line through the means over the seeds of one series, `aside` points to the right."""
+        thin: Any = {"linewidth": 0.8, "alpha": 0.5}
+        for states, style in ((("finished", "stopped"), thin), (("finished",), {})):
+            found: dict[float, list[float]] = {}
+            for trial in sorted(trials, key=self.value):
+                if trial.state in states:
+                    found.setdefault(self.value(trial), []).append(accuracy(trial))
+            if found:
+                means = [fmean(values) for values in found.values()]
+                plot_aside(axes, aside, list(found), means, color=self.color(trials[0]), zorder=3, **style)
+
+    def draw_dot(self, axes: Axes, trial: Trial, aside: float) -> None:
+        """The dot of a trial, `aside` points right of its value: hollow if it was stopped.
+
+        The best seed of a setting carries the bar of its interval, and the ring of one that is chosen or the highest.
+        """
+        x, y, paint = self.value(trial), accuracy(trial), self.color(trial)
+        face = paint if trial.state == "finished" else PAPER
+        plot_aside(axes, aside, [x], [y], marker="o", ms=DOT, mfc=face, mec=paint, zorder=4)
+        choice = self.one.choice
+        setting = None if choice is None else choice.setting_of(trial.configuration)
+        if choice is None or setting is None or trial is not setting.trials[0]:
+            return
+        ends = [100 * end for end in setting.interval]
+        plot_aside(axes, aside, [x, x], ends, color=paint, linewidth=1.1, alpha=0.55, zorder=2)
+        if setting in (choice.best, choice.chosen):
+            edge = INK if setting is choice.chosen else MUTED
+            plot_aside(axes, aside, [x], [y], marker="o", ms=11, mfc="none", mec=edge, zorder=5)
+        if setting is choice.chosen:
+            box: Any = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+            style: Any = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 8, "zorder": 6}
+            axes.annotate(f"{y:.1f}", (x, y), (aside - 9, 0), bbox=box, **style)
+
+    def spread(self, trials: Sequence[Trial], point: float) -> list[float]:
+        """How many points each dot stands to the right of its value, so that dots hide each other little.
+
+        trials: best first; the first of each value, so also the chosen one, stands at its value. point: percent per
+        point.
+        """
+        taken: dict[float, list[tuple[float, float]]] = {}
+        found = []
         for trial in trials:
-            if trial.state in states and trial.last:
-                found.setdefault(getattr(trial.configuration, self.x), []).append(100 * trial.last.top1)
-        return {x: sum(values) / len(values) for x, values in sorted(found.items())}
+            others, y = taken.setdefault(self.value(trial), []), accuracy(trial) / point
+            tried = [sign * DOT * number for number in range(4) for sign in (1, -1)]
+            free = {aside: min((math.dist((aside, y), other) for other in others), default=math.inf) for aside in tried}
+            aside = next((each for each in tried if free[each] >= DOT), max(tried, key=free.__getitem__))
+            found.append(aside)
+            others.append((aside, y))
+        return found
+
+    def crosses(self) -> list[tuple[Trial, float, int]]:
+        """Each trial that diverged, with its place on the axis and its row from the bottom."""
+        low, high = self.reach()
+        rows: Counter[float] = Counter()
+        found = []
+        diverged = [trial for trial in self.trials if not trains(trial)]
+        for trial in sorted(diverged, key=lambda each: (self.value(each), self.key(each))):
+            x = min(max(self.value(trial), low), high)
+            found.append((trial, x, rows[x]))
+            rows[x] += 1
+        return found
+
+    def reach(self) -> tuple[float, float]:
+        """What the axis shows: all that trained, and on either side half as much again, a factor of 30 at least.
+
+        A rate of 1e30 would leave no room for the others.
+        """
+        values = [self.value(trial) for trial in self.trials if trains(trial)]
+        positive = [value for value in values if value > 0]
+        if self.x not in LOGARITHMIC or not positive:
+            return -math.inf, math.inf
+        factor = max(30.0, math.sqrt(max(positive) / min(positive)))
+        zero = any(self.value(trial) == 0 for trial in self.trials)
+        return 0.0 if zero else min(positive) / factor, max(positive) * factor
+
+    def draw_crosses(self, axes: Axes) -> None:
+        """A cross for each trial that diverged, above each other at the bottom; those outside stand at the edge."""
+        crosses = self.crosses()
+        step = cross_step(crosses)
+        outside: dict[float, list[float]] = {}  # the edge, and the values that lie beyond
+        top: dict[float, float] = {}
+        for trial, x, row in crosses:
+            top[x] = 0.02 + step * row
+            style: Any = {"transform": axes.get_xaxis_transform(), "clip_on": False, "mew": 1.4}
+            axes.plot([x], [top[x]], "x", color=self.color(trial), ms=6, zorder=4, **style)
+            if self.value(trial) != x:
+                outside.setdefault(x, []).append(self.value(trial))
+        for edge, values in outside.items():
+            told = " to ".join(f"{value:.2g}" for value in sorted({min(values), max(values)}))
+            right = values[0] > edge
+            text = f"{told} \N{RIGHTWARDS ARROW}" if right else f"\N{LEFTWARDS ARROW} {told}"
+            place: Any = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "va": "bottom"}
+            side: Any = {"xytext": (5 if right else -5, 5), "ha": "right" if right else "left"}
+            axes.annotate(text, (edge, top[edge]), fontsize=8, color=MUTED, **place, **side)
+
+    def set_scale(self, axes: Axes) -> None:
+        """Rates and decays on a logarithmic axis, cells with their numbers as ticks."""
+        values = sorted({self.value(trial) for trial in self.trials})
+        if self.x not in LOGARITHMIC:
+            if len(values) <= FEW:
+                axes.set_xticks(values, [f"{value:g}" for value in values])
+        elif values[0] > 0:
+            axes.set_xscale("log")
+            if len(values) == 1:
+                axes.set_xlim(values[0] / 3, values[0] * 3)
+        elif len(values) > 1:
+            axes.set_xscale("symlog", linthresh=values[1])
+        axes.margins(x=0.08)
 
 
-class ScatterPanel:
-    """Accuracy over one axis, a dot per trial; the colour says how many cells it has."""
-
-    def __init__(self, x: str) -> None:
-        self.x = x
-
-    def draw(self, axes: Axes, one: DataResult) -> None:
-        """Draws the dots of one data set."""
-        values = [getattr(each, self.x) for each in one.order]
-        living = [trial for trial in self.trials(one) if alive(trial)]
-        low, high = axes.get_ylim()
-        beside = asides(living, self.x, (high - low) / PANEL_HEIGHT) if len(set(values)) <= FEW else [0.0] * len(living)
-        for trial, aside in zip(living, beside, strict=True):
-            dot(axes, getattr(trial.configuration, self.x), aside, trial, color(one, trial, "memory"), one)
-        draw_crosses(axes, one, self.trials(one), self.x, "memory")
-        scale(axes, self.x, values)
-        axes.set_xlabel(WORDS[self.x])
-
-    def words(self) -> list[str]:
-        """The axis that is looked along."""
-        return [f"by {WORDS[self.x]}"]
-
-    def trials(self, one: DataResult) -> Sequence[Trial]:
-        """All trials of the data set; over the cells, of which heads have none, those of the search."""
-        searched = set(one.order)
-        return [trial for trial in one.trials if self.x not in OF_TOKENS or trial.configuration in searched]
-
-
-def panels_of(one: DataResult) -> Sequence[LinePanel | ScatterPanel]:
-    """The panels of a data set: a grid has lines, a search has dots."""
-    varying = varying_fields(one)
+def panels_of(one: DataResult, name: str) -> list[Panel]:
+    """The panels of a data set: a grid has lines, a search has dots and a panel per field that varies."""
+    everyone = [trial.configuration for trial in one.trials]
+    numbers = [field for field in FIELDS if len(values_of(everyone, field)) > 1 and field not in ("seed", "regime")]
     if one.space.search != "grid":
-        others = [field for field in varying if field not in ("regime", "learning_rate")]
-        return [ScatterPanel(field) for field in ("learning_rate", *others)]
-    numbers = [field for field in varying if field not in ("seed", "regime")]
+        varying = [field for field in FIELDS if len(values_of(everyone, field)) > 1]
+        found = []
+        for x in ("learning_rate", *(field for field in varying if field not in ("regime", "learning_rate"))):
+            searched = set(one.order)  # heads have no tokens: over the cells only those of the search
+            trials = [trial for trial in one.trials if x not in OF_TOKENS or trial.configuration in searched]
+            found.append(Panel(one, f"{name}, by {WORDS[x]}", x, "memory", False, trials))
+        return found
     wanted = [field for field in ("learning_rate", "weight_decay", "memory") if field in numbers]
     x = [*wanted, *numbers, "learning_rate"][0]
-    line = next((field for field in ("memory", "queries", "adapter_rank") if field in numbers and field != x), "memory")
-    rest = [field for field in numbers if field not in (x, line)]
-    tokens = [trial.configuration for trial in one.trials if trial.configuration.regime != "head"]
-    settings = sorted({tuple(getattr(each, field) for field in rest) for each in tokens or []}) or [()]
-    if not tokens:
-        rest = []
-    return [LinePanel(x, line, dict(zip(rest, values, strict=True))) for values in settings[:MOST_PANELS]]
+    series = next((each for each in ("memory", "queries", "adapter_rank") if each in numbers and each != x), "memory")
+    rest = [field for field in numbers if field not in (x, series)]
+    tokens = [each for each in everyone if each.regime != "head"]
+    settings = sorted({tuple(getattr(each, field) for field in rest) for each in tokens}) or [()]
+    found = []
+    for values in settings[:MOST_PANELS]:
+        fixed = dict(zip(rest, values, strict=False))  # no values where there are only heads
+        words = [f"{WORDS[field]} {value:g}" for field, value in fixed.items()]
+        trials = [trial for trial in one.trials if belongs(trial, fixed)]
+        found.append(Panel(one, ", ".join([name, *words]), x, series, True, trials))
+    return found
 
 
-def varying_fields(one: DataResult) -> list[str]:
-    """The fields in which the configurations of a data set differ; those of tokens without heads, which have none."""
-    everyone = [trial.configuration for trial in one.trials]
-    return [field for field in FIELDS if len(values_of(everyone, field)) > 1]
+def belongs(trial: Trial, fixed: Mapping[str, Any]) -> bool:
+    """Whether a trial has these values; a head, which has no tokens, belongs wherever they vary."""
+    head = trial.configuration.regime == "head"
+    return all(
+        getattr(trial.configuration, field) == value
+        for field, value in fixed.items()
+        if not (head and field in OF_TOKENS)
+    )
 
 
-def line_key(trial: Trial, field: str) -> float:
-    """Sorts the lines: heads first."""
-    return -1.0 if trial.configuration.regime == "head" else float(getattr(trial.configuration, field))
-
-
-def color(one: DataResult, trial: Trial, field: str) -> Any:
-    """The colour of a trial by one of its fields, in equal steps of a scale."""
-    if trial.configuration.regime == "head":
-        return HEAD
-    values = sorted({getattr(t.configuration, field) for t in one.trials if t.configuration.regime != "head"})
-    place = values.index(getattr(trial.configuration, field)) / max(1, len(values) - 1)
-    return matplotlib.colormaps[SCALE](0.2 + 0.75 * place)
-
-
-def alive(trial: Trial) -> bool:
-    """Whether there is an accuracy to draw."""
+def trains(trial: Trial) -> bool:
+    """Whether it did not diverge, so that there is an accuracy to draw."""
     return trial.state != "diverged" and trial.last is not None
 
 
-def dot(axes: Axes, x: float, aside: float, trial: Trial, paint: Any, one: DataResult) -> None:
-    """The dot of a trial, `aside` points right of its place: hollow if it was stopped, with a ring if it was chosen.
-
-    The first seed of a setting carries the bar of its interval.
-    """
-    assert trial.last
-    y, place = 100 * trial.last.top1, moved_right(axes, aside)
-    face = paint if trial.state == "finished" else PAPER
-    (mark,) = axes.plot([x], [y], "o", markersize=DOT, markerfacecolor=face, markeredgecolor=paint, zorder=4)
-    mark.set_transform(place)
-    setting = None if one.choice is None else one.choice.setting_of(trial.configuration)
-    if one.choice is None or setting is None or trial is not setting.trials[0]:
-        return
-    (bar,) = axes.plot(
-        [x, x], [100 * end for end in setting.interval], color=paint, linewidth=1.1, alpha=0.55, zorder=2
-    )
-    bar.set_transform(place)
-    for special, edge in ((one.choice.best, MUTED), (one.choice.chosen, INK)):
-        if setting is special:
-            ring: Any = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": edge, "zorder": 5}
-            axes.plot([x], [y], "o", **ring)[0].set_transform(place)
-    if setting is one.choice.chosen:
-        box: Any = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-        style: Any = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 8, "zorder": 6}
-        axes.annotate(f"{y:.1f}", (x, y), (aside - 9, 0), bbox=box, **style)
+def accuracy(trial: Trial) -> float:
+    """In percent, of one that `trains`."""
+    assert trial.last is not None
+    return 100 * trial.last.top1
 
 
-def moved_right(axes: Axes, points: float) -> Transform:
-    """Where data stand, moved to the right by so many points."""
+def plot_aside(axes: Axes, points: float, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
+    """Plots a line so many points right of where its values are."""
     figure: Any = axes.get_figure()
-    return axes.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
+    (line,) = axes.plot(x, y, **style)  # with the plain transform, by which the limits of the axes are found
+    line.set_transform(axes.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans))
 
 
-def draw_head(axes: Axes, one: DataResult) -> None:
-    """The best head alone as a line across, with its 95 % interval as a band."""
-    head = None if one.choice is None else one.choice.head
-    if head is not None:
-        low, high = (100 * end for end in head.interval)
-        axes.axhspan(low, high, color=HEAD, alpha=0.1, linewidth=0, zorder=0)
-        axes.axhline(100 * head.top1, color=HEAD, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1)
+def cross_step(crosses: Sequence[tuple[Trial, float, int]]) -> float:
+    """From one row of crosses to the next, as a share of the panel's height; many rows draw together."""
+    return min(0.045, 0.3 / max([1, *(row for _, _, row in crosses)]))
 
 
-def titles_of(specs: Sequence[str]) -> list[str]:
+def limits(panels: Sequence[Panel]) -> tuple[float, float]:
+    """From a little below the worst to a little above the best, in percent, and below it room for the crosses."""
+    one = panels[0].one
+    found = [accuracy(trial) for trial in one.trials if trains(trial)]
+    if not found:
+        return 0.0, 100.0
+    settings = () if one.choice is None else one.choice.settings
+    found += [100 * end for setting in settings for end in setting.interval]
+    room = max(2.0, 0.12 * (max(found) - min(found)))
+    low, high = max(-2.0, min(found) - room), min(104.0, max(found) + 1.3 * room)
+    crosses = [cross for panel in panels for cross in panel.crosses()]
+    share = cross_step(crosses) * max((row for _, _, row in crosses), default=0)
+    return low - (high - low) * share / (1 - share), high
+
+
+def names_of(result: SweepResult) -> list[str]:
     """The data by name, a folder without what lies before it; of two that are called alike, with it."""
-    paths = [Path(spec.removeprefix("folder:")) for spec in specs]
+    paths = [Path(one.data.removeprefix("folder:")) for one in result.data]
     names = [path.name or str(path) for path in paths]
     return [
         name if names.count(name) == 1 else f"{path.parent.name}/{name}"
@@ -257,152 +326,32 @@ def titles_of(specs: Sequence[str]) -> list[str]:
     ]
 
 
-def asides(trials: Sequence[Trial], field: str, point: float) -> list[float]:
-    """How many points each dot stands to the right of its value, so that dots hide each other little.
-
-    trials: best first; the first of each value, so also the winner, stands at its value. point: percent per point.
-    """
-    taken: dict[float, list[tuple[float, float]]] = {}
-    found = []
-    for trial in trials:
-        assert trial.last
-        others, y = taken.setdefault(getattr(trial.configuration, field), []), 100 * trial.last.top1 / point
-
-        def nearest(aside: float, y: float = y, others: list[tuple[float, float]] = others) -> float:
-            return min((math.hypot(aside - there, y - height) for there, height in others), default=math.inf)
-
-        tried = [sign * DOT * number for number in range(4) for sign in (1, -1)]
-        aside = next((one for one in tried if nearest(one) >= DOT), None)
-        found.append(max(tried, key=nearest) if aside is None else aside)
-        others.append((found[-1], y))
-    return found
-
-
-def draw_crosses(axes: Axes, one: DataResult, trials: Sequence[Trial], field: str, line: str) -> None:
-    """A cross for each trial that diverged, above each other at the bottom; one far outside stands at the edge."""
-    placed = crosses(trials, field, line)
-    step = cross_step(max((row for _, _, row in placed), default=0))
-    for trial, x, row in placed:
-        style: Any = {"transform": axes.get_xaxis_transform(), "clip_on": False, "markeredgewidth": 1.4}
-        axes.plot([x], [0.02 + step * row], "x", color=color(one, trial, line), markersize=6, zorder=4, **style)
-    for edge in {x for trial, x, _ in placed if getattr(trial.configuration, field) != x}:
-        there = [(getattr(trial.configuration, field), row) for trial, x, row in placed if x == edge]
-        values = [value for value, _ in there if value != edge]
-        told = " to ".join(f"{value:.2g}" for value in sorted({min(values), max(values)}))
-        right = values[0] > edge
-        place: Any = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "va": "bottom"}
-        axes.annotate(
-            f"{told} \N{RIGHTWARDS ARROW}" if right else f"\N{LEFTWARDS ARROW} {told}",
-            (edge, 0.02 + step * max(row for _, row in there)),
-            (5 if right else -5, 5),
-            ha="right" if right else "left",
-            fontsize=8,
-            color=MUTED,
-            **place,
-        )
-
-
-def crosses(trials: Sequence[Trial], field: str, line: str) -> list[tuple[Trial, float, int]]:
-    """Each trial that diverged, with its place on the axis and its row from the bottom."""
-    low, high = reach(trials, field)
-    height: dict[float, int] = {}
-    found = []
-    lost = [trial for trial in trials if not alive(trial)]
-    for trial in sorted(lost, key=lambda one: (getattr(one.configuration, field), line_key(one, line))):
-        x = min(max(getattr(trial.configuration, field), low), high)
-        found.append((trial, x, height.get(x, 0)))
-        height[x] = height.get(x, 0) + 1
-    return found
-
-
-def cross_step(rows: int) -> float:
-    """From one row of crosses to the next, as a share of the panel's height; many rows draw together."""
-    return min(0.045, 0.3 / max(1, rows))
-
-
-def reach(trials: Sequence[Trial], field: str) -> tuple[float, float]:
-    """What the axis shows of a field: all that trained, and on either side half as much again, a factor of 30 at least.
-
-    A rate of 1e30 would leave no room for the others.
-    """
-    values = [getattr(trial.configuration, field) for trial in trials if alive(trial)]
-    positive = [value for value in values if value > 0]
-    if field not in LOGARITHMIC or not positive:
-        return -math.inf, math.inf
-    factor = max(30.0, math.sqrt(max(positive) / min(positive)))
-    everything = [getattr(trial.configuration, field) for trial in trials]
-    least = 0.0 if min(everything) == 0 else min(positive) / factor
-    return least, max(positive) * factor
-
-
-def scale(axes: Axes, field: str, values: Sequence[float]) -> None:
-    """Rates and decays on a logarithmic axis, cells with their numbers as ticks."""
-    different = sorted(set(values))
-    if field in LOGARITHMIC and different and different[0] > 0:
-        axes.set_xscale("log")
-        if len(different) == 1:
-            axes.set_xlim(different[0] / 3, different[0] * 3)
-    elif field == "weight_decay" and len(different) > 1:
-        axes.set_xscale("symlog", linthresh=different[1])
-    if field not in LOGARITHMIC and len(different) <= FEW:
-        axes.set_xticks(different, [f"{value:g}" for value in different])
-    axes.margins(x=0.08)
-
-
-def limits(one: DataResult, panels: Sequence[LinePanel | ScatterPanel]) -> tuple[float, float]:
-    """From a little below the worst to a little above the best, in percent, and below it room for the crosses."""
-    found = [100 * trial.last.top1 for trial in one.trials if trial.last is not None and alive(trial)]
-    if not found:
-        return 0.0, 100.0
-    settings = () if one.choice is None else one.choice.settings
-    ends = [100 * end for setting in settings for end in setting.interval]
-    low, high = min(*found, *ends), max(*found, *ends)
-    room = max(2.0, 0.12 * (high - low))
-    low, high = max(-2.0, low - room), min(104.0, high + 1.3 * room)
-    rows = [row for panel in panels for _, _, row in crosses(panel.trials(one), panel.x, "memory")]
-    share = cross_step(max(rows)) * max(rows) if rows else 0.0
-    return low - (high - low) * share / (1 - share), high
-
-
-def legend(result: SweepResult) -> list[Line2D | Patch]:
+def legend_handles(groups: Sequence[Sequence[Panel]]) -> list[Line2D | Patch]:
     """What lines and marks mean, as far as they occur."""
-    entries: dict[str, Line2D] = {}
-    choices = [one.choice for one in result.data if one.choice is not None]
-    trials = [trial for one in result.data for trial in one.trials]
-    for one in result.data:
-        panel = panels_of(one)[0]
-        field = panel.line if isinstance(panel, LinePanel) else "memory"
-        line = "-" if isinstance(panel, LinePanel) else "none"
-        for trial in sorted(one.trials, key=lambda each: line_key(each, field)):
-            head = trial.configuration.regime == "head"
-            label = "head alone" if head else f"{WORDS[field]}: {getattr(trial.configuration, field):g}"
-            style: Any = {"color": color(one, trial, field), "marker": "o", "markersize": 5, "linestyle": line}
-            entries.setdefault(label, Line2D([], [], label=label, **style))
-    entries = thinned(entries)
-    marks: list[tuple[str, bool, str, float]] = [
-        ("chosen", bool(choices), INK, 10),
-        ("highest", any(choice.best is not choice.chosen for choice in choices), MUTED, 10),
-        ("stopped early", any(trial.state == "stopped" for trial in trials), MUTED, 5),
+    series: dict[str, Line2D] = {}
+    for panel in (group[0] for group in groups):
+        style: Any = {"marker": "o", "markersize": 5, "linestyle": "-" if panel.lines else "none"}
+        for trial in sorted(panel.one.trials, key=panel.key):
+            value = getattr(trial.configuration, panel.series)
+            label = "head alone" if panel.key(trial) < 0 else f"{WORDS[panel.series]}: {value:g}"
+            series.setdefault(label, Line2D([], [], label=label, color=panel.color(trial), **style))
+    handles: list[Line2D | Patch] = list(series.values())
+    if len(handles) > MOST_COLORS:  # the scale is seen from a few
+        handles = [handles[round(each * (len(handles) - 1) / (MOST_COLORS - 1))] for each in range(MOST_COLORS)]
+    choices = [group[0].one.choice for group in groups if group[0].one.choice is not None]
+    states = {trial.state for group in groups for trial in group[0].one.trials}
+    heads = any(choice.head is not None for choice in choices)
+    hollow = {"marker": "o", "linestyle": "none", "markerfacecolor": "none"}
+    entries: list[tuple[str, bool, Any]] = [
+        ("chosen", bool(choices), {**hollow, "markeredgecolor": INK, "markersize": 10}),
+        ("highest", any(each.best is not each.chosen for each in choices), {**hollow, "mec": MUTED, "ms": 10}),
+        ("stopped early", "stopped" in states, {**hollow, "mec": MUTED, "ms": 5}),
+        ("diverged", "diverged" in states, {"marker": "x", "linestyle": "none", "color": MUTED}),
+        ("best head alone", heads, HEAD_LINE),
     ]
-    for label, used, paint, size in marks:
-        if used:
-            hollow: Any = {"markerfacecolor": "none", "markeredgecolor": paint, "markersize": size}
-            entries[label] = Line2D([], [], marker="o", linestyle="none", label=label, **hollow)
-    if any(trial.state == "diverged" for trial in trials):
-        entries["diverged"] = Line2D([], [], marker="x", linestyle="none", color=MUTED, label="diverged")
-    found: list[Line2D | Patch] = list(entries.values())
-    if any(choice.head is not None for choice in choices):
-        found.append(Line2D([], [], color=HEAD, linewidth=1.2, linestyle=(0, (5, 3)), label="best head alone"))
-        found.append(Patch(facecolor=HEAD, alpha=0.15, label="its interval"))
+    handles += [Line2D([], [], label=label, **style) for label, used, style in entries if used]
+    if heads:
+        handles.append(Patch(facecolor=HEAD, alpha=0.15, label="its interval"))
     if choices:
-        found.append(Line2D([], [], color=MUTED, linewidth=1.1, label="95 % interval"))
-    return found
-
-
-def thinned(entries: dict[str, Line2D], most: int = 6) -> dict[str, Line2D]:
-    """A few of many colours, evenly: the scale is seen from these."""
-    if len(entries) <= most:
-        return entries
-    labels = list(entries)
-    chosen = [labels[round(number * (len(labels) - 1) / (most - 1))] for number in range(most)]
-    return {label: entries[label] for label in dict.fromkeys(chosen)}
+        handles.append(Line2D([], [], color=MUTED, linewidth=1.1, label="95 % interval"))
+    return handles

@@ -7,11 +7,10 @@ from typing import Any
 
 from rich.console import Console
 
+from memtok.display import counted, percent, shown_bytes
 from memtok.meter import Meter, print_line
-from memtok.sweeps.result import counted
 from memtok.sweeps.space import Configuration
 from memtok.sweeps.trials import Trial
-from memtok.traces.sizes import shown_bytes
 from memtok.training.progress import Progress, RichProgress, RunInfo
 
 
@@ -108,14 +107,14 @@ class RichSweepListener(SweepListener):
 
     def validated(self, data: str, trials: Sequence[Trial], best: Trial | None) -> None:
         if best is not None and best.last is not None:
-            self.best = f"best {100 * best.last.top1:.1f} % ({best.configuration.name})"
+            self.best = f"best {percent(best.last.top1, 1)} ({best.configuration.name})"
         self._show()
         if not self.console.is_terminal:
             left = [] if self.meter is None else self.meter.time_left()
             self.message("; ".join([f"{data}: {self.best or 'all diverged so far'}", *left]))
 
     def tested(self, data: str, trial: Trial, top1: float, images: int) -> None:
-        self.message(f"{data}: {trial.configuration.name} has {100 * top1:.1f} % on the test part ({images:,} images)")
+        self.message(f"{data}: {trial.configuration.name} has {percent(top1, 1)} on the test part ({images:,} images)")
 
     def close(self) -> None:
         self.reader.close()
@@ -146,7 +145,7 @@ class _Steps(Progress):
         self.listener.advanced(self.before + cost(self.configurations, step - self.begin))
 
     def validating(self, done: int, total: int) -> None:
-        self.listener.advanced(self.listener.done, f"validating {100 * done / total:.0f} %")
+        self.listener.advanced(self.listener.done, f"validating {percent(done / total, 0)}")
 
     def log(self, row: Mapping[str, Any]) -> None:
         figures = f"{row['images_per_second']:,.0f} images/s"

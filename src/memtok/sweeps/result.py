@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from memtok.display import counted, markdown_table, percent
 from memtok.files import csv_text, write_csv, write_json, write_text
 from memtok.intervals import wilson
 from memtok.sweeps.choice import RULE, Choice, Setting, choose
@@ -188,11 +189,9 @@ class SweepResult:
 
     def to_markdown(self) -> str:
         """The table with the rule and the winners, and the picture."""
-        heads, lines, right = self.table()
-        marks = ["---:" if head in right else "---" for head in heads]
-        rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (heads, marks, *lines)]
+        rows = "\n".join(markdown_table(*self.table()))
         said = "\n".join(f"- {sentence}" for sentence in self.sentences())
-        return f"# Sweep\n\n{said}\n\n![validation accuracy]({self.picture.name})\n\n" + "\n".join(rows) + "\n"
+        return f"# Sweep\n\n{said}\n\n![validation accuracy]({self.picture.name})\n\n{rows}\n"
 
     def save(self) -> list[Path]:
         """Writes sweep.json's result as result.json, .csv, .md, and the plot; returns the paths."""
@@ -238,34 +237,36 @@ def outcome(one: DataResult, trial: Trial, seeds: list[str]) -> list[str]:
     tail = [f"{look.loss:.4f}", trained, f"{look.step:,}", one.standing(trial)]
     setting = None if one.choice is None else one.choice.setting_of(trial.configuration)
     if trial.state != "finished" or setting is None or one.choice is None:
-        return [percent(look.top1), NONE, *unknown, NONE, *tail]
+        return [percent(look.top1, unit=""), NONE, *unknown, NONE, *tail]
     low, high = wilson(look.top1, one.plan.validation_images)
-    spread = "" if setting.spread is None else f" ± {percent(setting.spread)}"
-    means = [f"{percent(setting.top1)}{spread}" for _ in seeds]
+    spread = "" if setting.spread is None else f" ± {percent(setting.spread, unit='')}"
+    means = [f"{percent(setting.top1, unit='')}{spread}" for _ in seeds]
     behind = setting.minus(one.choice.best)
     distance = NONE if setting is one.choice.best else f"{100 * behind.value:+.2f}{' (tied)' if behind.tied else ''}"
-    return [percent(look.top1), f"{100 * low:.1f} to {100 * high:.1f}", *means, distance, *tail]
+    return [percent(look.top1, unit=""), f"{100 * low:.1f} to {100 * high:.1f}", *means, distance, *tail]
 
 
 def choice_words(choice: Choice) -> list[str]:
     """What the validation images tell apart, what is chosen, and how it stands to a head alone."""
     best, chosen, others = choice.best, choice.chosen, len(choice.tied) - 1
     low, high = best.interval
+    beside = any(setting.top1 > best.top1 for setting in choice.settings)  # a head that is only compared with
     said = [
-        f"highest accuracy: {title(best)}, {percent(best.top1)} % of {best.images:,} validation images (95 % interval "
+        f"highest accuracy{' of what was asked for' if beside else ''}: {title(best)}, {percent(best.top1)} of "
+        f"{best.images:,} validation images (95 % interval "
         f"{100 * low:.1f} to {100 * high:.1f}); {counted(others, 'other setting')} cannot be told apart from it",
     ]
     if chosen is best:
         said.append(f"chosen: the same{', the simplest of these' if others else ''}")
     else:
-        said.append(f"chosen, as the simplest of these: {title(chosen)}, {percent(chosen.top1)} %")
+        said.append(f"chosen, as the simplest of these: {title(chosen)}, {percent(chosen.top1)}")
     head, over = choice.head, choice.over_head
     if head is chosen:
         said.append("that is a head alone: these images do not show that anything beats it")
     elif head is not None and over is not None:
         beats = "it beats a head by more than chance" if over.value > 0 else "a head beats it by more than chance"
         verdict = "these images do not show that it beats a head" if over.tied else beats
-        said.append(f"a head alone has {percent(head.top1)} %; chosen minus head: {over}: {verdict}")
+        said.append(f"a head alone has {percent(head.top1)}; chosen minus head: {over}: {verdict}")
     return said
 
 
@@ -279,7 +280,7 @@ def words_of_test(test: Test | None) -> str:
     """How the chosen one does on the test part."""
     if test is None:
         return "the data have no test part of their own (--split 80-20 sets one aside)"
-    return f"on the test part, looked at once: {percent(test.top1)} % of {test.images:,} images"
+    return f"on the test part, looked at once: {percent(test.top1)} of {test.images:,} images"
 
 
 def cell(trial: Trial, field: str) -> str:
@@ -291,13 +292,3 @@ def cell(trial: Trial, field: str) -> str:
 def show(value: Any) -> str:
     """A value of a configuration in a table."""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def counted(number: int, noun: str) -> str:
-    """1 image, 1,234 images."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def percent(share: float) -> str:
-    """0.8765 as 87.65."""
-    return f"{100 * share:.2f}"

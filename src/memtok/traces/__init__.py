@@ -6,11 +6,12 @@ running the trunk again.
 
 from __future__ import annotations
 
+from memtok.display import shown_bytes
 from memtok.traces.disk import DiskStore
 from memtok.traces.manifest import Manifest, describe
 from memtok.traces.opened import OpenStores
 from memtok.traces.reader import KeptBatch, TraceReader
-from memtok.traces.sizes import default_limit, shown_bytes
+from memtok.traces.sizes import default_limit
 from memtok.traces.store import MemoryStore, Store
 
 __all__ = [

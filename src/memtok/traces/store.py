@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from memtok.display import shown_bytes
 from memtok.errors import MemtokError
 from memtok.traces.manifest import Manifest
-from memtok.traces.sizes import shown_bytes
 
 Rows = NDArray[np.int64]
 """Numbers of records, (k,)."""

@@ -21,11 +21,12 @@ from memtok.data import DataSource, ImageSet, batches, steps_per_epoch
 from memtok.data.images import warn_if_dark
 from memtok.data.splits import Indices
 from memtok.data.transforms import Transform, evaluation_pixels, training_pixels
+from memtok.display import shown_bytes
 from memtok.errors import MemtokError
 from memtok.task import Task
 from memtok.traces import KeptBatch, Manifest, OpenStores, Store, TraceReader, describe
 from memtok.traces.manifest import record_bytes, trace_shape
-from memtok.traces.sizes import default_limit, default_trace_dir, shown_bytes, taken_bytes
+from memtok.traces.sizes import default_limit, default_trace_dir, taken_bytes
 from memtok.training.compiler import Compiler
 from memtok.training.device import OneProcess
 from memtok.training.progress import Progress

@@ -13,6 +13,7 @@ import torch
 
 from memtok.checks import check_length, check_trace_options
 from memtok.data import AUGMENTATIONS, DataSource, check_split, steps_per_epoch
+from memtok.data.loader import check_workers
 from memtok.data.splits import check_seed
 from memtok.errors import MemtokError
 from memtok.training.compiler import check_compile
@@ -84,6 +85,8 @@ class Settings:
         ):
             check_whole(name, getattr(self, name), least=1)
         check_whole("workers", self.workers, least=0)
+        if self.workers is not None:
+            check_workers(self.workers)
         check_seed(self.seed)
         check_number("epochs", self.epochs, above_zero=True)
         check_number("learning_rate", self.learning_rate, above_zero=True)

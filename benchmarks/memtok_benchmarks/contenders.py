@@ -1,0 +1,213 @@
+"""Who is timed: one entry per contender, each a function from a scene to the step that is run again and again.
+
+A contender makes its model when it is called and returns a function without arguments. What it needs beside memtok is
+named, so that a missing package leaves a gap in a table and never ends a run.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from memtok.model import MemoryViT
+from memtok.training.regimes import new_head
+from memtok.training.trainer import Trainer
+from memtok_benchmarks import peers
+from memtok_benchmarks.dense import DenseMasked
+from memtok_benchmarks.scene import Scene
+from memtok_benchmarks.timing import Run
+
+CLIP_NORM = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """label: for the table. make: builds it. needs: packages on PyPI beside memtok's own dependencies."""
+
+    label: str
+    make: Callable[[Scene], Run]
+    needs: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Which of its packages are not installed."""
+        return tuple(package for package in self.needs if not peers.installed(package))
+
+
+def trunk(scene: Scene) -> Run:
+    """The unit of most rows: timm's own forward pass of the backbone, classifier included, without gradient."""
+    return forward_pass(scene.backbone.vit, scene.images.to(scene.dtype))
+
+
+def forward_pass(vit: Any, images: Tensor) -> Run:
+    """A timm model's own pass over images (B, 3, height, width), without gradient."""
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = vit(images)
+            return logits
+
+    return run
+
+
+def memtok_step(scene: Scene) -> Run:
+    """One step of memtok's own training loop on one task: forward, backward, clip, AdamW."""
+    task = scene.task("task", scene.sizes.training_cells)
+    trainer = Trainer([task], [scene.plan], scene.accelerator, scene.device)
+    pixels, labels = scene.pixels, scene.labels
+    return counted(lambda number: trainer.step(number, pixels, labels))
+
+
+def counted(step: Callable[[int], object]) -> Run:
+    """`step` called with 0, 1, 2, ... one after the other."""
+    number = -1
+
+    def run() -> object:
+        nonlocal number
+        number += 1
+        return step(number)
+
+    return run
+
+
+def dense_step(scene: Scene, *, trainable: bool) -> Run:
+    """A step in the dense masked form. With `trainable` as the public reproduction does it: gradients everywhere, which
+    add up unread in the backbone, while the optimizer moves the task only."""
+    model = DenseMasked(scene.backbone, [scene.task("task", scene.sizes.training_cells)], trainable=trainable)
+    images = scene.images if trainable else scene.images.to(scene.dtype)
+    return supervised(scene, lambda: model(images)[0], model.task_parameters())
+
+
+def vit_pytorch_step(scene: Scene) -> Run:
+    """A step of vit-pytorch's `learnable_memory_vit.Adapter` on its own ViT, which the Adapter freezes."""
+    peers.seeded(scene)
+    adapter = peers.vit_pytorch_adapter(scene, peers.vit_pytorch_vit(scene), scene.sizes.training_cells)
+    return supervised(scene, lambda: adapter(scene.images), peers.trained(adapter))
+
+
+def lora_step(scene: Scene) -> Run:
+    """A step of PEFT's LoRA, rank 8 on queries and values, on transformers' ViT."""
+    peers.seeded(scene)
+    model = peers.LoRA(scene, ("task",)).train()
+    return supervised(scene, lambda: model(scene.images), peers.trained(model))
+
+
+def probe_step(scene: Scene) -> Run:
+    """A step of a linear probe with timm: features without gradient, a linear head with. The cheapest that there is."""
+    vit = scene.backbone.vit
+    head = new_head(int(vit.num_features), scene.sizes.classes, None, scene.device)
+    images = scene.images.to(scene.dtype)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            features: Tensor = vit.forward_head(vit.forward_features(images), pre_logits=True)
+        logits: Tensor = head(features.float())
+        return logits
+
+    return supervised(scene, forward, list(head.parameters()))
+
+
+def full_step(scene: Scene) -> Run:
+    """A step of full fine-tuning with timm."""
+    vit = fine_tuned(scene).requires_grad_(True).train()
+    return supervised(scene, lambda: vit(scene.images), list(vit.parameters()))
+
+
+def fine_tuned(scene: Scene) -> Any:
+    """A float32 copy of the backbone with a new classifier: what full fine-tuning leaves behind for one task."""
+    vit = copy.deepcopy(scene.backbone.vit).float()
+    vit.reset_classifier(scene.sizes.classes)
+    return vit.to(scene.device).eval()
+
+
+def supervised(scene: Scene, forward: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> Run:
+    """A training step as memtok's loop makes it: cross-entropy, backward, clip by norm, AdamW, no wait for a device."""
+    optimizer = torch.optim.AdamW(parameters, lr=scene.plan.learning_rate, weight_decay=scene.plan.weight_decay)
+    labels = scene.labels
+
+    def run() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with scene.autocast():
+            logits = forward()
+        loss = F.cross_entropy(logits.float(), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        optimizer.step()
+        return loss.detach()
+
+    return run
+
+
+# One training step of one task, by the name under which `memory` and `--profile` ask for it.
+STEPS: dict[str, Contender] = {
+    "memtok": Contender(label="memtok", make=memtok_step),
+    "reproduction": Contender(
+        label="dense masked, gradients everywhere", make=lambda scene: dense_step(scene, trainable=True)
+    ),
+    "dense": Contender(label="dense masked, frozen", make=lambda scene: dense_step(scene, trainable=False)),
+    "vit-pytorch": Contender(label="vit-pytorch Adapter", make=vit_pytorch_step, needs=("vit-pytorch",)),
+    "lora": Contender(label="PEFT LoRA r=8", make=lora_step, needs=("peft", "transformers")),
+    "probe": Contender(label="timm linear probe", make=probe_step),
+    "full": Contender(label="timm full fine-tuning", make=full_step),
+}
+TRUNK = Contender(label="trunk", make=trunk)
+ALL: dict[str, Contender] = {"trunk": TRUNK, **STEPS}
+
+
+def memtok_serving(scene: Scene, tasks: int, cells: int | None = None) -> Run:
+    """All tasks in one pass of `MemoryViT`, the base output included. cells: per task, else those of serving."""
+    model = MemoryViT(scene.backbone, scene.tasks(tasks, scene.sizes.serving_cells if cells is None else cells))
+    images = scene.images
+    scene.stack.enter_context(model.folded())
+
+    def run() -> object:
+        with torch.inference_mode():
+            return model(images).logits
+
+    return run
+
+
+def dense_serving(scene: Scene, tasks: int) -> Run:
+    """All tasks in one pass of the dense masked form."""
+    model = DenseMasked(scene.backbone, scene.tasks(tasks, scene.sizes.serving_cells), trainable=False)
+    return answered(scene, [lambda: model(scene.images.to(scene.dtype))])
+
+
+def vit_pytorch_serving(scene: Scene, tasks: int) -> Run:
+    """vit-pytorch's adapters on one ViT, one pass for each: an Adapter answers one task."""
+    peers.seeded(scene)
+    vit = peers.vit_pytorch_vit(scene)
+    adapters = [peers.vit_pytorch_adapter(scene, vit, scene.sizes.serving_cells).eval() for _ in range(tasks)]
+    return answered(scene, [lambda adapter=adapter: adapter(scene.images) for adapter in adapters])  # type: ignore[misc]
+
+
+def lora_serving(scene: Scene, tasks: int) -> Run:
+    """PEFT's adapters on one ViT, switched and answered one after another: they change the image tokens."""
+    peers.seeded(scene)
+    names = tuple(f"task-{index}" for index in range(tasks))
+    model = peers.LoRA(scene, names).eval()
+    return answered(scene, [lambda name=name: model.answer(name, scene.images) for name in names])  # type: ignore[misc]
+
+
+def models_serving(scene: Scene, tasks: int) -> Run:
+    """Fine-tuned models, each with a backbone of its own, one after another."""
+    models = [fine_tuned(scene).to(scene.dtype) for _ in range(tasks)]
+    images = scene.images.to(scene.dtype)
+    return answered(scene, [lambda model=model: model(images) for model in models])  # type: ignore[misc]
+
+
+def answered(scene: Scene, calls: Iterable[Callable[[], object]]) -> Run:
+    """All calls without gradient, in bf16 where that is asked for."""
+    listed = list(calls)
+
+    def run() -> object:
+        with torch.inference_mode(), scene.autocast():
+            return [call() for call in listed]
+
+    return run

@@ -1,0 +1,167 @@
+"""What becomes of tasks that were trained apart when they answer together: concatenation and extension.
+
+*Concatenation*: a task per data set, trained apart, once with the mask and once without; put together, with the mask
+as memtok does it, and without. *Extension*: each task extends all before it, but the last of three or more, which is
+trained apart and concatenated. Learning rates are chosen as in a grid, whose runs these are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+
+import torch
+
+from memtok.backbone import Backbone
+from memtok.data import ImageSet, batches, evaluation_transform
+from memtok.errors import MemtokError
+from memtok.evaluation import evaluate
+from memtok.folders import slug
+from memtok.metrics import Tally
+from memtok.model import MemoryViT
+from memtok.reference import unmasked_outputs
+from memtok.task import Task
+from memtok_experiments.columns import Column, find_column
+from memtok_experiments.grid import Grid, open_backbone
+from memtok_experiments.outcome import Outcome, Standing
+from memtok_experiments.runs import Listener
+from memtok_experiments.settings import GridSettings
+
+
+def concat(settings: GridSettings, *, cells: int = 5, listener: Listener | None = None) -> Outcome:
+    """Accuracy of the tasks of `settings.data`, each alone and all together, with and without the mask.
+
+    cells: memory cells per layer; 0 for class tokens without memory. `settings.columns` is not looked at. Runs that are
+    in `settings.out` already, from this or from a table, are not trained again.
+    """
+    check_data(settings, least=2)
+    masked, unmasked = columns(cells)
+    grid = Grid(replace(settings, columns=(masked.name, unmasked.name)), listener=listener)
+    grid.run()
+    rows = []
+    for seed in settings.seeds:
+        tasks = {data: grid.task(data, masked, seed) for data in settings.data}
+        images = {slug(data): grid.test_images(data) for data in settings.data}
+        together = MemoryViT(grid.backbone)
+        for task in tasks.values():
+            together = together.concat(MemoryViT(grid.backbone, [task]))
+        table = evaluate(together, images, alone=True)
+        seen_by_all = [grid.task(data, unmasked, seed) for data in settings.data]
+        mixed = evaluate_unmasked(grid.backbone, seen_by_all, images, workers=grid.workers)
+        for data in settings.data:
+            name = slug(data)
+            rows.append(
+                Standing(
+                    task=data,
+                    seed=seed,
+                    images=table.tasks[name].images,
+                    alone=table.alone[name].top1,
+                    together=table.tasks[name].top1,
+                    alone_unmasked=grid.accuracy(data, unmasked, seed),
+                    together_unmasked=mixed[name],
+                )
+            )
+    return outcome("concat", grid, masked, rows)
+
+
+def extension(settings: GridSettings, *, cells: int = 5, listener: Listener | None = None) -> Outcome:
+    """Accuracy of a chain of tasks, each extending all before it, and one that is concatenated, before and after.
+
+    The tasks come in the order of `settings.data`; of three or more the last is trained apart. Each task that extends
+    is also trained on its own, to see what extending gives. `settings.columns` is not looked at.
+    """
+    check_data(settings, least=2)
+    column, _ = columns(cells)
+    backbone = open_backbone(settings)
+    apart = Grid(replace(settings, columns=(column.name,)), backbone, listener=listener)
+    apart.run()
+    chain = settings.data if len(settings.data) == 2 else settings.data[:-1]
+    extended: dict[str, Grid] = {}
+
+    @cache
+    def task_of(data: str, seed: int) -> Task:
+        return extended.get(data, apart).task(data, column, seed)
+
+    for position, data in enumerate(chain[1:], start=1):
+        before = chain[:position]
+        # A rate that is added later can change what is extended; runs that extend something else lie apart.
+        bases = " ".join(task_of(other, settings.seeds[0]).fingerprint for other in before)
+        extended[data] = Grid(
+            replace(settings, data=(data,), columns=(column.name,)),
+            backbone,
+            listener=listener,
+            folder=settings.out
+            / "extended"
+            / f"{slug('+'.join(before))}-{hashlib.sha256(bases.encode()).hexdigest()[:8]}",
+            extends=lambda seed, before=before: tuple(task_of(other, seed) for other in before),  # type: ignore[misc]
+        )
+        extended[data].run()
+    rows = []
+    for seed in settings.seeds:
+        tasks = {data: task_of(data, seed) for data in settings.data}
+        images = {slug(data): apart.test_images(data) for data in settings.data}
+        table = evaluate(MemoryViT(backbone, list(tasks.values())), images, alone=True)
+        for data, task in tasks.items():
+            name = slug(data)
+            rows.append(
+                Standing(
+                    task=data,
+                    seed=seed,
+                    images=table.tasks[name].images,
+                    alone=table.alone[name].top1,
+                    together=table.tasks[name].top1,
+                    extends=tuple(other for other in chain if tasks[other] in task.extends),
+                    without_extending=apart.accuracy(data, column, seed) if data in extended else None,
+                )
+            )
+    return outcome("extension", apart, column, rows)
+
+
+def columns(cells: int) -> tuple[Column, Column]:
+    """The columns with and without the mask for this many cells."""
+    name = f"memory-{cells}" if cells else "class"
+    return find_column(name), find_column(f"{name}-unmasked")
+
+
+def check_data(settings: GridSettings, *, least: int) -> None:
+    """MemtokError unless there are enough data sets to put tasks together."""
+    if len(settings.data) < least:
+        raise MemtokError(
+            f"expected at least {least} data sets to put together, found {len(settings.data)}; name more with --data"
+        )
+
+
+def outcome(experiment: str, grid: Grid, column: Column, rows: Sequence[Standing]) -> Outcome:
+    """The rows with what they were made from."""
+    height, width = grid.backbone.preprocessing.image_size
+    rate = grid.settings.rates(column)[0]
+    plan = grid.plan(grid.settings.data[0], column, rate)
+    return Outcome(
+        experiment=experiment,
+        backbone=grid.settings.backbone,
+        fingerprint=grid.backbone.fingerprint,
+        image_size=(height, width),
+        column=column.name,
+        recipe=plan.recipe,
+        steps={data: grid.plan(data, column, rate).steps for data in grid.settings.data},
+        batch_size=plan.batch_size,
+        splits={data: grid.source(data).split_digest for data in grid.settings.data},
+        rows=tuple(rows),
+    )
+
+
+@torch.no_grad()
+def evaluate_unmasked(
+    backbone: Backbone, tasks: Sequence[Task], images: Mapping[str, ImageSet], *, workers: int = 0
+) -> dict[str, float]:
+    """Top-1 accuracy of each task on its own images, by name, while all see each other."""
+    transform = evaluation_transform(tasks[0].preprocessing)
+    found = {}
+    for task in tasks:
+        tally = Tally(task.classes)
+        for pictures, labels, _ in batches(images[task.name], transform, batch_size=64, workers=workers):
+            tally.add(unmasked_outputs(backbone, tasks, pictures.to(backbone.device))[task.name], labels)
+        found[task.name] = tally.score().top1
+    return found
