@@ -11,7 +11,8 @@ from timm.models.deit import VisionTransformerDistilled
 
 import memtok
 from memtok.errors import MemtokError
-from memtok.task import HEAD_STD, Task
+from memtok.parts.head import HEAD_STD
+from memtok.task import Task
 from memtok.training import REGIMES, FullModel, create
 from memtok.training.regimes import count_parameters, forward_of
 from tests.tiny import randomize_, tiny_backbone, tiny_images, tiny_vit

@@ -22,12 +22,13 @@ from typing import Any
 from memtok.backbone import Backbone
 from memtok.data import DataSource
 from memtok.errors import MemtokError
+from memtok.parts import parameters
 from memtok.sweeps.halving import find_rungs, going_on
-from memtok.sweeps.memory import Budget, stream_shape
+from memtok.sweeps.memory import Budget
 from memtok.sweeps.progress import SweepListener, cost
 from memtok.sweeps.space import Configuration
 from memtok.sweeps.trials import Trial, packed, ranked, read_trial, write_trial
-from memtok.task import Task, tensor_shapes
+from memtok.task import Task
 from memtok.traces import OpenStores
 from memtok.training.result import TrainResult
 from memtok.training.settings import Plan
@@ -101,13 +102,12 @@ class Stages:
     def fresh(self, configuration: Configuration) -> Trial:
         """A configuration that nobody has trained."""
         job = self.job
-        regime, queries, cells, rank = stream_shape(configuration)
-        shapes = tensor_shapes(job.backbone, regime, len(job.source.classes), cells, queries, rank)
+        sizes = configuration.sizes(len(job.source.classes))
         return Trial(
             configuration=configuration,
             state="training",
             looks=(),
-            trained_parameters=sum(math.prod(shape) for shape in shapes.values()),
+            trained_parameters=parameters(job.backbone, configuration.regime, sizes),
             seconds=0.0,
             diverged_at=None,
             data=job.spec,

@@ -21,11 +21,12 @@ from memtok.checks import check_classes, check_name, new_classes
 from memtok.errors import MemtokError
 from memtok.model import MemoryViT
 from memtok.outputs import Outputs
+from memtok.parts.head import HEAD_STD
 from memtok.preprocessing import Preprocessing
 from memtok.reference import variant_outputs
 from memtok.surroundings import plain_torch
-from memtok.task import HEAD_STD, Task, topological
 from memtok.task import REGIMES as TASK_REGIMES
+from memtok.task import Task, topological
 from memtok.traces import KeptBatch
 from memtok.training.compiler import Compiler
 
@@ -227,7 +228,7 @@ def without_decay(trainable: Trainable) -> set[nn.Parameter]:
         tokens = [getattr(vit, name, None) for name in ("cls_token", "reg_token", "dist_token", "pos_embed")]
         vectors = [parameter for parameter in vit.parameters() if parameter.ndim <= 1]
         return {parameter for parameter in (*tokens, *vectors) if isinstance(parameter, nn.Parameter)}
-    return {trainable.class_tokens, trainable.memory, trainable.head.bias}
+    return trainable.without_decay()
 
 
 def check_trainable(trainable: Trainable) -> None:
