@@ -196,9 +196,9 @@ class Backbone(nn.Module):
         visit: Callable[[int, Kept], None] | None = None,
         run: Callable[..., tuple[Tensor, Kept | tuple[()]]] | None = None,
     ) -> Trace:
-        """Runs the trunk once over (B, 3, height, width) images, without gradient unless the images ask for theirs.
+        """Runs the trunk once over (B, 3, height, width) images, without gradient unless the images require one.
 
-        keep: what stays for the task streams: "keys and values", "inputs" (half as much, see `Trace`) or "nothing".
+        keep: returned for the task streams: "keys and values", "inputs" (half as much, see `Trace`) or "nothing".
         outputs: compute features and the base answer; without them the last layer stops where the trace of it is
         complete, for nothing after that is read. visit: gets the number of each layer and what was kept of it, which
         is then not in the result; it may build a graph of gradients. run: a compiled `run_layer`.
@@ -249,7 +249,7 @@ class Backbone(nn.Module):
 
 
 def gradients_of(images: Tensor) -> torch.set_grad_enabled:
-    """A context for what depends on images and on nothing that trains: no gradients unless the images want theirs.
+    """A context for what depends on images and on nothing that trains: no gradients unless the images require one.
 
     So training builds no graph of the trunk, and a saliency map (`images.requires_grad_()`) goes through all of it.
     """
@@ -257,7 +257,7 @@ def gradients_of(images: Tensor) -> torch.set_grad_enabled:
 
 
 def run_layer(layer: Layer, x: Tensor, positions: Positions, keep: str, stop: bool) -> tuple[Tensor, Kept | tuple[()]]:
-    """One layer of the trunk: tokens (B, N, D) after it, and its trace, as `Backbone.trace` is asked to keep it.
+    """One layer of the trunk: tokens (B, N, D) after it, and its trace, as selected by `keep` of `Backbone.trace`.
 
     With `stop` it ends there, and the tokens that come back mean nothing.
     """

@@ -32,14 +32,14 @@ from memtok.surroundings import plain_torch
 
 BASE = "base"  # no task may have this name
 PARTS = ("test", "validation", "train")
-ALL = "all"  # the part of a torch data set, which is looked at whole
+ALL = "all"  # the part of a torch data set, which is used whole
 
 Data = str | DataSource | ImageSet | Dataset[Any]
 """What a task is evaluated on: a spec such as `digits` or `folder:photos`, what `open_data` made of one, or a torch
-data set as `memtok.data.from_dataset` takes it, which is looked at whole."""
+data set as `memtok.data.from_dataset` takes it, which is used whole."""
 
 Progress = Callable[[int, int], None]
-"""Called with (files looked at, files in all) while data given by name are opened; then (images answered, in all)."""
+"""Called with (files checked, files in all) while data given by name are opened; then (images evaluated, in all)."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class EvaluationTable:
     tasks: composed, that is in one pass of the whole model. alone: in a model of that task and what it extends; empty
     unless asked for. base: of the backbone's own classifier, None unless asked for. left_out: what could not be read,
     (path, reason) each; skipped: the paths alone. splits: how the data of each task, or of `base`, are split, and which
-    "part" was looked at: "test", "validation", "train", or "all" of a torch data set; not for a bare ImageSet.
+    "part" was used: "test", "validation", "train", or "all" of a torch data set; not for a bare ImageSet.
     """
 
     tasks: dict[str, Score]
@@ -119,7 +119,7 @@ class EvaluationTable:
 
 @dataclass
 class Pass:
-    """One walk over the images of a data set: which answers are counted on the way, and by which class numbers."""
+    """One pass over the images of a data set: which outputs are scored, and by which class numbers."""
 
     images: ImageSet
     labels: dict[str, Tensor | None]  # task or `base` -> its class number for each label; None: the label itself
@@ -201,7 +201,7 @@ def evaluate(
 def count(
     model: MemoryViT, singles: Mapping[str, MemoryViT], walk: Pass, tallies: Tallies, images: Tensor, labels: Tensor
 ) -> None:
-    """Answers one batch (B, 3, height, width) and counts what is right for every task of this walk."""
+    """Predicts one batch (B, 3, height, width) and counts correct predictions of every task of this pass."""
     with_base = BASE in walk.labels
     composable = all(task.composable for task in model.tasks)
     trace = model.trace(images, base=with_base) if composable else None  # one pass of the trunk for all answers
@@ -237,7 +237,7 @@ def by_task(model: MemoryViT, data: Data | Mapping[str, Data]) -> dict[str, Data
 def plan(
     model: MemoryViT, wanted: Mapping[str, Data], opening: Opening
 ) -> tuple[list[Pass], tuple[LeftOut, ...], dict[str, dict[str, Any]]]:
-    """The walks to make, one per data set and split, the images that could not be read, and the splits by task."""
+    """The passes to run, one per data set and split, the images that could not be read, and the splits by task."""
     part = opening.part
     if part is not None and part not in PARTS:
         raise MemtokError(f"expected one of the parts {', '.join(PARTS)}, found {part!r}; choose one of these")
@@ -246,7 +246,7 @@ def plan(
     left_out: dict[LeftOut, None] = {}
     splits: dict[str, dict[str, Any]] = {}
     for name, given in wanted.items():
-        # Tasks that were trained with different splits of one data set walk over different images.
+        # Tasks that were trained with different splits of one data set are evaluated on different images.
         key: object = opening_key(given, record_of(model, name)) if isinstance(given, str) else id(given)
         if key not in opened:
             opened[key] = source = open_any(given, model, name, opening)
@@ -266,7 +266,7 @@ def plan(
 
 
 def measured(source: DataSource, part: str | None, *, whole: bool) -> tuple[ImageSet, dict[str, Any]]:
-    """The images to look at, and what is said of them; `whole`: of a torch data set, whose purpose nobody told."""
+    """The images to evaluate on, and their description; `whole`: of a torch data set without parts."""
     if whole:
         images = source.validation
         return images, {"spec": source.spec, "part": ALL, **source.split, "counts": {ALL: len(images)}}

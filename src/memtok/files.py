@@ -112,7 +112,7 @@ def pour(content: Path, place: Path, status: os.stat_result) -> None:
 
 
 def open_stream(place: Path) -> int:
-    """A descriptor for writing into a FIFO or device; says so if it waits for somebody to read a FIFO."""
+    """A descriptor for writing into a FIFO or device; logs a warning while it waits for a reader of a FIFO."""
     try:
         handle = os.open(place, os.O_WRONLY | os.O_NONBLOCK)
     except OSError as error:

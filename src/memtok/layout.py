@@ -1,4 +1,4 @@
-"""Which rows of the streams belong to whom: families of tasks, and buckets of families that are computed at once.
+"""Which rows of the streams belong to which task: families of tasks, and buckets of families that are computed at once.
 
 Tasks joined by extension form a family; a lone task is a family of one. Families of one shape form a bucket. Nothing
 here grows with the square of the number of tasks, and nothing depends on the values of tasks.
@@ -38,7 +38,7 @@ class Bucket:
 
 
 class Layout:
-    """Which rows belong to whom. It depends on the sizes and the extension of tasks only, not on their values.
+    """Which rows belong to which task. It depends on the sizes and the extension of tasks only, not on their values.
 
     tasks: the given tasks; extends: for each, the positions of the tasks that it extends directly.
     The order of rows is canonical: it does not depend on the order in which the tasks were given.
@@ -77,7 +77,7 @@ class Layout:
         return tuple(sorted(family, key=key))
 
     def family_shape(self, tasks: Sequence[Task], family: tuple[int, ...]) -> tuple[object, ...]:
-        """Equal for families that can be computed at once: sizes of the tasks, and who sees whom."""
+        """Equal for families that can be computed at once: sizes of the tasks, and which attends to which."""
         sizes = tuple((tasks[position].queries, tasks[position].cells) for position in family)
         sees = tuple(
             tuple(column for column, other in enumerate(family) if other in self.seen[position]) for position in family
@@ -85,18 +85,18 @@ class Layout:
         return sizes, sees
 
     def family_mask(self, tasks: Sequence[Task], family: tuple[int, ...]) -> Tensor:
-        """(t, t + m) bool, True where row i sees column j; columns are the family's class tokens, then its memory."""
+        """(t, t + m) bool, True where row i attends to column j; columns: class tokens, then memory of the family."""
         owners_of_tokens = [position for position in family for _ in range(tasks[position].queries)]
         owners_of_cells = [position for position in family for _ in range(tasks[position].cells)]
         columns = owners_of_tokens + owners_of_cells
         rows = [[column == row or column in self.seen[row] for column in columns] for row in owners_of_tokens]
         return torch.tensor(rows, dtype=torch.bool, device="cpu").reshape(len(owners_of_tokens), len(columns))
 
-    def split_attention(self, tasks: Sequence[Task], looks: Sequence[Sequence[Tensor]]) -> dict[int, TaskAttention]:
-        """Probabilities of every layer and bucket, (B, H, G t, N + t + m), sorted out by task."""
+    def split_attention(self, tasks: Sequence[Task], weights: Sequence[Sequence[Tensor]]) -> dict[int, TaskAttention]:
+        """Attention weights of every layer and bucket, (B, H, G t, N + t + m), by task."""
         found: dict[int, TaskAttention] = {}
         for number, bucket in enumerate(self.buckets):
-            layers = torch.stack([look[number] for look in looks])  # (L, B, H, G t, N + t + m)
+            layers = torch.stack([layer[number] for layer in weights])  # (L, B, H, G t, N + t + m)
             count = layers.shape[-1] - bucket.tokens - bucket.cells
             for index, family in enumerate(bucket.families):
                 rows = slice(index * bucket.tokens, (index + 1) * bucket.tokens)
@@ -104,7 +104,7 @@ class Layout:
         return found
 
     def split_family(
-        self, tasks: Sequence[Task], family: tuple[int, ...], looks: Tensor, count: int
+        self, tasks: Sequence[Task], family: tuple[int, ...], weights: Tensor, count: int
     ) -> dict[int, TaskAttention]:
         """The same for one family, (L, B, H, t, N + t + m) with N = `count`."""
         first = self.rows[family[0]]
@@ -114,20 +114,20 @@ class Layout:
             start = self.rows[position].token_start - first.token_start
             return slice(start, start + tasks[position].queries)
 
-        def look_at(position: int, other: int) -> tuple[Tensor, Tensor]:
+        def weights_of(position: int, other: int) -> tuple[Tensor, Tensor]:
             columns, start = tokens_of(other), count + total + self.rows[other].cell_start - first.cell_start
-            of_tokens = looks[..., tokens_of(position), count + columns.start : count + columns.stop]
-            return of_tokens, looks[..., tokens_of(position), start : start + tasks[other].cells]
+            of_tokens = weights[..., tokens_of(position), count + columns.start : count + columns.stop]
+            return of_tokens, weights[..., tokens_of(position), start : start + tasks[other].cells]
 
         found = {}
         for position in family:
             extended = {
-                tasks[other].name: torch.cat(look_at(position, other), dim=-1)
+                tasks[other].name: torch.cat(weights_of(position, other), dim=-1)
                 for other in family
                 if other in self.seen[position]
             }
-            image = looks[..., tokens_of(position), :count]
-            found[position] = TaskAttention(image, *look_at(position, position), extended)
+            image = weights[..., tokens_of(position), :count]
+            found[position] = TaskAttention(image, *weights_of(position, position), extended)
         return found
 
 

@@ -118,11 +118,11 @@ class MemoryViT(nn.Module):
         return self._folding.block(self.tasks)
 
     def forward(self, images: Tensor, *, base: bool = True, attention: bool = False) -> Outputs:
-        """Answers (B, 3, height, width) images that went through `self.preprocessing`.
+        """Outputs for (B, 3, height, width) images, preprocessed by `self.preprocessing`.
 
         base: also the backbone's own output and features; without it the rest of the trunk's last layer is skipped.
-        attention: also where the class tokens look, as `TaskAttention`. Images that require a gradient get one.
-        Raises MemtokError for images that do not fit, and for tasks that no longer fit this model.
+        attention: also the attention weights of the class tokens, as `TaskAttention`. Images that require a gradient
+        get one. Raises MemtokError for images that do not fit, and for tasks that no longer fit this model.
         """
         tasks, snapshot = self._standing()
         if tasks and not tasks[0].composable:
@@ -239,13 +239,13 @@ class MemoryViT(nn.Module):
         return INPUTS if layer.absorbs and cost <= INPUTS_SHARE * layer.cost(tokens) else KEYS_AND_VALUES
 
     def _collect(self, tasks: Sequence[Task], trace: Trace, walk: Walk | None, base: bool) -> Outputs:
-        """Outputs from the class tokens at the end of their walk, and from the trunk's own output."""
+        """Outputs from the class tokens after the last layer, and from the trunk's own output."""
         tokens: dict[int, Tensor] = {}
-        looks: dict[int, TaskAttention] = {}
+        weights: dict[int, TaskAttention] = {}
         if walk is not None and self.streams is not None:
             tokens = self.streams.split(walk.finish())
-            looks = self.streams.layout.split_attention(tasks, walk.looks) if walk.attention else {}
-        logits, looked, embeddings = {}, {}, {}
+            weights = self.streams.layout.split_attention(tasks, walk.weights) if walk.attention else {}
+        logits, attended, embeddings = {}, {}, {}
         for position in self._answered:
             task = tasks[position]
             features = tokens.get(position, trace.features)
@@ -254,9 +254,9 @@ class MemoryViT(nn.Module):
                     f"expected a trace with features for {task.name!r}, found none; make it with base=True"
                 )
             logits[task.name], embeddings[task.name] = task(features), features.flatten(1)
-            if position in looks:
-                looked[task.name] = looks[position]
-        return Outputs(trace.features if base else None, trace.base if base else None, logits, looked, embeddings)
+            if position in weights:
+                attended[task.name] = weights[position]
+        return Outputs(trace.features if base else None, trace.base if base else None, logits, attended, embeddings)
 
     def concat(self, other: MemoryViT, *, preprocessing: Preprocessing | None = None) -> MemoryViT:
         """A model with the tasks of both. A task that tasks of both extend is taken once."""

@@ -13,7 +13,7 @@ from memtok.errors import MemtokError
 
 @dataclass(frozen=True)
 class TaskAttention:
-    """Where the class tokens of one task look, in every layer. All probabilities of a row add up to 1.
+    """Attention weights of the class tokens of one task, in every layer. The weights of a row add up to 1.
 
     image: (L, B, H, queries, N) over the trunk's tokens: prefix tokens (class, distillation, register), then patches
         row by row. class_tokens: (L, B, H, queries, queries) over its own class tokens, itself among them.
@@ -29,11 +29,11 @@ class TaskAttention:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Answers of one forward pass; `out["pets"]` gives a task's logits (B, classes).
+    """Outputs of one forward pass; `out["pets"]` gives a task's logits (B, classes).
 
     features: (B, D) the base class token after the final norm; base: (B, base classes). Both are None with base=False,
-    and base is None for a backbone without classifier. attention: by task name, empty unless it was asked for.
-    embeddings: by task name, what its head reads: its class tokens after the final norm side by side,
+    and base is None for a backbone without classifier. attention: by task name, empty unless requested.
+    embeddings: by task name, the input of its head: its concatenated class tokens after the final norm,
         (B, queries * D), or (B, D) features of the base class token in regime `head`. They are views and cost nothing.
 
     A pytree of torch: `torch.export` and `torch.func.vmap` return it as it is.

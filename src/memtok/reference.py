@@ -24,11 +24,11 @@ from memtok.task import Task, topological
 
 
 def attention_mask(trunk_tokens: int, tasks: Sequence[Task]) -> Tensor:
-    """(N + T, N + T + M) bool, Table 1 of the paper: True where row i (who asks) sees column j (who is seen).
+    """(N + T, N + T + M) bool, Table 1 of the paper: True where row i (query) attends to column j (key).
 
     Rows: the trunk's tokens, then the class tokens of each task in order. Columns: the same, then the memory cells of
-    each task in order. Trunk tokens see trunk tokens only. A class token sees these, the class tokens and memory of its
-    own task, and those of every task that its own extends.
+    each task in order. Trunk tokens attend to trunk tokens only. A class token attends to these, to the class tokens
+    and memory of its own task, and to those of every task that its own extends.
     """
     row_owner = [None] * trunk_tokens + [id(task) for task in tasks for _ in range(task.queries)]
     column_owner = row_owner + [id(task) for task in tasks for _ in range(task.cells)]
@@ -81,10 +81,11 @@ def dense_layer(
     mask: Tensor | None = None,
     adapt: Adapt = unadapted,
 ) -> tuple[Tensor, Tensor]:
-    """Tokens (B, n, D) after one layer in which every token sees all others and memory cells (m, D), unless masked.
+    """Tokens (B, n, D) after one layer of attention among all tokens and to memory cells (m, D), unless masked.
 
-    Also returns the probabilities (B, H, n, n + m). standing: as in `bias_of`, of the first tokens; what comes after
-    them is memory that walks along. placed: how many of the first tokens are image tokens, patches last among them.
+    Also returns the attention weights (B, H, n, n + m). standing: as in `bias_of`, of the first tokens; those after
+    them are memory that passes through the layers. placed: how many of the first tokens are image tokens, patches last
+    among them.
     """
     normed = layer.normed(x)
     query, key, value = layer.queries_keys_values(normed, adapt)
@@ -121,13 +122,13 @@ def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor,
     x = torch.cat([trunk, entered.expand(batch, -1, -1)], dim=1)  # (B, N + T, D)
     mask = attention_mask(count, everyone).to(x.device)
     standing = [*range(count), *[0] * len(tokens)]
-    looks = []
+    weights = []
     for index, (layer, positions) in enumerate(zip(backbone.layers, backbone.positions(), strict=True)):
         adapted = partial(adapt, everyone, own, index, count)
         memory = [placed_memory(task, own[id(task)]["memory"][index].to(x.dtype), layer) for task in everyone]
         cells = torch.cat([*memory, x.new_zeros(0, backbone.dim)])  # (M, D)
         x, probabilities = dense_layer(layer, x, positions, standing, count, cells, mask, adapted)
-        looks.append(probabilities)
+        weights.append(probabilities)
 
     final = backbone.final_norm(x)
     rows = slices([count, *(task.queries for task in everyone)])[1:]
@@ -139,8 +140,8 @@ def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor,
             read = final[:, row] if task.queries else features
             logits[task.name], embeddings[task.name] = task(read), read.flatten(1)
     base = backbone.classify(backbone.vit.norm(x[:, :count]))
-    looked = sort_attention(everyone, torch.stack(looks), count) if attention else {}
-    return Outputs(features, base, logits, {name: looked[name] for name in logits if name in looked}, embeddings)
+    attended = sort_attention(everyone, torch.stack(weights), count) if attention else {}
+    return Outputs(features, base, logits, {name: attended[name] for name in logits if name in attended}, embeddings)
 
 
 def parameters_of(task: Task, *, frozen: bool) -> dict[str, Tensor]:
@@ -182,7 +183,7 @@ def slices(lengths: Sequence[int]) -> list[slice]:
     return found
 
 
-def sort_attention(tasks: Sequence[Task], looks: Tensor, count: int) -> dict[str, TaskAttention]:
+def sort_attention(tasks: Sequence[Task], weights: Tensor, count: int) -> dict[str, TaskAttention]:
     """Probabilities (L, B, H, N + T, N + T + M) sorted out by task."""
     tokens = slices([count, *(task.queries for task in tasks)])[1:]
     first = count + sum(task.queries for task in tasks)
@@ -192,7 +193,7 @@ def sort_attention(tasks: Sequence[Task], looks: Tensor, count: int) -> dict[str
     for task in tasks:
         if not task.queries:
             continue
-        mine = looks[..., columns[task.name][0], :]  # (L, B, H, queries, N + T + M)
+        mine = weights[..., columns[task.name][0], :]  # (L, B, H, queries, N + T + M)
         extended = {
             ancestor.name: torch.cat([mine[..., part] for part in columns[ancestor.name]], dim=-1)
             for ancestor in task.ancestors()
@@ -210,11 +211,11 @@ def without_class_token(backbone: Backbone, images: Tensor) -> Tensor:
 
 
 def variant_outputs(backbone: Backbone, task: Task, images: Tensor, *, attention: bool = False) -> Outputs:
-    """Answer of a task that image tokens see: its class token takes the place of the base one. No base output.
+    """Logits of a task that image tokens attend to: its class token replaces the base one. No base output.
 
-    head+class: nothing else. memory-shared: every token sees the layer's memory, which asks nothing itself.
-    memory-propagated: memory cells enter below the first layer and walk up as ordinary tokens. memory-additive: the
-    same, and each further layer adds its own learned update to them.
+    head+class: nothing else. memory-shared: every token attends to the layer's memory, which has no queries.
+    memory-propagated: memory cells enter before the first layer and pass through as ordinary tokens. memory-additive:
+    the same, and each further layer adds its own learned update to them.
     """
     images = backbone.check_images(images)
     rest = without_class_token(backbone, images)
@@ -226,21 +227,21 @@ def variant_outputs(backbone: Backbone, task: Task, images: Tensor, *, attention
     memory = task.memory.to(x.dtype)
     if travelling:
         x = torch.cat([x, memory[0].expand(batch, -1, -1)], dim=1)  # (B, N + m, D)
-    looks = []
+    weights = []
     for index, (layer, positions) in enumerate(zip(backbone.layers, backbone.positions(), strict=True)):
         if task.regime == "memory-additive" and index:
             x = torch.cat([x[:, :count], x[:, count:] + memory[index]], dim=1)
         cells = x.new_zeros(0, backbone.dim) if travelling else placed_memory(task, memory[index], layer)
         x, probabilities = dense_layer(layer, x, positions, range(count), count, cells)
         if attention:
-            looks.append(probabilities[:, :, :1])
+            weights.append(probabilities[:, :, :1])
     final = backbone.final_norm(x[:, :1])
-    looked = {}
+    attended = {}
     if attention:
-        seen = torch.stack(looks)  # (L, B, H, 1, N + m); its own class token stands where the base one stood
+        seen = torch.stack(weights)  # (L, B, H, 1, N + m); its own class token stands where the base one stood
         image = torch.cat([torch.zeros_like(seen[..., :1]), seen[..., 1:count]], dim=-1)
-        looked[task.name] = TaskAttention(image, seen[..., :1], seen[..., count:])
-    return Outputs(None, None, {task.name: task(final)}, looked, {task.name: final.flatten(1)})
+        attended[task.name] = TaskAttention(image, seen[..., :1], seen[..., count:])
+    return Outputs(None, None, {task.name: task(final)}, attended, {task.name: final.flatten(1)})
 
 
 def unmasked_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor) -> Outputs:
@@ -249,7 +250,7 @@ def unmasked_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor) 
     What the mask of Table 1 prevents, to measure what it is worth. The tasks' class tokens take the place of the base
     one, and all tokens see all class tokens and all memory cells, whatever a task was trained to see. With one task
     of regime `head+class` or `memory-shared` this is `variant_outputs`. Raises MemtokError for tasks without class
-    tokens, with adapters, or with memory that walks through the layers.
+    tokens, with adapters, or with memory that passes through the layers.
     """
     for task in tasks:
         if not task.queries or task.adapter_rank or task.regime in ("memory-propagated", "memory-additive"):

@@ -2,7 +2,7 @@
 
 - The composed answer and the task alone, as the streams give them in float32, may differ from it by `FACTOR` times what
   the dense reference in float32 does. That one has the same numbers and another order of operations, so it shows what
-  rounding does to this very task on these images: with saturated attention it is more. It is looked at several times,
+  rounding does to this very task on these images: with saturated attention it is more. It is measured several times,
   with noise of the size of rounding in the task and in the images, for a single answer may be right by chance.
 - The streams in float64, the same code on the same values, may differ from it by that much times the ratio of the two
   precisions. A wrong mask entry or a swapped tensor stands out there by many orders of magnitude, also where float32

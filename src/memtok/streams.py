@@ -1,12 +1,12 @@
-"""Task streams: the class tokens of all tasks walk up the layers beside the trunk, over its trace.
+"""Task streams: the class tokens of all tasks pass through the layers beside the trunk, attending to its trace.
 
 In each layer a class token attends to the N traced tokens, to the class tokens of its task, to its task's memory, and
 to the class tokens and memory of what its task extends (Table 1 of the paper). Attention is dense and masked inside a
 family of tasks, and families of one shape are computed at once (see layout.py).
 
-The work has two halves. `TaskStreams.values` gathers what the tasks own and turns memory into keys and values, which no
-image has a part in: once per pass, or once for a block of passes (folding.py). A `Walk` then takes all class tokens up,
-one layer after the trunk's own, so that nobody waits for a whole trace.
+The work has two halves. `TaskStreams.values` gathers what the tasks own and projects memory to keys and values, which
+do not depend on the image: once per pass, or once for a block of passes (folding.py). A `Walk` then runs all class
+tokens through a layer as soon as the trunk has computed it, so that no full trace is needed.
 
 Letters as in layers/base.py; in a bucket: G families, t class tokens and m cells per family.
 """
@@ -186,7 +186,7 @@ def rows_before_norm(placed: Sequence[tuple[bool, int]]) -> Tensor:
 
 
 class Walk:
-    """All class tokens on their way up, beside the trunk or after it. `step` is called once for every layer."""
+    """The state of all class tokens between layers. `step` is called once per layer, beside or after the trunk."""
 
     def __init__(
         self,
@@ -205,15 +205,15 @@ class Walk:
         # Compiled code is made for one layout of memory: the first layer's would not serve the others.
         self.x = start if run is stream_layer else start.contiguous()  # (B, T, D)
         self.positions = backbone.positions()
-        self.looks: list[list[Tensor]] = []  # by layer and bucket
+        self.weights: list[list[Tensor]] = []  # by layer and bucket
 
     def step(self, layer: int, kept: Kept) -> None:
-        """One layer up; `kept` is the trunk's trace of it."""
+        """Computes one layer; `kept` is the trunk's trace of it."""
         memory, adapters = self.values.memory[layer], self.values.adapters[layer]
         own, positions = self.backbone.layers[layer], self.positions[layer]
-        self.x, looks = self.run(own, positions, self.shapes, self.masks, self.rows, memory, adapters, self.x, kept)
+        self.x, weights = self.run(own, positions, self.shapes, self.masks, self.rows, memory, adapters, self.x, kept)
         if self.attention:
-            self.looks.append(looks)
+            self.weights.append(weights)
 
     def finish(self) -> Tensor:
         """(B, T, D) the class tokens after the final norm."""
@@ -231,34 +231,34 @@ def stream_layer(
     x: Tensor,
     kept: Kept,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Class tokens (B, T, D) after one layer, and for each bucket where they look, (B, H, G t, N + t + m).
+    """Class tokens (B, T, D) after one layer, and their attention weights per bucket, (B, H, G t, N + t + m).
 
     masks: for each bucket (t, t + m) bool or None. rows: for each group of adapters the rows (K queries,) that it acts
-    on, None for all. It meets neither tasks nor names, so that it can be compiled once for all tasks of equal shapes.
+    on, None for all. It gets neither tasks nor names, so it is compiled once for all tasks of equal shapes.
     """
     adapted = partial(adapt, adapters, rows)
     normed = layer.normed(x)
     query, key, value = layer.queries_keys_values(normed, adapted)
     trunk = read_layer(layer, kept, positions, x.shape[1])
     parts: list[Tensor] = []
-    looks: list[Tensor] = []
+    weights: list[Tensor] = []
     for shape, mask, cells in zip(shapes, masks, memory, strict=True):
         of = slice(shape.start, shape.start + shape.families * shape.tokens)
         own = (key[:, :, of], value[:, :, of])
         heads, probabilities = attend_bucket(shape, mask, query[:, :, of] * layer.scale, trunk, own, cells)
         parts.append(heads)
-        looks.append(probabilities)
+        weights.append(probabilities)
     heads = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-    return layer.add_mlp(layer.add_attention(x, heads, normed, adapted), adapted), looks
+    return layer.add_mlp(layer.add_attention(x, heads, normed, adapted), adapted), weights
 
 
 def attend_bucket(
     shape: BucketShape, mask: Tensor | None, query: Tensor, trunk: TrunkLayer, own: Pair, memory: Pair
 ) -> tuple[Tensor, Tensor]:
-    """Attention of one bucket's class tokens, (B, H, G t, d), and its probabilities (B, H, G t, N + t + m).
+    """Attention of one bucket's class tokens, (B, H, G t, d), and its attention weights (B, H, G t, N + t + m).
 
     query: (B, H, G t, d), scaled. own: keys and values of the class tokens, (B, H, G t, d) each. memory: keys and
-    values of the cells, (H, G, m, d) each, the same for every image. mask: (t, t + m), True: row i sees column j.
+    values of the cells, (H, G, m, d) each, the same for every image. mask: (t, t + m), True: row i attends to column j.
     """
     over_trunk = trunk.scores(query)
     among = over_tokens(shape, query, own[0])
@@ -271,7 +271,7 @@ def attend_bucket(
     on_trunk, on_tokens, on_memory = torch.split(
         probabilities, [over_trunk.shape[-1], shape.tokens, shape.cells], dim=-1
     )
-    # In place, for these sums are as large as all class tokens, and nobody else reads what they are added to.
+    # In place, for these sums are as large as all class tokens, and what they are added to is not used elsewhere.
     heads = trunk.read(on_trunk)
     if shape.tokens == 1:
         heads.addcmul_(on_tokens, own[1])

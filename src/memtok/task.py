@@ -1,4 +1,4 @@
-"""A task: all that memtok learns. Class tokens, memory cells in every layer, a head, and adapters if asked for.
+"""A task: all that memtok learns. Class tokens, memory cells in every layer, a head, and optional adapters.
 
 Source: Sandler et al., CVPR 2022 (arXiv 2203.15243), sections 3.1 to 3.3. Several class tokens (`queries`) and adapters
 on the task's own tokens are memtok's additions; both are off by default.

@@ -89,12 +89,12 @@ def per_head(rows: Tensor, weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one pass of the trunk leaves behind. Of the first three, all are empty when nobody asked for them.
+    """Features of one pass of the trunk. The first three are empty unless requested.
 
     keys, values: one tensor (B, H, N, d) per layer; inputs: instead of these, the output (B, N, D) of each layer's
     first norm, in any precision. features: (B, D) the base class token after the final norm, None when the last layer
     was skipped. base: (B, base classes) the timm model's own answer, None without a classifier or when the last layer
-    was skipped. backbone: the fingerprint of the one that made it, None where somebody else put it together.
+    was skipped. backbone: the fingerprint of the one that made it, None for a trace assembled by the caller.
     """
 
     keys: list[Tensor] = field(default_factory=list)

@@ -235,7 +235,7 @@ def compare_tasks(
 def add_rounded_references(backbone: Backbone, task: Task, images: Tensor, exact: Tensor, rounding: Rounding) -> None:
     """Adds answers of the reference with noise of the size of rounding in the task, what it extends and the images.
 
-    Each sample looks at other images if there are enough, so that together they cost about one pass over the batch.
+    Each sample uses other images if there are enough, so that together they cost about one pass over the batch.
     """
     for sample in range(SAMPLES):
         rows = slice(sample % len(images), None, SAMPLES)
@@ -301,7 +301,7 @@ def choose_images(
     data_dir: Path | None,
     on_bad_image: str,
 ) -> ImageSet | Tensor:
-    """The images to look at: of a data set, as given, or random."""
+    """The images to verify on: of a data set, as given, or random."""
     if isinstance(data, Tensor):
         return data
     if data is None:

@@ -122,7 +122,7 @@ def read_checkpoint(
 
 
 def is_path(source: str) -> bool:
-    """Whether a source by its looks is a path, and neither a Hub id, a timm name nor `small`."""
+    """Whether a source has the form of a path, and is neither a Hub id, a timm name nor `small`."""
     if source.startswith(("object:", *HUB_PREFIXES)):
         return False
     one_word = Path(source).name == source or HUB_NAME.fullmatch(source)

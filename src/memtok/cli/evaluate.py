@@ -159,7 +159,7 @@ def show(result: EvaluationTable) -> None:
 
 
 def note_validation(result: EvaluationTable) -> None:
-    """Says of which data only validation images could be measured, though nobody asked for these."""
+    """Notes for which data validation images were used because there is no test part."""
     for spec in dict.fromkeys(split["spec"] for split in result.splits.values() if split["part"] == "validation"):
         note(
             f"{spec} has no test part: these are the validation images, by which training chooses its best state, so "

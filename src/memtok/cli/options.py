@@ -245,10 +245,16 @@ def add_trace_options(parser: Parser) -> None:
     """`--keep-traces`, `--trace-dir`, `--trace-limit` and `--views`."""
     kind = one_of("--keep-traces", TRACE_PLACES)
     add(parser, "--keep-traces", kind, "WHERE", "ram, disk or gpu: run the trunk once per image, not once per epoch")
-    folder = "where they lie on disk (default: a folder per data set in ~/.cache/memtok)"
+    folder = "where they are stored on disk (default: a folder per data set in ~/.cache/memtok/traces)"
     add(parser, "--trace-dir", None, "DIR", folder)
-    add(parser, "--trace-limit", positive("--trace-limit"), "GB", "room for them (default: half of what is free)")
-    add(parser, "--views", whole("--views", 1), "N", "ways each kept image is varied in, by turns (default: 4)")
+    add(
+        parser,
+        "--trace-limit",
+        positive("--trace-limit"),
+        "GB",
+        "maximum size of the cache (default: half of what is free)",
+    )
+    add(parser, "--views", whole("--views", 1), "N", "augmented views cached per image (default: 4)")
 
 
 def add_split(parser: Parser, default: str) -> None:

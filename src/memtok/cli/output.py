@@ -58,7 +58,7 @@ def recall_words(score: Score) -> str:
 
 
 def write_result(path: str | None, result: Any) -> None:
-    """Writes what `--json` asks for."""
+    """Writes the result for `--json`."""
     if path is not None:
         write_json(path, result)
 

@@ -36,7 +36,7 @@ def configure(parser: Parser) -> None:
     """Adds the options."""
     add_files(parser, "task files, those among them that others extend; any order")
     add_backbone(parser, "as the task files say")
-    add_list(parser, "--images", "PATH", "images, or folders in and below which to look for them")
+    add_list(parser, "--images", "PATH", "images, or folders that are searched recursively")
     add(parser, "--top", whole("--top", 1), "K", "how many classes of each task to show", 1)
     add_switch(parser, "--base", "also the backbone's own classes, as task `base`; so without any FILE")
     add(parser, "--batch-size", whole("--batch-size", 1), "N", "images at once", 32)

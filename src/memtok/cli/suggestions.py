@@ -1,4 +1,4 @@
-"""What somebody may have meant who typed a command or an option that is not there."""
+"""Suggestions for a mistyped command or option."""
 
 from __future__ import annotations
 

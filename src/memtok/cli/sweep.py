@@ -85,13 +85,20 @@ def configure(parser: Parser) -> None:
     add(parser, "--steps", whole("--steps", 1), "N", "steps to train (default: as the recipe says)")
     add(parser, "--epochs", positive("--epochs"), "X", "the same as times over the data")
     add(parser, "--batch-size", whole("--batch-size", 1), "N", "images per step (default: as the recipe says)")
-    add(parser, "--accumulate", whole("--accumulate", 1), "N", "parts that a batch is cut into, to save memory", 1)
+    add(
+        parser,
+        "--accumulate",
+        whole("--accumulate", 1),
+        "N",
+        "micro-batches that a batch is split into, to save memory",
+        1,
+    )
     augment = one_of("--augment", ("inception", "crop", "none"))
     add(parser, "--augment", augment, "A", "inception, crop or none (default: fits the data)")
     add_yes_no(parser, "--flip", "mirror one training image in two, or none (default: fits the data)")
     add(parser, "--image-size", whole("--image-size", 1), "N", "pixels (default: the checkpoint's)")
     add(parser, "--seed", whole("--seed"), "S", "of order, augmentation and search, shared by all", 0)
-    images = "look at so many images of the validation part only, classes in proportion (default: all)"
+    images = "use so many images of the validation part only, stratified by class (default: all)"
     add(parser, "--validation-images", whole("--validation-images", 1), "N", images)
     add(parser, "--device", one_of("--device", ("auto", "cpu", "cuda")), "NAME", "auto, cpu or cuda", "auto")
     add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")

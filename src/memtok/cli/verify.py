@@ -33,8 +33,8 @@ def configure(parser: Parser) -> None:
     """Adds the options."""
     add_files(parser, "task files, those among them that others extend; any order")
     add_backbone(parser, "as the task files say")
-    add(parser, "--data", None, "SPEC", "look at images of its test or validation part; without it at random ones")
-    add(parser, "--images", whole("--images", 1), "N", "how many images to look at", 32)
+    add(parser, "--data", None, "SPEC", "use images of its test or validation part; without it random ones")
+    add(parser, "--images", whole("--images", 1), "N", "how many images to use", 32)
     add(parser, "--seed", whole("--seed"), "S", "of the choice of images", 0)
     add_data_options(parser, workers=False)
     add(parser, "--device", None, "NAME", "cpu, cuda, cuda:0 ...; auto takes a GPU if there is one", "cpu")

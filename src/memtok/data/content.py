@@ -10,14 +10,14 @@ from memtok.data.transforms import pixels_of
 from memtok.digests import digest_of
 from memtok.errors import MemtokError
 
-SPREAD = 16  # pictures that are looked at where looking at all would take too long
+SPREAD = 16  # pictures that are hashed where hashing all would take too long
 
 
 def content_digest(images: ImageSet) -> str:
     """`sha256:` over the pictures in their order: the bytes of files, the pixels of pictures in memory.
 
     Of a published data set only the sizes of the files count. Of pictures that only their owner knows (a torch Dataset)
-    a few are looked at, spread over all.
+    a few are hashed, evenly spaced.
     """
     found = images.store.content(images.positions)
     if found is not None:

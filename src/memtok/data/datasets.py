@@ -35,7 +35,7 @@ DATASETS: dict[str, NamedSet] = {
 
 
 def default_data_dir() -> Path:
-    """Where data sets are looked for and put: $MEMTOK_DATA, else ~/.cache/memtok/data."""
+    """The folder of named data sets: $MEMTOK_DATA, else ~/.cache/memtok/data."""
     return Path(os.environ.get("MEMTOK_DATA") or "~/.cache/memtok/data").expanduser()
 
 
@@ -60,7 +60,7 @@ def open_data(
     validates, by default 0.1 for named sets and 0.2 for folders.
     `on_bad_image`: "fail" raises with the path of an unreadable image, "skip" leaves such images out and names them in
     `skipped`. For this every file of a folder is read once when it is opened; the files of named sets only with
-    "skip". `progress` is called with (looked at, in all) meanwhile.
+    "skip". `progress` is called with (checked, in all) meanwhile.
 
     Raises MemtokError for an unknown name, missing or damaged files, a download that fails, a folder that is not made
     of classes, and bad arguments.

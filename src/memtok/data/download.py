@@ -122,7 +122,7 @@ def _marker(root: Path, folder: str) -> Path:
 
 @contextmanager
 def _patience() -> Iterator[None]:
-    """torchvision waits for ever where nobody answers; this gives up after a while."""
+    """torchvision waits for ever for a server that does not respond; this times out."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT if before is None else before)
     try:

@@ -58,7 +58,7 @@ def look_into(folder: Path) -> Inside:
                     inside.images.append(Path(entry.path))
                 elif wanted:
                     inside.left_out |= _no_file(entry)
-            except OSError as error:  # a link to itself, or to what may not be looked at
+            except OSError as error:  # a link to itself, or to what may not be read
                 if wanted:
                     inside.left_out[Path(entry.path)] = _system_reason(error)
     return inside

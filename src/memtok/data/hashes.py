@@ -1,4 +1,4 @@
-"""Hashes of files, which are read once: a file whose size and times are those of an earlier look is not read again."""
+"""Hashes of files, which are read once: a file whose size and times are those of an earlier read is not read again."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ FORMATS = (
 # fmt: on
 
 Progress = Callable[[int, int], None]
-"""Called with (images looked at, images in all)."""
+"""Called with (images checked, images in all)."""
 
 # EXIF 2.32, tag 0x0112: how the stored pixels have to be turned to stand upright.
 ORIENTATION_TAG = 0x0112
@@ -64,7 +64,7 @@ ORIENTATIONS = {
 }
 
 # Two changes within one tick of the file system's clock cannot be told apart by their time. A file that changed
-# less than this many seconds before it was looked at is therefore looked at again the next time.
+# less than this many seconds before it was checked is therefore checked again the next time.
 FRESH_SECONDS = 2.0
 
 DARK = 2**14 - 1
@@ -140,7 +140,7 @@ def as_rgb(image: Image.Image, pixel_range: tuple[float, float] | None = None) -
 
 
 class Looked(NamedTuple):
-    """What a look at images found: {name: reason} of those that cannot be read, and the `peak` of all others."""
+    """Result of checking images: {name: reason} of those that cannot be read, and the `peak` of all others."""
 
     unreadable: dict[str, str]
     peak: float | None
@@ -156,7 +156,7 @@ def look_at_images(
 ) -> Looked:
     """Decodes every file `root/name`; those that fail are named in the order of `names`.
 
-    With `cache`, a JSON file, files whose size and times are those of an earlier look are not decoded again. A cache
+    With `cache`, a JSON file, files whose size and times are those of an earlier check are not decoded again. A cache
     that cannot be read or written is done without.
     """
     known = _read_cache(cache)
@@ -208,7 +208,7 @@ def warn_if_dark(highest: float | None, preprocessing: Preprocessing, where: str
 
 
 def check_cache_file(folder: Path, root: Path) -> Path:
-    """Where the look at the images under `root` is remembered: one file in `folder`, named by the resolved path."""
+    """Where the check of the images under `root` is cached: one file in `folder`, named by the resolved path."""
     return folder / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]}.json"
 
 
@@ -229,7 +229,7 @@ def guarded(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Pillow warns of large images and of broken metadata; neither is news to somebody who trains a model."""
+    """Pillow warns of large images and of broken metadata; neither matters for training."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -333,7 +333,7 @@ def _look(path: Path) -> _Seen:
 
 
 def _mark(path: Path) -> list[int] | None:
-    """What changes when the file does: size and times; None for a file that cannot be looked at."""
+    """What changes when the file does: size and times; None for a file that cannot be inspected."""
     try:
         status = path.stat()
     except OSError:

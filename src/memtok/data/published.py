@@ -102,7 +102,7 @@ def split_off(images: ImageSet, seed: int, fraction: float) -> tuple[ImageSet, I
 def without_unreadable(data: DataSource, data_dir: Path, progress: Progress | None) -> DataSource:
     """`data` without the image files that cannot be read, which `skipped` names; its parts are not drawn anew.
 
-    Looking at every file takes long the first time; what was looked at is remembered, as for folders.
+    Checking every file takes long the first time; results are cached, as for folders.
     """
     store = data.train.store
     if not isinstance(store, FileStore):

@@ -82,7 +82,7 @@ def open_as_trained(
 ) -> DataSource:
     """Opens `spec` with the split that `record` names, if the record is about the same data; else as `open_data`.
 
-    `who` names the task in messages, `classes` are its own, `part` is what will be looked at: "test", "validation",
+    `who` names the task in messages, `classes` are its own, `part` is what will be used: "test", "validation",
     "train" or None, see `DataSource.measured_part`. `split` asks for a split; MemtokError if the part then holds images
     that the task was trained on.
     """

@@ -38,7 +38,7 @@ class ImageStore(Protocol):
         """The name under which the picture goes into a split: a relative path, or part and number."""
 
     def content(self, positions: Indices) -> list[bytes] | None:
-        """For each of these positions, bytes that change with the picture; None where nobody knows without reading."""
+        """For each of these positions, bytes that change with the picture; None if unknown without reading."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class DataSource:
     def measured_part(self, part: str | None) -> str:
         """`part`; for None "test" where there is a test part, else "validation". MemtokError for a test part not there.
 
-        Never says "test" of images that a training looked at to choose its best state.
+        Never "test" for images that training used to select its best checkpoint.
         """
         if part == "test" and not self.has_test:
             raise MemtokError(

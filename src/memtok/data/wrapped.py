@@ -1,4 +1,4 @@
-"""A torch Dataset that somebody brings along, as a data source."""
+"""A torch Dataset of the user as a data source."""
 
 from __future__ import annotations
 

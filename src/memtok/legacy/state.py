@@ -1,4 +1,4 @@
-"""What an old checkpoint holds: its tensors, all accounted for, and who sees whom in its attention mask."""
+"""What an old checkpoint holds: its tensors and, from its attention mask, which task attends to which."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class Quickstart:
         return result
 
     def train_apart(self, name: str, classes: tuple[str, ...]) -> TrainResult:
-        """One person's work: its own digits, its own task file, nothing of the other's."""
+        """Trains one task separately: its own digits and its own task file."""
         data = self.data.only(classes)
         task = Task.create(self.backbone, name=name, classes=classes, seed=self.seed)
         self.listener.doing(f"training task {name!r}: digits {classes[0]} to {classes[-1]}, {task.cells} memory cells")
@@ -144,7 +144,7 @@ class Quickstart:
         )
 
     def compose(self) -> tuple[MemoryViT, dict[str, Any]]:
-        """Somebody gets both files, puts the tasks into one model, and that model into one file."""
+        """Loads both files, composes the tasks into one model, and saves it as one file."""
         self.listener.doing("putting both tasks into one model")
         models = [MemoryViT(self.backbone, [load_task(self.path(name), self.backbone)]) for name in TASKS]
         both = models[0].concat(models[1])
@@ -191,7 +191,7 @@ class Quickstart:
         return run
 
     def right_answers(self, task: Task) -> str:
-        """Of each test image 1 if the task answers it right, else 0; so that tasks are compared image by image."""
+        """For each test image 1 if the task classifies it correctly, else 0, for paired comparisons."""
         model, transform = MemoryViT(self.backbone, [task]), evaluation_pixels(task.preprocessing)
         normalise, found = Normaliser(task.preprocessing), []
         with undisturbed(model):
@@ -200,12 +200,12 @@ class Quickstart:
         return "".join(map(str, found))
 
     def base_is_the_same(self, task: Task) -> bool:
-        """Whether the backbone's answer beside this task is that of the source model, bit for bit."""
+        """Whether the backbone's output in a model with this task is bitwise that of the source model."""
         proof = verify(self.backbone, [task], self.data.test, source=BACKBONE, images=32, seed=self.seed)
         return proof.features_bitwise and proof.base_bitwise is not False and proof.unchanged
 
     def predict(self, model: MemoryViT, chosen: ImageSet) -> tuple[PredictedImage, ...]:
-        """Writes some test images as files and asks every task and the backbone what they are, in one pass."""
+        """Writes some test images as files and classifies them with every task and the backbone, in one pass."""
         truths = {}
         for index in range(len(chosen)):
             image, label = chosen[index]

@@ -27,7 +27,7 @@ def minus(one: TrainedRun, other: TrainedRun) -> Difference:
 
 
 def comparison_words(runs: Sequence[TrainedRun]) -> str:
-    """Who was best, and what that is worth: one statement for all regimes, from the differences image by image."""
+    """The best run and which differ from it significantly: one statement for all regimes, from paired differences."""
     best = max(runs, key=lambda run: run.test_top1)
     said = [f"Highest here: {best.label} with {percent(best.test_top1, 1)} of {best.test_images} test images."]
     behind = [run for run in runs if run is not best and not minus(best, run).tied]
@@ -42,7 +42,7 @@ def comparison_words(runs: Sequence[TrainedRun]) -> str:
 
 
 def memory_words(runs: Sequence[TrainedRun]) -> list[str]:
-    """What memory was worth: the best task with cells against a head alone, and more cells against fewer."""
+    """What memory gains: the best task with cells against a linear head, and more cells against fewer."""
     heads, cells = [run for run in runs if run.regime == "head"], [run for run in runs if run.cells]
     if not cells:
         return []
@@ -98,7 +98,7 @@ def listed(runs: Sequence[TrainedRun]) -> str:
 
 
 def verification_words(proof: Mapping[str, Any]) -> str:
-    """What the proof says, in a line. proof: `VerifyReport.to_json`."""
+    """The result of the verification, in a line. proof: `VerifyReport.to_json`."""
     if not proof["ok"]:
         return f"NOT verified: {'; '.join(proof['failures'])}"
     return (
@@ -108,14 +108,14 @@ def verification_words(proof: Mapping[str, Any]) -> str:
 
 
 def base_words(run: TrainedRun) -> str:
-    """What becomes of the backbone's own answer."""
+    """Whether the backbone's own output is available unchanged."""
     if run.base_bitwise is None:
         return "needs a pass of its own"
     return "bitwise the same" if run.base_bitwise else "FAILED: changed"
 
 
 def next_commands(out: Path) -> list[tuple[str, list[str]]]:
-    """What can be typed next: on the files of the quickstart, and on a folder of one's own."""
+    """Commands to continue with: on the files of the quickstart, and on your own folder."""
     both, images = shlex.quote(str(out / "both.safetensors")), shlex.quote(str(out / "images"))
     backbone = f"--backbone {EXAMPLE_BACKBONE}"
     return [
@@ -128,8 +128,8 @@ def next_commands(out: Path) -> list[tuple[str, list[str]]]:
             ],
         ),
         (
-            "Your own pictures, one folder per class (photos/cat, photos/dog), 20 % of them set aside to test on; the "
-            "backbone is downloaded once:",
+            "Your own pictures, one folder per class (photos/cat, photos/dog), 20 % of them held out as a test set; "
+            "the backbone is downloaded once:",
             [
                 f"memtok train {backbone} --data folder:photos --split 80-20 --out photos.safetensors",
                 f"memtok evaluate photos.safetensors {backbone} --data folder:photos",
@@ -137,9 +137,9 @@ def next_commands(out: Path) -> list[tuple[str, list[str]]]:
             ],
         ),
         (
-            "And a second task beside it, yours or somebody else's:",
+            "And a second task on the same backbone:",
             [
-                f"memtok train {backbone} --data folder:more --out more.safetensors",
+                f"memtok train {backbone} --data folder:more --split 80-20 --out more.safetensors",
                 "memtok concat photos.safetensors more.safetensors --out all.safetensors",
                 f"memtok verify all.safetensors {backbone} --data folder:photos",
             ],

@@ -70,7 +70,7 @@ class DiskStore(Store):
     # Opening
 
     def open(self) -> None:
-        """Takes the lock if nobody has it, and compares or writes the manifest. A refused folder is left as it was."""
+        """Takes the lock if it is free, and compares or writes the manifest. A refused folder is left as it was."""
         known = (self.folder / MANIFEST).exists()
         try:
             if known:
@@ -155,7 +155,7 @@ class DiskStore(Store):
         return found
 
     def is_whole(self, row: int) -> bool:
-        """Whether a record that is marked as kept is there; its checksum is looked at once."""
+        """Whether a record that is marked as kept is there; its checksum is verified once."""
         block = self.block(row)
         if block is not None and not self.checked[row]:
             mark = self.marks[row]

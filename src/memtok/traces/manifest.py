@@ -30,7 +30,7 @@ FORMAT = 4  # since files are known by their bytes; before, by size and time
 MANIFEST = "manifest.json"
 SHARD_BYTES = 1 << 30  # of a file with traces, at most (one record at least)
 ALIGNMENT = 64  # bytes; records begin at multiples of it
-SMALL = 1 << 16  # numbers; smaller tensors of a trunk are all looked at
+SMALL = 1 << 16  # numbers; smaller tensors of a trunk are all hashed
 LARGE = 3  # of the others, these many are
 
 

@@ -105,7 +105,7 @@ class TraceReader:
         self.tested, self.fit = (np.zeros(store.manifest.records, dtype=bool) for _ in range(2))
 
     def check_content(self) -> None:
-        """MemtokError if an image is no longer what its trace was made from; looks at a few, spread over all."""
+        """MemtokError if an image is no longer what its trace was made from; checks a few, evenly spaced."""
         manifest = self.store.manifest
         kept = np.flatnonzero(self.store.kept_flags())
         kept = kept[spread(len(kept))]
@@ -323,7 +323,7 @@ class Fetched:
     there: Flags
 
     def to(self, device: torch.device) -> Fetched:
-        """The same on another device; what was read lies in pinned memory then, and nobody waits."""
+        """The same on another device; what was read lies in pinned memory then, and the copy is asynchronous."""
         inputs, features = (part.to(device, non_blocking=True) for part in (self.inputs, self.features))
         return replace(self, inputs=inputs, features=features)
 

@@ -61,7 +61,7 @@ class Store(ABC):
     def read(self, rows: Rows, inputs: Tensor, features: Tensor, at: Rows) -> None:
         """Copies usable records to the places `at` (k,) of a batch: inputs (L, B, N, D) float16, features (B, D).
 
-        The batch lies in `memory`. Nobody waits for a GPU; there it is done in the order of the caller's stream.
+        The batch lies in `memory`. On a GPU it is asynchronous, in the order of the caller's stream.
         """
 
     @abstractmethod
