@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import memtok
 from memtok.cli import main
 from memtok.errors import MemtokError
-from memtok.header import TENSORS
+from memtok.parts import TENSORS
 from tests.tiny import tiny_backbone, tiny_images, tiny_task
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memtok.model import MemoryViT
-from memtok.training.engine import Engine
 from memtok.training.regimes import new_head
+from memtok.training.trainer import Trainer
 from memtok_benchmarks import peers
 from memtok_benchmarks.dense import DenseMasked
 from memtok_benchmarks.scene import Scene
@@ -59,9 +59,9 @@ def forward_pass(vit: Any, images: Tensor) -> Run:
 def memtok_step(scene: Scene) -> Run:
     """One step of memtok's own training loop on one task: forward, backward, clip, AdamW."""
     task = scene.task("task", scene.sizes.training_cells)
-    engine = Engine(task, scene.plan, scene.accelerator, scene.device)
+    trainer = Trainer([task], [scene.plan], scene.accelerator, scene.device)
     pixels, labels = scene.pixels, scene.labels
-    return counted(lambda number: engine.step(number, pixels, labels))
+    return counted(lambda number: trainer.step(number, pixels, labels))
 
 
 def counted(step: Callable[[int], object]) -> Run:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from memtok.data import DataSource
 from memtok.task import Task
 from memtok.traces import KeptBatch
-from memtok.training.engine import Engine
 from memtok.training.feed import Feed, make_feed
 from memtok.training.progress import Progress
 from memtok.training.settings import Settings, make_plan
+from memtok.training.trainer import Trainer
 from memtok_benchmarks.contenders import counted
 from memtok_benchmarks.scene import STEPS, Scene
 from memtok_benchmarks.timing import Run
@@ -22,7 +22,7 @@ class Runner:
     """A feed and the step that it feeds; one task of its own."""
 
     feed: Feed
-    engine: Engine
+    trainer: Trainer
     epoch: int  # its steps
 
     def epochs(self) -> Run:
@@ -31,7 +31,7 @@ class Runner:
         def whole(number: int) -> None:
             begin = number * self.epoch
             for index, (batch, labels, _) in enumerate(self.feed.training(begin, begin + self.epoch)):
-                self.engine.step(begin + index, batch, labels)
+                self.trainer.step(begin + index, batch, labels)
 
         return counted(whole)
 
@@ -50,11 +50,11 @@ class Runner:
         batch, labels, _ = next(iter(self.feed.training(0, 1)))
         if isinstance(batch, KeptBatch):  # its memory is used again
             batch = KeptBatch(batch.inputs.clone(), batch.features.clone())
-        return counted(lambda number: self.engine.step(number, batch, labels))
+        return counted(lambda number: self.trainer.step(number, batch, labels))
 
 
-def runner(scene: Scene, source: DataSource, batch: int, folder: Path | None, *, packed: bool = True) -> Runner:
-    """A run of the default recipe, live, or with its traces kept in `folder`, from which it may use packed weights."""
+def runner(scene: Scene, source: DataSource, batch: int, folder: Path | None) -> Runner:
+    """A run of the default recipe, live, or with its traces kept in `folder`."""
     sizes = scene.sizes
     settings = Settings(
         steps=STEPS,
@@ -70,5 +70,4 @@ def runner(scene: Scene, source: DataSource, batch: int, folder: Path | None, *,
     )
     plan = make_plan(settings, task.regime, source)
     feed = make_feed([task], source, plan, settings, scene.accelerator, scene.device, Progress())
-    computed = plan if packed else replace(plan, views=None)  # the engine packs where it is told of kept traces
-    return Runner(feed, Engine(task, computed, scene.accelerator, scene.device), plan.steps_per_epoch)
+    return Runner(feed, Trainer([task], [plan], scene.accelerator, scene.device), plan.steps_per_epoch)

@@ -25,7 +25,8 @@ from memtok.checkpoint import portable_source
 from memtok.checks import check_classes, check_name
 from memtok.errors import Argument, MemtokError
 from memtok.files import atomic_write
-from memtok.header import DIGEST, FORMAT_VERSION, TENSORS, digest_of, read_header, tensors_of, without_repeats
+from memtok.header import DIGEST, FORMAT_VERSION, digest_of, read_header, tensors_of, without_repeats
+from memtok.parts import TENSORS
 from memtok.preprocessing import Preprocessing
 from memtok.stored import StoredTask, as_one_file, resolve
 from memtok.task import Task

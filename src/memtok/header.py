@@ -16,19 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from memtok.errors import MemtokError
+from memtok.parts import TENSORS
 from memtok.regular import check_regular
 
 FORMAT_VERSION = 1  # of task files
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-# All tensors that a task may have. No name is the end of another one behind a dot, so that in a file of several tasks
-# `tasks.NAME.TENSOR` is read in one way only, whatever dots there are in NAME.
-TENSORS = (
-    "class_tokens",
-    "memory",
-    "head.weight",
-    "head.bias",
-    *(f"adapters.{layer}.{part}" for layer in ("qkv", "proj", "mlp") for part in ("down", "up")),
-)
 DIGEST = "digest"  # the header's field that covers all others
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 

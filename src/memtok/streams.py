@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from memtok.backbone import Backbone
-from memtok.layers import ADAPTED, Layer, Positions
+from memtok.layers import Layer, Positions
 from memtok.layout import Layout
+from memtok.parts.adapters import ADAPTED, adapt
+from memtok.parts.memory import keys_and_values
 from memtok.task import Task
 from memtok.trace import Kept, TrunkLayer, read_layer
 
@@ -151,19 +153,15 @@ class TaskStreams(nn.Module):
     def memory_of_layer(self, layer: Layer, before: bool | Tensor, cells: Tensor) -> list[Pair]:
         """Keys and values (H, G, m, d) of each bucket, from the memory cells (M, D) of one layer.
 
-        before: which cells go through the layer's norm, as `before_norm` gives it; the others go past it.
+        before: as of `keys_and_values`, and as `before_norm` gives it.
         """
-        if isinstance(before, Tensor):
-            cells = torch.where(before, layer.normed(cells), cells)
-        elif before:
-            cells = layer.normed(cells)
-        key, value = layer.keys_and_values(cells.unsqueeze(0))
+        key, value = keys_and_values(layer, before, cells)
         pairs = []
         for bucket in self.layout.buckets:
             families = len(bucket.families)
             columns = slice(bucket.cell_start, bucket.cell_start + families * bucket.cells)
-            size = (key.shape[1], families, bucket.cells, key.shape[3])
-            pairs.append((key[0, :, columns].reshape(size), value[0, :, columns].reshape(size)))
+            size = (key.shape[0], families, bucket.cells, key.shape[2])
+            pairs.append((key[:, columns].reshape(size), value[:, columns].reshape(size)))
         return pairs
 
     def before_norm(self, tasks: Sequence[Task], device: torch.device) -> bool | Tensor:
@@ -305,21 +303,3 @@ def by_family(shape: BucketShape, rows: Tensor, matrices: Tensor) -> Tensor:
 def split_families(shape: BucketShape, rows: Tensor) -> Tensor:
     """(B, H, G, t, x) of (B, H, G t, x)."""
     return rows.reshape(*rows.shape[:2], shape.families, shape.tokens, rows.shape[3])
-
-
-def adapt(
-    adapters: Sequence[dict[str, Pair]], rows: Sequence[Tensor | None], name: str, tokens: Tensor, total: Tensor
-) -> Tensor:
-    """`total`, the output (B, T, outputs) of a frozen projection of `tokens`, with the tasks' adapters added."""
-    for index, group in zip(rows, adapters, strict=True):
-        down, up = group[name]  # (K, rank, inputs), (K, outputs, rank)
-        picked = tokens if index is None else tokens.index_select(1, index)  # (B, K queries, inputs)
-        batch, count, queries = tokens.shape[0], down.shape[0], picked.shape[1] // down.shape[0]
-        # The images of a task are rows of one product, or the adapters would be copied for every image.
-        picked = picked.reshape(batch, count, queries, tokens.shape[2])
-        grouped = picked.transpose(0, 1).flatten(1, 2)  # (K, B queries, inputs)
-        update = grouped @ down.transpose(-2, -1) @ up.transpose(-2, -1)  # (K, B queries, outputs)
-        update = update.reshape(count, batch, queries, up.shape[1]).transpose(0, 1).flatten(1, 2)
-        update = update.to(total.dtype)
-        total = total + update if index is None else total.index_add(1, index, update)
-    return total

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from memtok.backbone import Backbone
 from memtok.checks import check_choice, check_classes, check_count, check_name, new_classes
 from memtok.errors import Argument, MemtokError
+from memtok.parts import OPTIONS, PARTS, Sizes, sizes_of, specs
 from memtok.preprocessing import Preprocessing
 from memtok.surroundings import plain_torch
 
-MEMORY_STD = 0.02  # the paper's N(0, 0.02); 0.02 is the standard deviation
-HEAD_STD = 0.02
 DEFAULT_CELLS = 5
 PLACEMENTS = ("before-norm", "after-norm")
 
@@ -130,9 +129,9 @@ class Task(nn.Module):
         check_choice("regime", regime, tuple(REGIMES))
         has_memory, _ = REGIMES[regime]
         cells = (DEFAULT_CELLS if has_memory else 0) if memory is None else memory
-        check_count("memory", cells, 0)
-        check_count("adapter_rank", adapter_rank, 0)
-        check_count("queries", queries, 1)
+        sizes = {"memory": cells, "queries": queries, "adapter_rank": adapter_rank}
+        for option in OPTIONS:
+            check_count(option.name, sizes[option.name], option.least)
         if cells and not has_memory:
             raise MemtokError(
                 f"expected no memory in regime {regime!r}, found {cells} cells; use regime 'memory'", argument="memory"
@@ -148,9 +147,10 @@ class Task(nn.Module):
             if seed >= 2**63:
                 raise MemtokError(f"expected {Argument('seed')} below 2**63, found {seed}; choose a smaller one")
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
-        tokens = 0 if regime == "head" else queries
+        if regime == "head":
+            sizes["queries"] = 0
         classes = new_classes(classes)
-        tensors = initial_tensors(backbone, regime, len(classes), cells, tokens, adapter_rank, generator)
+        tensors = initial_tensors(backbone, regime, {"classes": len(classes)} | sizes, generator)
         extends = check_extends(check_name(name), backbone, regime, extends)
         return cls(
             backbone,
@@ -224,10 +224,24 @@ class Task(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Its parameters under the names of a task file, detached, in float32."""
         self.check()
-        named: dict[str, Tensor] = {"class_tokens": self.class_tokens, "memory": self.memory}
-        named |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
-        named |= {"adapters." + key.replace("_", "."): value for key, value in self.adapters.items()}
-        return {key: value.detach().to(torch.float32) for key, value in named.items()}
+        return {key: value.detach().to(torch.float32) for key, value in self.named().items()}
+
+    def named(self) -> dict[str, Tensor]:
+        """Its parameters under the names of a task file."""
+        found: dict[str, Tensor] = {"class_tokens": self.class_tokens, "memory": self.memory}
+        found |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
+        return found | {"adapters." + key.replace("_", "."): value for key, value in self.adapters.items()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of classes, and the options of all parts that it was made with."""
+        return sizes_of(len(self.classes), self.named())
+
+    def without_decay(self) -> set[nn.Parameter]:
+        """Its parameters that weight decay leaves alone: tokens, memory, biases."""
+        declared = specs(self.backbone, self.regime, self.sizes)
+        spared = [tensor for key, tensor in self.named().items() if not declared[key].decays]
+        return {tensor for tensor in spared if isinstance(tensor, nn.Parameter)}
 
     @property
     def fingerprint(self) -> str:
@@ -330,54 +344,18 @@ def preprocessing_of(name: str, extends: Sequence[Task]) -> Preprocessing | None
     return extends[0].preprocessing if extends else None
 
 
-def adapter_shapes(backbone: Backbone, rank: int) -> dict[str, tuple[int, int, int]]:
-    """Adapter tensors by their names in a task file: down (L, rank, inputs), up (L, outputs, rank)."""
-    depth, dim, layer = backbone.depth, backbone.dim, backbone.layers[0]
-    widths = {"qkv": (dim, layer.projected), "proj": (layer.inner, dim), "mlp": (dim, dim)}
-    shapes = {}
-    for name, (inputs, outputs) in widths.items():
-        shapes[f"adapters.{name}.down"] = (depth, rank, inputs)
-        shapes[f"adapters.{name}.up"] = (depth, outputs, rank)
-    return shapes
-
-
-def tensor_shapes(
-    backbone: Backbone, regime: str, classes: int, cells: int, queries: int, rank: int
-) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a task and its shape."""
-    layers = 1 if regime == "memory-propagated" else backbone.depth
-    shapes: dict[str, tuple[int, ...]] = {
-        "class_tokens": (queries, backbone.dim),
-        "memory": (layers, cells, backbone.dim),
-        "head.weight": (classes, max(queries, 1) * backbone.dim),
-        "head.bias": (classes,),
-    }
-    return shapes | (dict(adapter_shapes(backbone, rank)) if rank else {})
-
-
 def initial_tensors(
-    backbone: Backbone,
-    regime: str,
-    classes: int,
-    cells: int,
-    queries: int,
-    rank: int,
-    generator: torch.Generator | None,
+    backbone: Backbone, regime: str, sizes: Sizes, generator: torch.Generator | None
 ) -> dict[str, Tensor]:
     """Initial values, float32 on the backbone's device; drawn on the CPU, so that a seed means the same everywhere."""
-    drawn = {}
-    for key, shape in tensor_shapes(backbone, regime, classes, cells, queries, rank).items():
-        if key.endswith(".up") or key == "head.bias":
-            drawn[key] = torch.zeros(shape, dtype=torch.float32, device="cpu")  # adapters start as no change
-            continue
-        std = shape[-1] ** -0.5 if key.endswith(".down") else HEAD_STD if key == "head.weight" else MEMORY_STD
-        drawn[key] = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") * std
-    if regime == "memory-additive":
-        drawn["memory"][1:] = 0.0  # the updates start as no change
-    base = backbone.class_token
-    if base is not None:
-        drawn["class_tokens"][:1] = 0.0  # the first class token is the base one exactly
-        drawn["class_tokens"] += base.detach().to("cpu", torch.float32)
+    drawn = {
+        name: torch.randn(spec.shape, generator=generator, dtype=torch.float32, device="cpu") * spec.std
+        if spec.std
+        else torch.zeros(spec.shape, dtype=torch.float32, device="cpu")
+        for name, spec in specs(backbone, regime, sizes).items()
+    }
+    for part in PARTS:
+        part.begin(backbone, regime, drawn)
     return {key: value.to(backbone.device) for key, value in drawn.items()}
 
 
@@ -394,16 +372,14 @@ def check_shapes(name: str, backbone: Backbone, regime: str, classes: int, tenso
     for key in ("class_tokens", "memory", "head.weight", "head.bias"):
         if not isinstance(tensors.get(key), Tensor):
             raise MemtokError(f"expected the tensor {key} in task {name!r}, found none; the file is not whole")
-    cells = int(tensors["memory"].shape[1]) if tensors["memory"].ndim == 3 else -1
-    queries = int(tensors["class_tokens"].shape[0]) if tensors["class_tokens"].ndim == 2 else -1
-    down = tensors.get("adapters.qkv.down")
-    rank = int(down.shape[1]) if down is not None and down.ndim == 3 else 0
-    shapes = tensor_shapes(backbone, regime, classes, cells, queries, rank)
+    sizes = sizes_of(classes, tensors)
+    cells, queries = sizes["memory"], sizes["queries"]
     if queries < 0 or cells < 0:
         raise MemtokError(
             f"expected class_tokens (queries, {backbone.dim}) and memory (layers, cells, {backbone.dim}) in task "
             f"{name!r}, found {tuple(tensors['class_tokens'].shape)}, {tuple(tensors['memory'].shape)}; another format"
         )
+    shapes = {key: spec.shape for key, spec in specs(backbone, regime, sizes).items()}
     for key in sorted(shapes.keys() | tensors.keys()):
         if key not in tensors:
             raise MemtokError(f"expected the tensor {key} in task {name!r}, found none; the file is not whole")

@@ -63,7 +63,7 @@ WRONG_ARGUMENTS = {
     ),
     "names of arguments among the data": (
         ("train", *BACKBONE, "--data", "keep_traces=None", "--out", "new.safetensors"),
-        "found keep_traces=None",
+        "found 'keep_traces=None'",
     ),
     "traces of a whole model": (
         (*TRAIN, "--keep-traces", "ram", "--regime", "full"),
@@ -455,18 +455,18 @@ def test_images_that_are_not_there(workspace: Path, run: Run) -> None:
 
 
 def test_training_over_an_unfinished_run(workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from memtok.training.engine import Engine
+    from memtok.training.trainer import Trainer
 
-    original = Engine.step
+    original = Trainer.step
 
-    def interrupted(self: Engine, step: int, *more: object) -> torch.Tensor:
+    def interrupted(self: Trainer, step: int, *more: object) -> torch.Tensor:
         if step == 2:
             raise KeyboardInterrupt
         return original(self, step, *more)  # type: ignore[arg-type]
 
     quick = (*TRAIN, "--steps", "4", "--batch-size", "4")
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "step", interrupted)
+        patch.setattr(Trainer, "step", interrupted)
         patch.setattr("memtok.training.settings.VALIDATIONS", 4)
         stopped = run(*quick)
         assert stopped.code == 130

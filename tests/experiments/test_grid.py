@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from memtok.backbone import Backbone
 from memtok.data import DataSource, open_data
 from memtok.files import write_json
 from memtok.folders import check_fixed, locked, slug
-from memtok.training.engine import Engine
+from memtok.training.trainer import Trainer
 from memtok_experiments.columns import EVERY_COLUMN, find_column, find_columns
 from memtok_experiments.grid import Grid
 from memtok_experiments.records import RunRecord, read_record, write_record
@@ -341,14 +342,14 @@ def test_all_columns_validate_on_the_same_images(
     """Also where a run of this length would look at fewer of them by itself."""
     monkeypatch.setattr("memtok.training.settings.LEAST_VALIDATED", 5)
     seen: list[int] = []
-    looked = Engine.validate
+    looked = Trainer.validate
     monkeypatch.setattr(
-        Engine, "validate", lambda self, *rest: seen.append(len(rest[1].validated)) or looked(self, *rest)
+        Trainer, "validate", lambda self, *rest: seen.append(len(rest[1].validated)) or looked(self, *rest)
     )
     asked = settings(tmp_path, columns=("head", "class-unmasked"), learning_rates=(0.01,), batch_size=4)
     records = Grid(asked, backbone).run()
     count = len(two_digits.validation)
-    assert seen == [count]  # the one that trains alone
+    assert seen == [count, count]  # those that train together, and the one that trains alone
     assert [record.validation.images for record in records] == [count, count]
 
 
@@ -356,7 +357,8 @@ def test_all_columns_validate_on_the_same_images(
 def test_a_group_that_was_killed_goes_on_as_the_group_it_was(
     backbone: Backbone, two_digits: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memtok.training.together.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("memtok.training.run.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("memtok.training.run.SAVE_SHARE", math.inf)
     whole = by_run(Grid(settings(tmp_path / "a"), backbone).run())
 
     class Killed(Listener):

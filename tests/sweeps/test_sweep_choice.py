@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,8 @@ def test_what_each_configuration_answers_is_that_of_its_task(
 
 @pytest.mark.twice
 def test_heads_go_on_where_others_are_stopped(quick: Quick, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("memtok.training.together.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("memtok.training.run.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("memtok.training.run.SAVE_SHARE", math.inf)
     space: dict[str, Any] = {"learning_rates": [0.05, 1e-6], "memory": [0, 3], "halving": 2, "steps": 16}
     counted = Counted()
     result = quick(**space, compare_head=True, progress=counted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import memtok
 from memtok.sweeps.stages import as_of
 from memtok.sweeps.trials import ranked
 from memtok.training.state import Validation
-from memtok.training.together import Together
+from memtok.training.trainer import Trainer
 from tests.sweeps.conftest import Quick
 from tests.sweeps.test_sweep_run import Counted, Stop, Trained, same, trial, winner_name
 
@@ -25,13 +26,13 @@ def test_survivors_end_as_without_it_and_later_steps_compute_only_them(
     quick: Quick, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, tuple[str, ...]]] = []
-    step = Together.train_step
+    step = Trainer.step
 
-    def spy(self: Together, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        seen.append((self.step, tuple(task.name for task in self.model.tasks)))
-        return step(self, images, labels)
+    def spy(self: Trainer, number: int, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append((number, tuple(task.name for task in self.tasks)))
+        return step(self, number, images, labels)
 
-    monkeypatch.setattr(Together, "train_step", spy)
+    monkeypatch.setattr(Trainer, "step", spy)
     counted = Counted()
     result = quick(**SPACE, halving=2, keep_all=True, progress=counted)
     # All rungs of 8 steps lie in the warm-up of 5, and so do the first two of 16.
@@ -61,7 +62,8 @@ def test_survivors_end_as_without_it_and_later_steps_compute_only_them(
 def test_the_outcome_does_not_depend_on_passes_or_kills(
     quick: Quick, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memtok.training.together.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("memtok.training.run.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("memtok.training.run.SAVE_SHARE", math.inf)
     space = SPACE | {"halving": 2, "keep_all": True, "steps": 16, "learning_rates": [0.02, 1e-6]}
     counted = Counted()
     split = quick(**space, together=1, out=tmp_path / "split", progress=counted)

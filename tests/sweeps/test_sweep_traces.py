@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,8 @@ def test_several_data_sets_have_traces_of_their_own(
 
 def test_what_must_agree_when_a_sweep_goes_on(quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The place may change; whether traces are kept, and in how many views, may not."""
-    monkeypatch.setattr("memtok.training.together.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("memtok.training.run.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("memtok.training.run.SAVE_SHARE", math.inf)
     arguments: dict[str, Any] = SPACE | {"augment": "crop"}
     with pytest.raises(KeyboardInterrupt):
         quick(**arguments, keep_traces="ram", views=2, progress=Stop(1, 3))

@@ -21,8 +21,8 @@ from memtok.backbone import Backbone
 from memtok.data import DataSource
 from memtok.errors import MemtokError
 from memtok.training import RichProgress
-from memtok.training.engine import Engine
-from memtok.training.state import RunFolder, Validation, read_header
+from memtok.training.state import RunFolder, Validation
+from memtok.training.trainer import Trainer
 from tests.training.helpers import Recorder, new_task, quick
 
 COUNTS = {"apple": 700, "pear": 40, "quince": 12}
@@ -108,11 +108,11 @@ def test_select(
     """top-1, balanced and loss are best at different steps, and only what got better is said to be the best so far."""
     told = {2: (0.8, 0.4, 0.5), 4: (0.8, 0.5, 0.6), 6: (0.9, 0.3, 0.4), 8: (0.7, 0.6, 0.6), 10: (0.7, 0.5, 0.3)}
 
-    def pretend(self: Engine, step: int, *_: Any) -> tuple[Validation, torch.Tensor]:
+    def pretend(self: Trainer, step: int, *_: Any) -> list[tuple[Validation, torch.Tensor]]:
         top1, balanced, loss = told[step]
-        return Validation(step=step, top1=top1, top5=1.0, loss=loss, balanced=balanced), torch.zeros(3, 1)
+        return [(Validation(step=step, top1=top1, top5=1.0, loss=loss, balanced=balanced), torch.zeros(3, 1))]
 
-    monkeypatch.setattr(Engine, "validate", pretend)
+    monkeypatch.setattr(Trainer, "validate", pretend)
     listener = Recorder()
     result = quick(
         new_task(backbone, data), data, steps=10, validate_every=2, **({"select": select} if select else {}),
@@ -128,10 +128,10 @@ def test_select(
 def test_a_lower_loss_alone_is_no_better_number(
     backbone: Backbone, data: DataSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pretend(self: Engine, step: int, *_: Any) -> tuple[Validation, torch.Tensor]:
-        return Validation(step=step, top1=0.5, top5=1.0, loss=1 / step, balanced=0.5), torch.zeros(3, 1)
+    def pretend(self: Trainer, step: int, *_: Any) -> list[tuple[Validation, torch.Tensor]]:
+        return [(Validation(step=step, top1=0.5, top5=1.0, loss=1 / step, balanced=0.5), torch.zeros(3, 1))]
 
-    monkeypatch.setattr(Engine, "validate", pretend)
+    monkeypatch.setattr(Trainer, "validate", pretend)
     listener = Recorder()
     result = quick(new_task(backbone, data), data, progress=listener)
     assert result.best_step == 8  # it is the state that is kept
@@ -140,17 +140,19 @@ def test_a_lower_loss_alone_is_no_better_number(
 
 def as_written_by_0_1(state: Path) -> None:
     """Takes out of a saved state what version 0.1 did not write."""
-    header = read_header(state)
-    assert header is not None
-    header = {key: header[key] for key in KEYS_OF_0_1} | {"format": 1}
+    with safe_open(state, framework="pt") as stream:
+        header = json.loads(stream.metadata()["memtok-run"])
+    (task,) = header["tasks"]
+    header = {key: (task | header)[key] for key in KEYS_OF_0_1} | {"format": 1}
     del header["config"]["select"]
     for row in (header["best"], header["last"]):
         del row["balanced"]
     for row in header["history"]:
         row.pop("validation_balanced", None)
-    tensors = {name: value for name, value in load_file(state).items() if name != "answers"}
-    with safe_open(state, framework="pt") as stream:
-        assert set(stream.keys()) - set(tensors) == {"answers"}
+    tensors = {name.removeprefix("0."): value for name, value in load_file(state).items()}
+    del tensors["answers"]
+    if "pending" in tensors:
+        tensors["pending"] = tensors["pending"].squeeze(1)
     save_file(tensors, state, metadata={"memtok-run": json.dumps(header)})
 
 

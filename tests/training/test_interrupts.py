@@ -14,9 +14,8 @@ import memtok
 from memtok.data import DataSource
 from memtok.errors import MemtokError
 from memtok.training import Progress, train_together
-from memtok.training.engine import Engine
-from memtok.training.state import RunFolder, read_header
-from memtok.training.together_state import read_run
+from memtok.training.state import RunFolder, read_run
+from memtok.training.trainer import Trainer
 from tests.tiny import bytes_of
 from tests.training.helpers import Recorder, new_task, quick
 from tests.training.test_resume import end_of
@@ -58,9 +57,9 @@ def handlers(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def saved_step(out: Path) -> int:
-    header = read_header(RunFolder(out).state)
-    assert header
-    return int(header["step"])
+    run = read_run(RunFolder(out).state)
+    assert run
+    return run.step
 
 
 @pytest.mark.twice
@@ -99,9 +98,9 @@ def test_a_signal_breaks_a_validation_off(
 ) -> None:
     undisturbed, out = tmp_path / "a" / "digits.safetensors", tmp_path / "b" / "digits.safetensors"
     quick(new_task(backbone, data), data, out=undisturbed, **RUN)
-    original, batches = Engine.shares, 0
+    original, batches = Trainer.shares, 0
 
-    def shares(self: Engine, given: Any) -> Any:
+    def shares(self: Trainer, given: Any) -> Any:
         nonlocal batches
         for batch in original(self, given):
             batches += 1
@@ -110,7 +109,7 @@ def test_a_signal_breaks_a_validation_off(
             yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "shares", shares)
+        patch.setattr(Trainer, "shares", shares)
         with pytest.raises(KeyboardInterrupt):
             quick(new_task(backbone, data), data, out=out, **RUN)
     assert batches == 2 * (stop // 4)

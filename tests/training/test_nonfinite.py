@@ -13,23 +13,23 @@ from torch import Tensor
 import memtok
 from memtok.data import DataSource
 from memtok.errors import MemtokError
-from memtok.training.engine import Engine
+from memtok.training.trainer import Trainer
 from tests.training.helpers import fingerprint, new_task, quick
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, at: int, loss: float, norm: float) -> None:
     """Step `at`, counted from 1, reports these numbers and breaks the parameters."""
-    honest = Engine.step
+    honest = Trainer.step
 
-    def step(self: Engine, number: int, images: Tensor, labels: Tensor) -> Tensor:
+    def step(self: Trainer, number: int, images: Tensor, labels: Tensor) -> Tensor:
         told = honest(self, number, images, labels)
         if number + 1 < at:
             return told
         with torch.no_grad():
-            self.parameters[0].fill_(float("nan"))
-        return torch.tensor([loss, norm])
+            next(self.tasks[0].parameters()).fill_(float("nan"))
+        return torch.tensor([[loss, norm]])
 
-    monkeypatch.setattr(Engine, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
 
 
 @pytest.mark.parametrize(

@@ -15,18 +15,18 @@ from safetensors.torch import load_file
 
 from memtok.backbone import Backbone
 from memtok.data import DataSource
-from memtok.training.state import read_header
+from memtok.training.state import read_run
 from tests.training.helpers import new_task, quick
 
 CHILD = """
 import sys, torch
 from pathlib import Path
 from memtok.data import open_data
-from memtok.training.engine import Engine
+from memtok.training.trainer import Trainer
 from tests.tiny import tiny_backbone
 from tests.training.helpers import new_task, quick
 rank, rows = int(sys.argv[2]), 0
-honest = Engine.parts
+honest = Trainer.parts
 
 def counted(self, images, labels):
     global rows
@@ -34,7 +34,7 @@ def counted(self, images, labels):
         rows += len(part) * int(weight)
         yield part, answers, weight
 
-Engine.parts = counted
+Trainer.parts = counted
 torch.manual_seed(0)
 backbone, data = tiny_backbone(), open_data("digits").only(["0", "1"])
 # The initial values of the first process count. Of 259 images in batches of 43 the seventh batch holds one.
@@ -89,7 +89,7 @@ def test_two_processes_are_one_up_to_rounding(root: Path, backbone: Backbone, da
     expected = load_file(alone)
     for name, value in load_file(together).items():
         assert (value - expected[name]).abs().max() < 2e-3, name
-    header = read_header(together.with_suffix(".run") / "state.safetensors")
-    assert header
-    lines = [(row["step"], row["loss"]) for row in header["history"] if "loss" in row]
+    run = read_run(together.with_suffix(".run") / "state.safetensors")
+    assert run
+    lines = [(row["step"], row["loss"]) for row in run.tasks[0].history if "loss" in row]
     assert lines == [(row["step"], pytest.approx(row["loss"], rel=1e-3)) for row in one.history if "loss" in row]

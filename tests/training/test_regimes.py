@@ -11,7 +11,8 @@ from timm.models.deit import VisionTransformerDistilled
 
 import memtok
 from memtok.errors import MemtokError
-from memtok.task import HEAD_STD, Task
+from memtok.parts.head import HEAD_STD
+from memtok.task import Task
 from memtok.training import REGIMES, FullModel, create
 from memtok.training.regimes import count_parameters, forward_of
 from tests.tiny import randomize_, tiny_backbone, tiny_images, tiny_vit
@@ -28,7 +29,7 @@ def test_seven_regimes(backbone: memtok.Backbone) -> None:
         made = create(backbone, regime=name, name="pets", classes=CLASSES, seed=0)
         assert made.regime == name
         assert isinstance(made, FullModel if name == "full" else Task)
-        assert forward_of(made)(tiny_images(2)).shape == (2, 3)
+        assert forward_of([made])(tiny_images(2))[0].shape == (2, 3)
 
 
 @pytest.mark.parametrize(

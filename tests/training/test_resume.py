@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 import memtok
 from memtok.data import DataSource, open_data
 from memtok.errors import MemtokError
-from memtok.training.optim import make_optimizer
+from memtok.training.optim import parameter_groups
 from memtok.training.settings import Settings, make_plan
-from memtok.training.state import RunFolder, RunState, read_header, write_state
+from memtok.training.state import RunFolder, RunState, TaskState, read_run, write_run
 from tests.tiny import tiny_backbone
 from tests.training.helpers import Recorder, new_task, quick
 
@@ -41,12 +41,13 @@ def end_of(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in (out, folder.last, folder.state):
         found[path.name] = {name: value.numpy().tobytes() for name, value in load_file(path).items()}
-    header = read_header(folder.state)
-    assert header
+    run = read_run(folder.state)
+    assert run
+    (task,) = run.tasks
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    assert lines == header["history"]
+    assert lines == task.history
     found["lines"] = [without_times(line) for line in lines]
-    found["best"] = header["best"]
+    found["best"] = task.best
     record = json.loads(folder.record.read_text())
     found["record"] = without_times(record)
     events = EventAccumulator(str(folder.tensorboard))
@@ -81,7 +82,7 @@ def test_stopped_after_any_step(
     assert listener.said("start")[0].start_step == 11
     assert end_of(out) == expected
     assert [without_times(row) for row in result.history] == expected["lines"]
-    assert result.best_accuracy == expected["best"]["top1"]
+    assert result.best_accuracy == expected["best"].top1
 
 
 @pytest.mark.twice
@@ -142,7 +143,7 @@ def test_another_configuration_is_named(
     with pytest.raises(MemtokError, match=words) as caught:
         quick(new_task(backbone, data), data, out=interrupted, resume=True, **(RUN | change))
     assert "\n" not in str(caught.value)
-    assert read_header(RunFolder(interrupted).state)["step"] == 6  # type: ignore[index]
+    assert read_run(RunFolder(interrupted).state).step == 6  # type: ignore[union-attr]
 
 
 def test_another_task_or_data_is_named(backbone: memtok.Backbone, data: DataSource, interrupted: Path) -> None:
@@ -205,8 +206,8 @@ def test_state_holds_every_tensor_of_the_optimizer(
 ) -> None:
     names = set(load_file(RunFolder(interrupted).state))
     own = {name for name, _ in new_task(backbone, data).named_parameters()}
-    assert names >= {f"parameters.{name}" for name in own}
-    assert names >= {f"optimizer.{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq") for name in own}
+    assert names >= {f"0.parameters.{name}" for name in own}
+    assert names >= {f"0.optimizer.{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq") for name in own}
     with safe_open(RunFolder(interrupted).state, framework="pt") as stream:
         assert set(stream.metadata()) == {"memtok-run", "sha256"}
 
@@ -233,7 +234,7 @@ def test_decay_spares_tokens_memory_and_vectors(backbone: memtok.Backbone, data:
         by_name = dict(trainable.named_parameters())
         decay = {
             id(parameter): group["weight_decay"]
-            for group in make_optimizer(trainable, plan).param_groups
+            for group in parameter_groups(trainable, plan)
             for parameter in group["params"]
         }
         assert set(decay) == {id(parameter) for parameter in by_name.values()}
@@ -243,7 +244,7 @@ def test_decay_spares_tokens_memory_and_vectors(backbone: memtok.Backbone, data:
 
 def test_a_state_cannot_hold_what_json_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_state(tmp_path / "s", RunState(history=[{"loss": float("nan")}]), {}, {}, {})
+        write_run(tmp_path / "s", RunState([TaskState({}, {}, history=[{"loss": float("nan")}])]))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -299,9 +300,9 @@ def test_killed_at_a_random_moment(root: Path, tmp_path: Path, print_seed: Calla
     last, calls = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((3, 30), (0, 10_000)))
     killed = train(last, calls)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    header = read_header(RunFolder(out).state)
-    assert header
-    print(f"killed {calls} calls after step {last}, when the state of step {header['step']} was saved")
+    run = read_run(RunFolder(out).state)
+    assert run
+    print(f"killed {calls} calls after step {last}, when the state of step {run.step} was saved")
     ended = train(0, 0)
     assert ended.returncode == 0, ended.stderr
     with torch.random.fork_rng():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import memtok
 from memtok.backbone import Backbone
 from memtok.data import DataSource
 from memtok.training import train, train_together
-from memtok.training.together_state import SavedRun, joined, read_run
+from memtok.training.state import RunState, joined, read_run
 from tests.training.helpers import Recorder, fingerprint, new_task
 
 SHARED: dict[str, Any] = {
@@ -99,7 +100,8 @@ def test_one_that_diverges_does_not_touch_the_others(backbone: Backbone, data: D
 def test_goes_on_from_its_saved_state(
     backbone: Backbone, data: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memtok.training.together.SAVE_SECONDS", 0.0)  # after every step
+    monkeypatch.setattr("memtok.training.run.SAVE_SECONDS", 0.0)  # after every step
+    monkeypatch.setattr("memtok.training.run.SAVE_SHARE", math.inf)
     state = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
         train_together(fresh(backbone, data), data, state=state, progress=Recorder(stop=5), **SHARED)
@@ -142,7 +144,7 @@ def test_some_tasks_go_on_from_where_all_stopped(backbone: Backbone, data: DataS
     with pytest.raises(memtok.MemtokError, match="learning_rate"):
         train_together(fresh(backbone, data)[:3], data, begun=one, **SHARED)
     with pytest.raises(memtok.MemtokError, match="same step"):
-        joined([one, SavedRun((), 5, 0.0)])
+        joined([one, RunState([], 5)])
 
 
 def test_bad_arguments_are_one_line(backbone: Backbone, data: DataSource) -> None:

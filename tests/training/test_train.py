@@ -21,8 +21,8 @@ import memtok
 from memtok.data import DataSource, open_data
 from memtok.errors import MemtokError
 from memtok.training import RECIPES, REGIMES, FullModel, train
-from memtok.training.engine import Engine
 from memtok.training.state import Validation
+from memtok.training.trainer import Trainer
 from tests.tiny import tiny_backbone
 from tests.training.helpers import STEPS, Recorder, fingerprint, new_task, quick
 
@@ -263,12 +263,12 @@ def test_best_and_last_state(backbone: Backbone, data: DataSource, out: Path, mo
     told = {2: (0.5, 0.1), 4: (0.75, 0.4), 6: (0.75, 0.3), 8: (0.75, 0.3), 10: (0.6, 0.1)}
     states: dict[int, dict[str, torch.Tensor]] = {}
 
-    def pretend(self: Engine, step: int, *_: Any) -> tuple[Validation, torch.Tensor]:
-        states[step] = tensors_of(self.trainable)
+    def pretend(self: Trainer, step: int, *_: Any) -> list[tuple[Validation, torch.Tensor]]:
+        states[step] = tensors_of(self.tasks[0])
         top1, loss = told[step]
-        return Validation(step=step, top1=top1, top5=1.0, loss=loss, balanced=top1), torch.zeros(3, 1)
+        return [(Validation(step=step, top1=top1, top5=1.0, loss=loss, balanced=top1), torch.zeros(3, 1))]
 
-    monkeypatch.setattr(Engine, "validate", pretend)
+    monkeypatch.setattr(Trainer, "validate", pretend)
     task = new_task(backbone, data)
     result = quick(task, data, out=out, steps=10, validate_every=2)
     # Highest accuracy, then lowest loss, then the earlier one.

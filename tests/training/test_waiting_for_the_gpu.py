@@ -13,11 +13,11 @@ import torch
 from memtok.backbone import Backbone
 from memtok.data import DataSource
 from memtok.training.device import accelerator_for, moved
-from memtok.training.engine import Engine
 from memtok.training.feed import make_feed
 from memtok.training.progress import Progress
 from memtok.training.regimes import frozen_parts
 from memtok.training.settings import Settings, make_plan
+from memtok.training.trainer import Trainer
 from tests.training.helpers import new_task, quick
 
 SOME = 50 * 2304 / 1e9  # gigabytes for 50 traces of the 259; the other images are computed at every step
@@ -58,13 +58,13 @@ def steps(
         plan = make_plan(settings, task.regime, data)
         feed = make_feed([task], data, plan, settings, accelerator, place, Progress())
         stack.enter_context(closing(feed))
-        engine = Engine(task, plan, accelerator, place)
+        trainer = Trainer([task], [plan], accelerator, place)
         batches = feed.training(0)
         found = []
         for number in range(plan.steps):
             with waiting_is_an_error(device == "cuda" and number >= plan.steps_per_epoch):
                 batch, labels, _ = next(batches)
-                found.append(engine.step(number, batch, labels)[0])
+                found.append(trainer.step(number, batch, labels)[0, 0])
         assert next(batches, None) is None
         return plan.steps, torch.stack(found).cpu()
 

@@ -1,6 +1,6 @@
 """Row `sweep`: configurations of one task trained at once, over as many runs one after another in the dense form.
 
-Timed: one step of `Together`, which `train_together` makes again and again, on 24 configurations of one task (10 cells,
+Timed: one step of `Trainer`, as `train_together` makes it again and again, on 24 configurations of one task (10 cells,
 100 classes, each with its own rate, optimizer and clipping); and one step of the dense masked form with gradients
 everywhere, which is counted 24 times, for 24 runs one after another repeat it.
 """
@@ -10,9 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from memtok.training.feed import Feed
-from memtok.training.progress import Progress
-from memtok.training.together import Together
+from memtok.training.trainer import Trainer
 from memtok_benchmarks import contenders, floor
 from memtok_benchmarks.contenders import Contender, counted
 from memtok_benchmarks.lines import Line, RowResult, run_race
@@ -24,15 +22,9 @@ def together(scene: Scene, tasks: int) -> Run:
     """One step of `tasks` configurations, learning rates apart by a factor."""
     plans = [replace(scene.plan, learning_rate=scene.plan.learning_rate * 0.9**index) for index in range(tasks)]
     configurations = scene.tasks(tasks, scene.sizes.training_cells)
-    feed = Feed(configurations[0], scene.data, scene.plan, workers=0)
-    run = Together(configurations, scene.data, plans, scene.accelerator, scene.device, Progress(), None, feed)
+    trainer = Trainer(configurations, plans, scene.accelerator, scene.device)
     pixels, labels = scene.pixels, scene.labels
-
-    def step(number: int) -> object:
-        run.step = number
-        return run.train_step(pixels, labels)
-
-    return counted(step)
+    return counted(lambda number: trainer.step(number, pixels, labels))
 
 
 def sweep(scene: Scene) -> RowResult:

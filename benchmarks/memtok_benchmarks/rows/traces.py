@@ -75,12 +75,10 @@ def explained(batch: int, timings: dict[str, Timing], arithmetic: float) -> str:
     """Where the time of the line with the bounds goes."""
     unit = timings["live, no decoding"]
     without, alone = timings["kept"].over(unit), timings["kept, no reading"].over(unit)
-    plain = timings["kept, weights not packed"].over(unit)
     return (
         f"Kept traces: the bounds stand at batch {batch}, twice that of the run; with a batch of 32 that is the batch "
         f"of the default recipe. Over a live step on images in memory, without decoding, it is {without:.3f}, "
-        f"{plain:.3f} with weights that are not packed, and {alone:.3f} with the traces in memory as well; arithmetic "
-        f"alone is {arithmetic:.3f}."
+        f"and {alone:.3f} with the traces in memory as well; arithmetic alone is {arithmetic:.3f}."
     )
 
 
@@ -93,18 +91,13 @@ def at(scene: Scene, source: DataSource, folder: Path, batch: int, *, alone: boo
     """Seconds per step at one batch size, `live` and `kept`. alone: also of steps on what lies in memory."""
     live = runner(scene, source, batch, None)
     kept = runner(scene, source, batch, folder)
-    plain = runner(scene, source, batch, folder, packed=False)
-    with closing(kept.feed), closing(live.feed), closing(plain.feed):
+    with closing(kept.feed), closing(live.feed):
         check_filled(kept.feed, source)
         # Epochs of both: a call begins with a loader and an order of its own, and both pay that once for as many steps.
         runs = {"live": live.epochs(), "kept": kept.epochs()}
-        counts = {"live": live.epoch, "kept": kept.epoch, "kept, weights not packed": plain.epoch}
+        counts = {"live": live.epoch, "kept": kept.epoch}
         if alone:
-            runs |= {
-                "live, no decoding": live.alone(),
-                "kept, no reading": kept.alone(),
-                "kept, weights not packed": plain.epochs(),
-            }
+            runs |= {"live, no decoding": live.alone(), "kept, no reading": kept.alone()}
         found = race(runs, rounds=scene.sizes.rounds, synchronize=scene.synchronize)
     return {
         name: Timing(tuple(seconds / counts.get(name, 1) for seconds in timing.seconds))

@@ -34,6 +34,7 @@ from memtok.cli.output import check_apart, check_outputs, note_left_out, recall_
 from memtok.display import percent, shown_bytes
 from memtok.errors import MemtokError
 from memtok.launch import check_launch, is_first_process
+from memtok.parts import OPTIONS
 from memtok.preprocessing import check_range
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ def configure(parser: Parser) -> None:
     add(parser, "--out", None, "FILE", "the task file, FILE.safetensors; state and metrics go into FILE.run beside it")
     add(parser, "--name", None, "NAME", "what the task is called (default: FILE without its ending)")
     add(parser, "--regime", one_of("--regime", REGIMES), "R", ", ".join(REGIMES), "memory")
-    add(parser, "--memory", whole("--memory"), "N", "memory cells per layer (default: 5 where the regime has memory)")
-    add(parser, "--queries", whole("--queries", 1), "N", "class tokens", 1)
-    add(parser, "--adapter-rank", whole("--adapter-rank"), "N", "rank of adapters on the task's own tokens", 0)
+    for option in OPTIONS:
+        flag = f"--{option.name.replace('_', '-')}"
+        add(parser, flag, whole(flag, option.least), "N", option.help, option.default)
     add_list(parser, "--extends", "FILE", "task files that this task builds upon; they stay as they are")
     add(parser, "--recipe", one_of("--recipe", RECIPES), "R", ", ".join(RECIPES), "default")
     add(parser, "--steps", whole("--steps", 1), "N", "steps to train (default: as the recipe says)")

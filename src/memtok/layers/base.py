@@ -27,9 +27,6 @@ Positions = Tensor | None
 
 IDENTITY = nn.Identity()
 
-ADAPTED = ("qkv", "proj", "mlp")
-"""The projections of a layer that adapters act on."""
-
 
 def unadapted(name: str, inputs: Tensor, outputs: Tensor) -> Tensor:
     """The output of a projection as it is."""

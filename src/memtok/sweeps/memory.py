@@ -19,8 +19,8 @@ import torch
 from memtok.backbone import CHANNELS, Backbone
 from memtok.display import shown_bytes
 from memtok.errors import Argument, MemtokError
+from memtok.parts import parameters
 from memtok.sweeps.space import Configuration
-from memtok.task import tensor_shapes
 
 SHARE = 0.6  # of the free memory, which others may want too
 ESTIMATE_WITHIN = 2.0  # the estimate of what is kept for the gradient is off by less than this factor; a test measures
@@ -82,10 +82,8 @@ class Sizes:
 
     def configuration(self, backbone: Backbone, configuration: Configuration) -> int:
         """Bytes of a configuration in all: what it keeps, its parameters, gradients, moments and initial values."""
-        regime, t, m, rank = shape = stream_shape(configuration)
-        shapes = tensor_shapes(backbone, regime, self.classes, m, t, rank)
-        parameters = sum(math.prod(shape) for shape in shapes.values())
-        return self.kept(shape) + 4 * parameters * (3 + self.moments)
+        trained = parameters(backbone, configuration.regime, configuration.sizes(self.classes))
+        return self.kept(stream_shape(configuration)) + 4 * trained * (3 + self.moments)
 
     def shared(self) -> int:
         """Bytes of what all configurations share: images, the trace, and the layer that the trunk is at work on."""

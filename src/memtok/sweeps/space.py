@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memtok.errors import Argument, MemtokError
+from memtok.parts import OPTIONS
 
 REGIMES = ("memory", "head")  # those that compose
 SEARCHES = ("grid", "random", "optuna")
@@ -83,6 +84,11 @@ class Configuration:
         """Equal for configurations that are computed alike: regime, class tokens, cells, rank."""
         return self.regime, self.queries, self.memory, self.adapter_rank
 
+    def sizes(self, classes: int) -> dict[str, int]:
+        """The sizes of a task of so many classes, as `memtok.parts` knows them."""
+        found = {"classes": classes} | {option.name: getattr(self, option.name) for option in OPTIONS}
+        return found | ({"queries": 0} if self.regime == "head" else {})
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return {name: getattr(self, name) for name in FIELDS}
@@ -92,14 +98,14 @@ class Configuration:
         """From values by name, such as `to_dict` gives; a head has no memory, and rates are rounded to six digits."""
         given = {name: values[name] for name in FIELDS}
         if given["regime"] == "head":
-            given |= {"memory": 0, "queries": 1, "adapter_rank": 0}
+            given |= {option.name: option.default or option.least for option in OPTIONS}
         rounded = {name: float(f"{given[name]:.6g}") for name in ("learning_rate", "weight_decay")}
         return cls(**(given | rounded))
 
 
 # In the order in which a grid runs through them, the last one fastest. A new axis is a field above and a row here.
-FIELDS = ("regime", "memory", "queries", "adapter_rank", "learning_rate", "weight_decay", "seed")
-OF_TOKENS = ("memory", "queries", "adapter_rank")  # what a head has none of
+OF_TOKENS = tuple(option.name for option in OPTIONS)  # what a head has none of
+FIELDS = ("regime", *OF_TOKENS, "learning_rate", "weight_decay", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)

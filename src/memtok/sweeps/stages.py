@@ -22,18 +22,18 @@ from typing import Any
 from memtok.backbone import Backbone
 from memtok.data import DataSource
 from memtok.errors import Argument, MemtokError
+from memtok.parts import parameters
 from memtok.sweeps.halving import find_rungs, going_on
-from memtok.sweeps.memory import Budget, stream_shape
+from memtok.sweeps.memory import Budget
 from memtok.sweeps.progress import SweepListener, cost
 from memtok.sweeps.space import Configuration
 from memtok.sweeps.trials import Trial, packed, ranked, read_trial, write_trial
-from memtok.task import Task, tensor_shapes
+from memtok.task import Task
 from memtok.traces import OpenStores
 from memtok.training.result import TrainResult
 from memtok.training.settings import Plan
-from memtok.training.state import Validation, read_header
+from memtok.training.state import RunState, Validation, joined, read_run
 from memtok.training.together import train_together
-from memtok.training.together_state import SavedRun, joined, read_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +102,12 @@ class Stages:
     def fresh(self, configuration: Configuration) -> Trial:
         """A configuration that nobody has trained."""
         job = self.job
-        regime, queries, cells, rank = stream_shape(configuration)
-        shapes = tensor_shapes(job.backbone, regime, len(job.source.classes), cells, queries, rank)
+        sizes = configuration.sizes(len(job.source.classes))
         return Trial(
             configuration=configuration,
             state="training",
             looks=(),
-            trained_parameters=sum(math.prod(shape) for shape in shapes.values()),
+            trained_parameters=parameters(job.backbone, configuration.regime, sizes),
             seconds=0.0,
             diverged_at=None,
             data=job.spec,
@@ -186,18 +185,19 @@ class Stages:
 
     def go_on(self, path: Path, living: Sequence[Configuration], until: int) -> None:
         """Finishes an interrupted pass. If it is too large by now, its configurations are split."""
-        names = [config["name"] for config in (read_header(path) or {})["configs"]]
+        saved = read_run(path)
+        if saved is None:
+            return
+        names = [task.config["name"] for task in saved.tasks]
         waiting = {each.name: each for each in living if self.trial(each).look_at(until) is None}
         missing = [waiting[name] for name in names if name in waiting]
         for group in self.job.budget.passes(missing):
             whole = [each.name for each in group] == names
-            saved = None if whole else read_run(path)
-            numbers = [names.index(each.name) for each in group]
-            self.train(group, until, None if saved is None else saved.pick(numbers))
+            self.train(group, until, None if whole else saved.pick([names.index(each.name) for each in group]))
 
-    def begun(self, group: Sequence[Configuration], start: int) -> SavedRun:
+    def begun(self, group: Sequence[Configuration], start: int) -> RunState:
         """The states of these configurations after `start` steps, out of the passes that went there."""
-        found: dict[str, SavedRun] = {}
+        found: dict[str, RunState] = {}
         for path in sorted(self.passes.glob(f"{start}-*.safetensors")):
             saved = read_run(path)
             if saved is None or saved.step != start:
@@ -212,7 +212,7 @@ class Stages:
                 )
         return joined([found[each.name] for each in group])
 
-    def train(self, group: Sequence[Configuration], until: int, begun: SavedRun | None) -> None:
+    def train(self, group: Sequence[Configuration], until: int, begun: RunState | None) -> None:
         """One pass: trains a group to step `until`, looks, and writes records, and tasks that are at their end."""
         job = self.job
         tasks = [self.create(each) for each in group]

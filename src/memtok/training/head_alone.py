@@ -23,12 +23,12 @@ from memtok.intervals import Difference, Right, paired
 from memtok.metrics import answered, score_of
 from memtok.task import Task
 from memtok.traces import KeptBatch
-from memtok.training.engine import Engine, found
 from memtok.training.feed import Feed, views_seen
 from memtok.training.recipes import images_seen
 from memtok.training.regimes import FullModel, Trainable
 from memtok.training.settings import Plan
 from memtok.training.state import BALANCED, Validation
+from memtok.training.trainer import Trainer, found
 
 MOST_IMAGES = 0.1  # of those that the run saw, on which the trunk may run for this unless it was asked for
 MOST_BYTES = 1e9  # of features, unless it was asked for
@@ -82,25 +82,25 @@ def is_due(wanted: bool | None, trainable: Trainable, plan: Plan, feed: Feed, pr
     return bool(wanted) or (features <= MOST_BYTES and feed.missing() <= MOST_IMAGES * seen)
 
 
-def train_head(task: Task, plan: Plan, feed: Feed, engine: Engine) -> HeadAlone | None:
+def train_head(task: Task, plan: Plan, feed: Feed, trainer: Trainer) -> HeadAlone | None:
     """Trains a head on the features of the run's images and compares it with the task; None if its loss is not finite.
 
-    task: in the state to be compared. engine: that of the run; neither it nor the task is changed.
+    task: in the state to be compared. trainer: that of the run; neither it nor the task is changed.
     """
-    features, labels, _ = gathered(engine, feed.in_order())
-    held_out, answers, right = gathered(engine, feed.validation(), task_too=True)
+    features, labels, _ = gathered(trainer, feed.in_order())
+    held_out, answers, right = gathered(trainer, feed.validation(), task_too=True)
     head = Task.create(task.backbone, name="head", classes=task.classes, regime="head", seed=plan.seed)
-    head.to(engine.device)
-    trainer = Engine(head, plan, engine.accelerator, engine.device)
+    head.to(trainer.device)
+    of_head = Trainer([head], [plan], trainer.accelerator, trainer.device)
     best: tuple[Validation, Right] | None = None
     order = BatchPlan(plan.train_images, plan.batch_size, plan.seed, True, 0, plan.steps, False, (0, 1))
     views = views_seen(plan)
     for step, keys in enumerate(order):
         rows = torch.tensor([epoch % views * plan.train_images + index for epoch, index in keys])
-        head_step(trainer, step, features[rows], labels[rows])
+        head_step(of_head, step, features[rows], labels[rows])
         if (step + 1) % plan.validate_every == 0 or step + 1 == plan.steps:
             with torch.no_grad():
-                logits = head(held_out.to(engine.device)).float().cpu()
+                logits = head(held_out.to(trainer.device)).float().cpu()
             given = answered(logits, answers)
             look = found(step + 1, F.cross_entropy(logits, answers, reduction="sum"), score_of(head.classes, given))
             if math.isfinite(look.loss) and look.beats(best and best[0], plan.select or BALANCED):
@@ -111,33 +111,33 @@ def train_head(task: Task, plan: Plan, feed: Feed, engine: Engine) -> HeadAlone 
     return HeadAlone(accuracy=look.top1, step=look.step, images=len(answers), gain=paired([right], [known]))
 
 
-def head_step(trainer: Engine, step: int, features: Tensor, labels: Tensor) -> None:
+def head_step(trainer: Trainer, step: int, features: Tensor, labels: Tensor) -> None:
     """One step of the head on features (B, D) and labels (B,)."""
-    trainer.begin(step)
-    head = trainer.trainable
+    trainer.optimizer.begin(step)
+    head = trainer.tasks[0]
     with trainer.accelerator.autocast():
         logits = head(features.to(trainer.device))
     loss = F.cross_entropy(logits.float(), labels.to(trainer.device))
     trainer.accelerator.backward(loss)
-    trainer.apply(loss.detach())
+    trainer.optimizer.apply(loss.detach().unsqueeze(0))
 
 
 @torch.no_grad()
-def gathered(engine: Engine, batches: Any, *, task_too: bool = False) -> tuple[Tensor, Tensor, Right]:
+def gathered(trainer: Trainer, batches: Any, *, task_too: bool = False) -> tuple[Tensor, Tensor, Right]:
     """Features (R, D) float32 and labels (R,) of all images of these batches, on the CPU, in their order.
 
-    task_too: also (R,) bool, which of them the task of the engine answers right; else (0,).
+    task_too: also (R,) bool, which of them the task of the trainer answers right; else (0,).
     """
-    task = engine.trainable
+    task = trainer.tasks[0]
     assert isinstance(task, Task)
     features: list[Tensor] = []
     labels: list[Tensor] = []
     right: list[Tensor] = [torch.zeros(0, dtype=torch.bool)]
-    for batch, answers, _ in engine.shares(batches):
-        with engine.accelerator.autocast():
+    for batch, answers, _ in trainer.shares(batches):
+        with trainer.accelerator.autocast():
             found_features = batch.features if isinstance(batch, KeptBatch) else task.backbone(batch)[0]
             if task_too:
-                right.append((answered(engine.forward(batch).float(), answers)[2] < 1).cpu())
+                right.append((answered(trainer.forward(batch)[0].float(), answers)[2] < 1).cpu())
         features.append(found_features.float().to("cpu", copy=True))  # a kept batch is used again
         labels.append(answers.cpu())
     return torch.cat(features), torch.cat(labels), torch.cat(right).numpy()

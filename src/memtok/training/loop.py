@@ -1,4 +1,4 @@
-"""`train`: checks all arguments, prepares data and device, and runs one session."""
+"""`train`: checks all arguments, prepares data and device, and makes a run of one task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from memtok.training.progress import Progress, RichProgress
 from memtok.training.recipes import Recipe
 from memtok.training.regimes import Trainable, check_trainable, frozen_parts
 from memtok.training.result import TrainResult
-from memtok.training.session import Session, check_replaces_nothing
+from memtok.training.run import Run, check_replaces_nothing
 from memtok.training.settings import Settings, make_plan
 from memtok.training.state import RunFolder
 
@@ -164,12 +164,18 @@ def run(
     with accelerator.main_process_first():  # the first one writes a folder's split down, the others read it
         source = matching(open_source(data, task, settings, progress), task)
     plan = make_plan(settings, task.regime, source)
+    folder = RunFolder(settings.out) if settings.out else None
     with ExitStack() as stack:
         stack.enter_context(moved([task, *frozen_parts(task)], place))
         stack.enter_context(compiling(compiler))
         feed = make_feed([task], source, plan, settings, accelerator, place, progress, compiler=compiler)
         stack.enter_context(closing(feed))
-        return Session(task, source, plan, settings, accelerator, place, progress, feed, compiler).run()
+        state = folder.state if folder else None
+        one = Run([task], source, [plan], settings, accelerator, place, progress, feed, compiler, state=state)
+        if folder and accelerator.is_main_process:
+            stack.enter_context(locked(folder.path))
+        (result,) = one.run()
+        return result
 
 
 def open_source(data: str | DataSource | Any, task: Trainable, settings: Settings, progress: Progress) -> DataSource:

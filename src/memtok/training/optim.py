@@ -1,59 +1,103 @@
-"""The optimizer of a run, and its state under the names of the parameters."""
+"""The optimizer of N tasks: a parameter group per task and kind of parameter, its state under the parameters' names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from memtok.errors import MemtokError
+from memtok.training.device import OneProcess, add_up, add_up_gradients
+from memtok.training.recipes import learning_rate_at
 from memtok.training.regimes import Trainable, without_decay
 from memtok.training.settings import Plan
 
 
-def make_optimizer(trainable: Trainable, plan: Plan) -> torch.optim.Optimizer:
-    """SGD or AdamW over all parameters; those of `without_decay` do not decay. The loop sets the rate of each step."""
-    spared = without_decay(trainable)
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in trainable.parameters() if parameter not in spared]},
-        {
-            "params": [parameter for parameter in trainable.parameters() if parameter in spared],
-            "weight_decay": 0.0,
-        },
-    ]
-    groups = [group for group in groups if group["params"]]
-    if plan.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=plan.learning_rate, momentum=plan.momentum, weight_decay=plan.weight_decay)
-    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay)
+class Optimizer:
+    """SGD or AdamW over the parameters of N tasks; each task has its own learning rate, weight decay and clipping.
+
+    The parameters of `without_decay` do not decay. Plans differ in learning rate and weight decay only.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Trainable], plans: Sequence[Plan], accelerator: Accelerator | OneProcess
+    ) -> None:
+        self.plans, self.accelerator = plans, accelerator
+        self.parameters = [list(task.parameters()) for task in tasks]
+        self.names = [dict(task.named_parameters()) for task in tasks]
+        self.groups = [parameter_groups(task, plan) for task, plan in zip(tasks, plans, strict=True)]
+        groups = [group for own in self.groups for group in own]
+        plan = plans[0]
+        if plan.optimizer == "sgd":
+            self.torch: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=plan.momentum)
+        else:
+            self.torch = torch.optim.AdamW(groups, betas=plan.betas)
+
+    def rate(self, task: int, step: int) -> float:
+        """The learning rate of a task at step `step`, counted from 0."""
+        plan = self.plans[task]
+        return learning_rate_at(step, peak=plan.learning_rate, warmup=plan.warmup, steps=plan.steps)
+
+    def begin(self, step: int) -> None:
+        """Sets the learning rates of step `step` and clears the gradients."""
+        for task, groups in enumerate(self.groups):
+            for group in groups:
+                group["lr"] = self.rate(task, step)
+        self.torch.zero_grad(set_to_none=True)
+
+    def apply(self, losses: Tensor) -> Tensor:
+        """Clips the gradients of each task, updates all parameters; returns (N, 2): losses, gradient norms.
+
+        losses: (N,) of this process. What is returned is of all processes; the norms are those before clipping.
+        """
+        add_up_gradients(self.accelerator, [parameter for own in self.parameters for parameter in own])
+        (losses,) = add_up(self.accelerator, [losses])
+        norms = [
+            self.accelerator.clip_grad_norm_(own, plan.clip_norm)
+            for own, plan in zip(self.parameters, self.plans, strict=True)
+        ]
+        self.torch.step()
+        return torch.stack([losses, torch.stack([norm.detach().to(losses) for norm in norms])], dim=1)
+
+    def tensors(self, task: int) -> dict[str, Tensor]:
+        """What the optimizer keeps of a task, as `KIND.PARAMETER`, such as `exp_avg.head.weight`."""
+        return {
+            f"{kind}.{name}": value
+            for name, parameter in self.names[task].items()
+            for kind, value in self.torch.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+
+    def restore(self, task: int, tensors: Mapping[str, Tensor], where: str) -> None:
+        """Puts the result of `tensors` back; MemtokError if it is not the state of this optimizer."""
+        sgd = isinstance(self.torch, torch.optim.SGD)
+        kinds = ("momentum_buffer",) if sgd else ("step", "exp_avg", "exp_avg_sq")
+        left = dict(tensors)
+        for name, parameter in self.names[task].items():
+            found = {kind: left.pop(key) for kind in kinds if (key := f"{kind}.{name}") in left}
+            shapes = {tuple(value.shape) for kind, value in found.items() if kind != "step"}
+            if found and (set(found) != set(kinds) or shapes != {tuple(parameter.shape)}):
+                raise MemtokError(
+                    f"expected the whole state of {name} in {where}, found another; delete it to start anew"
+                )
+            for kind, value in found.items():
+                # torch keeps Adam's step counts on the CPU.
+                self.torch.state[parameter][kind] = (
+                    value.clone() if kind == "step" else value.to(parameter.device, copy=True)
+                )
+        if left:
+            raise MemtokError(f"expected no {min(left)} in {where}, found one; delete it to start anew")
 
 
-def optimizer_tensors(trainable: Trainable, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor that the optimizer keeps, as `KIND.PARAMETER`, such as `exp_avg.head.weight`."""
-    return {
-        f"{kind}.{name}": value
-        for name, parameter in trainable.named_parameters()
-        for kind, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
-
-
-def restore_optimizer(
-    trainable: Trainable, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], where: str
-) -> None:
-    """Puts the result of `optimizer_tensors` back; MemtokError if it is not the state of this optimizer."""
-    kinds = ("momentum_buffer",) if isinstance(optimizer, torch.optim.SGD) else ("step", "exp_avg", "exp_avg_sq")
-    left = dict(tensors)
-    for name, parameter in trainable.named_parameters():
-        found = {kind: left.pop(key) for kind in kinds if (key := f"{kind}.{name}") in left}
-        shapes = {kind: tuple(value.shape) for kind, value in found.items() if kind != "step"}
-        if found and (set(found) != set(kinds) or any(shape != tuple(parameter.shape) for shape in shapes.values())):
-            raise MemtokError(f"expected the whole state of {name} in {where}, found another; delete it to start anew")
-        for kind, value in found.items():
-            # torch keeps Adam's step counts on the CPU.
-            optimizer.state[parameter][kind] = (
-                value.clone() if kind == "step" else value.to(parameter.device, copy=True)
-            )
-    if left:
-        raise MemtokError(f"expected no {min(left)} in {where}, found one; delete it to start anew")
+def parameter_groups(task: Trainable, plan: Plan) -> list[dict[str, Any]]:
+    """The parameters of a task that decay, and those that do not, with their learning rate; empty groups left out."""
+    spared = without_decay(task)
+    parameters = list(task.parameters())
+    kinds = (
+        (plan.weight_decay, [parameter for parameter in parameters if parameter not in spared]),
+        (0.0, [parameter for parameter in parameters if parameter in spared]),
+    )
+    return [{"params": some, "lr": plan.learning_rate, "weight_decay": decay} for decay, some in kinds if some]

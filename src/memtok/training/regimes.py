@@ -21,14 +21,14 @@ from memtok.checks import check_classes, check_name, new_classes
 from memtok.errors import Argument, MemtokError
 from memtok.model import MemoryViT
 from memtok.outputs import Outputs
+from memtok.parts.head import HEAD_STD
 from memtok.preprocessing import Preprocessing
 from memtok.reference import variant_outputs
 from memtok.surroundings import plain_torch
-from memtok.task import HEAD_STD, Task
 from memtok.task import REGIMES as TASK_REGIMES
+from memtok.task import Task, topological
 from memtok.traces import KeptBatch
 from memtok.training.compiler import Compiler
-from memtok.training.packing import PackedWeights, can_pack
 
 FULL = "full"
 
@@ -165,38 +165,38 @@ def create(
 
 @dataclass(frozen=True)
 class Forward:
-    """From a batch to logits (B, classes). folded: a block in which many batches are answered and nothing trains."""
+    """From a batch to the logits (B, classes) of every task. folded: a block in which nothing trains."""
 
-    run: Callable[[Any], Tensor]
+    run: Callable[[Any], list[Tensor]]
     folded: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    def __call__(self, batch: Tensor | KeptBatch) -> Tensor:
+    def __call__(self, batch: Tensor | KeptBatch) -> list[Tensor]:
         return self.run(batch)
 
 
-def forward_of(trainable: Trainable, compiler: Compiler | None = None, *, packed: int | None = None) -> Forward:
-    """The function from a batch to logits (B, classes) that training differentiates, compiled if there is a compiler.
+def forward_of(trainables: Sequence[Trainable], compiler: Compiler | None = None) -> Forward:
+    """From a batch to logits (B, classes) per task, which training differentiates, compiled if there is a compiler.
 
-    A batch: normalised images (B, 3, height, width), or for a task their kept traces. packed: of how many images kept
-    traces are computed with packed weights, where that is possible. It is one number from the first step to the last,
-    resumed or not, so that the same images are always computed in the same way.
+    A batch: normalised images (B, 3, height, width), or for tasks their kept traces. Only tasks that compose share a
+    pass; MemtokError for several of which one does not.
     """
-    if isinstance(trainable, FullModel):
-        return Forward(compiler.function(full_logits, trainable.vit) if compiler else trainable)
-    if compiler and not trainable.composable:
-        return Forward(compiler.function(variant_logits, trainable.backbone, trainable))
-    name = trainable.name
-    model = MemoryViT(trainable.backbone, [*trainable.ancestors(), trainable]).select([name])
+    first = trainables[0]
+    if isinstance(first, FullModel):
+        whole = compiler.function(full_logits, first.vit) if compiler else first
+        return Forward(lambda images: [whole(images)])
+    if compiler and not first.composable and len(trainables) == 1:
+        variant = compiler.function(variant_logits, first.backbone, first)
+        return Forward(lambda images: [variant(images)])
+    names = [task.name for task in trainables]
+    tasks = [task for task in trainables if isinstance(task, Task)]
+    model = MemoryViT(first.backbone, topological(tasks)).select(names)
     model.run_with(compiler.layers if compiler else None)
-    can = packed is not None and compiler is None and can_pack(trainable.backbone)
-    weights = PackedWeights(trainable.backbone) if can else None
 
-    def forward(batch: Tensor | KeptBatch) -> Tensor:
-        few = weights if isinstance(batch, KeptBatch) and len(batch) == packed else None
-        with few or nullcontext():
-            return answers(model, batch)[name]
+    def logits(batch: Tensor | KeptBatch) -> list[Tensor]:
+        out = answers(model, batch)
+        return [out[name] for name in names]
 
-    return Forward(forward, model.folded)
+    return Forward(logits, model.folded)
 
 
 def full_logits(vit: Any, images: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ def without_decay(trainable: Trainable) -> set[nn.Parameter]:
         tokens = [getattr(vit, name, None) for name in ("cls_token", "reg_token", "dist_token", "pos_embed")]
         vectors = [parameter for parameter in vit.parameters() if parameter.ndim <= 1]
         return {parameter for parameter in (*tokens, *vectors) if isinstance(parameter, nn.Parameter)}
-    return {trainable.class_tokens, trainable.memory, trainable.head.bias}
+    return trainable.without_decay()
 
 
 def check_trainable(trainable: Trainable) -> None:

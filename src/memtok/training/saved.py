@@ -17,7 +17,7 @@ from memtok.digests import digest_of
 from memtok.errors import MemtokError
 from memtok.files import atomic_write, first_line
 
-FORMAT = 2  # since states have a checksum; 1 is still read
+FORMAT = 3  # 1 has no checksum, 1 and 2 hold one task; both are still read
 HEADER, CHECKSUM = "memtok-run", "sha256"  # of the safetensors metadata
 
 
@@ -52,7 +52,7 @@ def read_saved(path: Path) -> Saved | None:
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
         header = dict(json.loads(metadata[HEADER]))
         # Version 0.1 wrote no checksum. A damaged name of it is neither of the two.
-        known = {1: {HEADER}, FORMAT: {HEADER, CHECKSUM}}
+        known = {1: {HEADER}, 2: {HEADER, CHECKSUM}, FORMAT: {HEADER, CHECKSUM}}
         if set(metadata) != known.get(header["format"]):
             raise ValueError(f"format {header['format']!r} with {', '.join(sorted(metadata))}")
         if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(metadata[HEADER], tensors):

@@ -2,7 +2,7 @@
 
 `OUT.run/` stands beside the task file `OUT.safetensors`:
 
-    state.safetensors   parameters, optimizer, best so far, counters and history: all that resuming needs
+    state.safetensors   parameters, optimizer, best so far, counters and history of every task: all that resuming needs
     last.safetensors    the task as it was at the last validation
     metrics.jsonl       one line per log entry and validation; tensorboard/ the same for TensorBoard
     config.json, split.json, record.json
@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import glob
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,101 +108,151 @@ class Validation:
 
 
 @dataclass
-class RunState:
-    """Where a run is.
+class TaskState:
+    """One task of a run.
 
-    step: steps done. seconds: spent in all sessions together, training_seconds: without validation and saving.
-    best, last: the best and the latest validation. best_tensors: the parameters of the best one, on the CPU, and
-    best_answers: what it answered, (3, N) int32 as of `memtok.metrics.answered`; None where version 0.1 found it.
-    history: the lines of metrics.jsonl. pending: (2,) loss and gradient norm of every step since the last line.
+    config: all that must agree when the run goes on. initial: its first values. best, last: the best and the latest
+    validation. best_tensors: the parameters of the best one, on the CPU, and best_answers: what it answered, (3, V)
+    int32 as of `memtok.metrics.answered`; None where version 0.1 found it. history: its lines of metrics. diverged: the
+    step at which a loss or gradient was not finite. parameters, optimizer: as they were saved, by name.
     """
 
-    step: int = 0
-    seconds: float = 0.0
-    training_seconds: float = 0.0
+    config: dict[str, Any]
+    initial: dict[str, Tensor]
     best: Validation | None = None
     last: Validation | None = None
     best_tensors: dict[str, Tensor] = field(default_factory=dict)
     best_answers: Tensor | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+    diverged: int | None = None
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def good(self) -> dict[str, Tensor]:
+        """The values that the task gets back when it diverges."""
+        return self.best_tensors or self.initial
+
+
+@dataclass
+class RunState:
+    """Where a run of N tasks is; all are at the same step.
+
+    step: steps done. seconds: spent in all sessions together, training_seconds: without validation and saving.
+    pending: (N, 2) losses and gradient norms of every step since the last line of metrics.
+    """
+
+    tasks: list[TaskState]
+    step: int = 0
+    seconds: float = 0.0
+    training_seconds: float = 0.0
     pending: list[Tensor] = field(default_factory=list)
 
-    def header(self) -> dict[str, Any]:
-        """What of it goes into the JSON header."""
-        return {
-            "step": self.step,
-            "seconds": self.seconds,
-            "training_seconds": self.training_seconds,
-            "best": asdict(self.best) if self.best else None,
-            "last": asdict(self.last) if self.last else None,
-            "history": self.history,
-        }
+    def pick(self, numbers: Sequence[int]) -> RunState:
+        """Some of the tasks, in the given order, as the beginning of a run of their own; no time is counted twice."""
+        return RunState([self.tasks[number] for number in numbers], self.step)
 
 
-def write_state(
-    path: Path,
-    state: RunState,
-    config: Mapping[str, Any],
-    parameters: Mapping[str, Tensor],
-    optimizer: Mapping[str, Tensor],
-) -> None:
-    """Writes all that resuming needs into one file, atomically."""
-    tensors = {f"parameters.{name}": value for name, value in parameters.items()}
-    tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
-    if state.best and state.best.step != state.step:  # else the parameters are the best ones
-        tensors |= {f"best.{name}": value for name, value in state.best_tensors.items()}
-    if state.best_answers is not None:
-        tensors["answers"] = state.best_answers
-    if state.pending:
-        tensors["pending"] = torch.stack(state.pending)
-    write_saved(path, {"config": config, **state.header()}, tensors)
+def joined(runs: Sequence[RunState]) -> RunState:
+    """The tasks of several runs, which must be at the same step, as one."""
+    steps = {run.step for run in runs}
+    if len(steps) != 1:
+        raise MemtokError(f"expected tasks at the same step to go on together, found {sorted(steps)}; train them apart")
+    tasks = [task for run in runs for task in run.tasks]
+    return RunState(tasks, steps.pop(), sum(run.seconds for run in runs), sum(run.training_seconds for run in runs))
 
 
-def read_header(path: Path) -> dict[str, Any] | None:
-    """The JSON header of a saved state, None if there is no file; MemtokError if it is something else, or damaged."""
+def write_run(path: Path, run: RunState) -> None:
+    """Writes all that going on needs into one file, atomically: `N.KIND.NAME` of task number N, and `pending`."""
+    tensors: dict[str, Tensor] = {}
+    for number, task in enumerate(run.tasks):
+        kinds = {"parameters": task.parameters, "optimizer": task.optimizer}
+        if not task.best:
+            kinds["initial"] = task.initial
+        elif task.best.step != run.step:  # else the parameters are the best ones
+            kinds["best"] = task.best_tensors
+        for kind, values in kinds.items():
+            tensors |= {f"{number}.{kind}.{name}": value for name, value in values.items()}
+        if task.best_answers is not None:
+            tensors[f"{number}.answers"] = task.best_answers
+    if run.pending:
+        tensors["pending"] = torch.stack(run.pending)
+    header = {
+        "step": run.step,
+        "seconds": run.seconds,
+        "training_seconds": run.training_seconds,
+        "tasks": [
+            {
+                "config": task.config,
+                "best": asdict(task.best) if task.best else None,
+                "last": asdict(task.last) if task.last else None,
+                "history": task.history,
+                "diverged": task.diverged,
+            }
+            for task in run.tasks
+        ],
+    }
+    write_saved(path, header, tensors)
+
+
+def read_run(path: Path) -> RunState | None:
+    """What `write_run` wrote, on the CPU; None where there is no file, MemtokError for another or a damaged one."""
     saved = read_saved(path)
-    return None if saved is None else saved.header
-
-
-def read_state(
-    path: Path, saved: Saved, parameters: Mapping[str, Tensor]
-) -> tuple[RunState, dict[str, Tensor], dict[str, Tensor]]:
-    """The state, the parameters and the optimizer's tensors of what was read from `path`, on the CPU.
-
-    `parameters` are those of the task to train: names and shapes must be the same.
-    """
-    header, own, optimizer = saved.header, saved.part("parameters."), saved.part("optimizer.")
-    best_tensors, pending = (
-        saved.part("best."),
-        list(saved.tensors.get("pending", torch.empty(0, 2, dtype=torch.float32))),
-    )
-    best_answers = saved.tensors.get("answers")
-    others = sum(name in saved.tensors for name in ("pending", "answers"))
-    foreign = len(saved.tensors) - len(own) - len(optimizer) - len(best_tensors) - others
+    if saved is None:
+        return None
+    if "config" in saved.header:
+        saved = of_one_task(saved)
     try:
-        best, last = (Validation(**header[key]) if header[key] else None for key in ("best", "last"))
-        history = [dict(row) for row in header["history"]]
-        step, seconds, training_seconds = header["step"], header["seconds"], header["training_seconds"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise MemtokError(f"expected a whole state in {path}, found a damaged one; delete it to start anew") from error
+        header, step = saved.header, int(saved.header["step"])
+        tasks = [read_task(saved, number, values, step) for number, values in enumerate(header["tasks"])]
+        pending = list(saved.tensors.get("pending", torch.empty(0, len(tasks), 2, dtype=torch.float32)))
+        run = RunState(tasks, step, float(header["seconds"]), float(header["training_seconds"]), pending)
+        if any(values.shape != (len(tasks), 2) for values in pending):
+            raise ValueError("pending")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MemtokError(
+            f"expected the state of a run of memtok in {path}, found that of another version, or a damaged one; delete "
+            "it to start anew"
+        ) from error
+    return run
+
+
+def read_task(saved: Saved, number: int, header: Mapping[str, Any], step: int) -> TaskState:
+    """Task `number` of a saved run after `step` steps."""
+    best, last = (Validation(**header[key]) if header[key] else None for key in ("best", "last"))
+    parameters, initial, best_tensors = (saved.part(f"{number}.{kind}.") for kind in ("parameters", "initial", "best"))
     if best and best.step == step:
-        best_tensors = {name: value.clone() for name, value in own.items()}
-    expected = {name: tuple(value.shape) for name, value in parameters.items()}
-    for found in (own, best_tensors) if best else (own,):
-        if foreign or {name: tuple(value.shape) for name, value in found.items()} != expected:
-            raise MemtokError(f"expected the tensors of this task in {path}, found others; delete it to start anew")
-    state = RunState(
-        step=step,
-        seconds=seconds,
-        training_seconds=training_seconds,
+        best_tensors = {name: value.clone() for name, value in parameters.items()}
+    return TaskState(
+        config=dict(header["config"]),
+        initial=initial or {name: value.clone() for name, value in parameters.items()},
         best=best,
         last=last,
         best_tensors=best_tensors,
-        best_answers=best_answers,
-        history=history,
-        pending=pending,
+        best_answers=saved.tensors.get(f"{number}.answers"),
+        history=[dict(row) for row in header["history"]],
+        diverged=header["diverged"],
+        parameters=parameters,
+        optimizer=saved.part(f"{number}.optimizer."),
     )
-    return state, own, optimizer
+
+
+def of_one_task(saved: Saved) -> Saved:
+    """A state that `train` wrote in formats 1 and 2, which held one task, as it is written today."""
+    header = dict(saved.header)
+    task = {key: header.pop(key, None) for key in ("config", "best", "last", "history")} | {"diverged": None}
+    tensors = {key if key == "pending" else f"0.{key}": value for key, value in saved.tensors.items()}
+    if "pending" in tensors:
+        tensors["pending"] = tensors["pending"].unsqueeze(1)
+    return Saved(header | {"tasks": [task]}, tensors)
+
+
+def check_tensors(state: TaskState, parameters: Mapping[str, Tensor], where: str) -> None:
+    """MemtokError unless a saved state has the tensors of a task with these parameters."""
+    expected = {name: tuple(value.shape) for name, value in parameters.items()}
+    for found in (state.parameters, state.good):
+        if {name: tuple(value.shape) for name, value in found.items()} != expected:
+            raise MemtokError(f"expected the tensors of this task in {where}, found others; delete it to start anew")
 
 
 def check_same_run(
@@ -238,11 +287,3 @@ def shown(key: str, value: Any) -> str:
     """A value for a message, cut where it is long."""
     text = json.dumps(value, ensure_ascii=False)
     return f"{Argument(key)} {text if len(text) <= 100 else text[:97] + '...'}"
-
-
-def first_non_finite(values: Tensor) -> int | None:
-    """The first row of (n, k) numbers in which one is not finite."""
-    for row, numbers in enumerate(values.tolist()):
-        if not all(math.isfinite(number) for number in numbers):
-            return row
-    return None

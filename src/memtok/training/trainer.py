@@ -1,12 +1,12 @@
-"""The arithmetic of a run: one step of the optimizer, one look at the validation images. No files, no clocks.
+"""The arithmetic of a run of N tasks: a training step, a validation. No files, no clocks; those are in run.py.
 
-Letters for shapes: B images of a batch, C classes.
+`Trainer.step` is the whole step from top to bottom. Letters for shapes: N tasks, B images of a batch, C classes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,67 +19,51 @@ from memtok.data.transforms import Normaliser
 from memtok.metrics import Score, answered, score_of
 from memtok.traces import KeptBatch
 from memtok.training.compiler import Compiler
-from memtok.training.device import OneProcess, add_up, add_up_gradients, kept_gpu_state, own_rows
+from memtok.training.device import OneProcess, add_up, kept_gpu_state, own_rows
 from memtok.training.feed import Batches, Feed
-from memtok.training.optim import make_optimizer
-from memtok.training.recipes import learning_rate_at
+from memtok.training.optim import Optimizer
 from memtok.training.regimes import FullModel, Trainable, forward_of
 from memtok.training.settings import Plan
 from memtok.training.state import Validation
 
 
-class Engine:
-    """A task (or model) with its optimizer, all on one device."""
+class Trainer:
+    """N tasks, or one model, with their optimizer on one device. Plans differ in learning rate and weight decay only.
+
+    Tasks that compose never see each other, so the gradient of the sum of their losses is, for each task, that of its
+    own loss: only the trunk's pass over the images is shared.
+    """
 
     def __init__(
         self,
-        trainable: Trainable,
-        plan: Plan,
+        tasks: Sequence[Trainable],
+        plans: Sequence[Plan],
         accelerator: Accelerator | OneProcess,
         device: torch.device,
         compiler: Compiler | None = None,
     ) -> None:
-        self.trainable, self.plan, self.accelerator, self.device = trainable, plan, accelerator, device
-        self.forward = forward_of(trainable, compiler, packed=None if plan.views is None else plan.part)
-        self.normalise = Normaliser(trainable.preprocessing)
-        self.parameters = list(trainable.parameters())
-        self.optimizer = make_optimizer(trainable, plan)
-        self.drops = isinstance(trainable, FullModel) and has_dropout(trainable)
-
-    def rate(self, step: int) -> float:
-        """The learning rate of step `step`, counted from 0."""
-        return learning_rate_at(step, peak=self.plan.learning_rate, warmup=self.plan.warmup, steps=self.plan.steps)
+        self.tasks, self.plan, self.accelerator, self.device = tasks, plans[0], accelerator, device
+        self.forward = forward_of(tasks, compiler)
+        self.normalise = Normaliser(tasks[0].preprocessing)
+        self.optimizer = Optimizer(tasks, plans, accelerator)
+        self.drops = any(isinstance(task, FullModel) and has_dropout(task) for task in tasks)
 
     def step(self, number: int, batch: Tensor | KeptBatch, labels: Tensor) -> Tensor:
-        """Step `number`, from 0, on a batch and its labels (B,); returns (2,): loss and gradient norm.
+        """Step `number`, from 0, on a batch and its labels (B,); returns (N, 2): losses and gradient norms.
 
-        batch: pixels (B, 3, H, W) uint8 or kept traces. The result stays on the device, nothing waits for it. The norm
-        is that before clipping.
+        batch: pixels (B, 3, H, W) uint8 or kept traces. The result stays on the device, nothing waits for it. The norms
+        are those before clipping.
         """
-        self.begin(number)
-        loss = torch.zeros((), device=self.device, dtype=torch.float32)
+        self.optimizer.begin(number)
+        losses = torch.zeros(len(self.tasks), device=self.device, dtype=torch.float32)
         with self.dropout(number):
             for part, answers, weight in self.parts(batch, labels):
                 with self.accelerator.autocast():
                     logits = self.forward(part)
-                share = share_of_loss(logits, answers, weight / len(labels))
-                self.accelerator.backward(share)
-                loss += share.detach()
-        return self.apply(loss)
-
-    def begin(self, number: int) -> None:
-        """Makes ready for the gradients of step `number`."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(number)
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def apply(self, loss: Tensor) -> Tensor:
-        """Clips the gradients and moves the parameters; returns (2,): `loss` of all processes, and gradient norm."""
-        add_up_gradients(self.accelerator, self.parameters)
-        (loss,) = add_up(self.accelerator, [loss])
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.plan.clip_norm)
-        self.optimizer.step()
-        return torch.stack([loss, norm.detach().to(loss)])
+                shares = torch.stack([share_of_loss(one, answers, weight / len(labels)) for one in logits])
+                self.accelerator.backward(shares.sum())
+                losses += shares.detach()
+        return self.optimizer.apply(losses)
 
     def parts(self, batch: Tensor | KeptBatch, labels: Tensor) -> Iterator[tuple[Tensor | KeptBatch, Tensor, float]]:
         """This process's rows of a batch in `accumulate` parts on the device, normalised, with their weight."""
@@ -99,28 +83,31 @@ class Engine:
         return self.normalise(moved) if isinstance(moved, Tensor) else moved
 
     @torch.no_grad()
-    def validate(self, step: int, feed: Feed, check: Callable[[], None]) -> tuple[Validation, Tensor]:
-        """Accuracies and mean cross-entropy on the N validation images of the run, without augmentation.
+    def validate(self, step: int, feed: Feed, check: Callable[[], None]) -> list[tuple[Validation, Tensor]]:
+        """What each task finds on the V validation images of the run, without augmentation, after `step` steps.
 
-        And the answers of all processes, (3, N) int32 as of `answered`, on the CPU. check: called before each batch;
-        may raise.
+        And its answers, those of all processes, (3, V) int32 as of `answered`, on the CPU. check: called before each
+        batch; may raise.
         """
         self.set_mode(training=False)
-        answers = torch.zeros(3, self.plan.validation_images, dtype=torch.int64, device=self.device)
-        losses = [torch.zeros((), device=self.device, dtype=torch.float32)]
+        shape = len(self.tasks), 3, self.plan.validation_images
+        answers = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        sums = [torch.zeros(len(self.tasks), device=self.device, dtype=torch.float32)]
         with self.forward.folded():
             for batch, labels, own in self.shares(feed.validation()):
                 check()
                 with self.accelerator.autocast():
-                    logits = self.forward(batch).float()
-                answers[:, own] = answered(logits, labels)
-                losses.append(F.cross_entropy(logits, labels, reduction="sum"))
-        loss = torch.stack(losses).to("cpu", torch.float64).sum()
-        (loss,) = add_up(self.accelerator, [loss.to(self.device, torch.float32)])
+                    logits = [one.float() for one in self.forward(batch)]
+                answers[:, :, own] = torch.stack([answered(one, labels) for one in logits])
+                sums.append(torch.stack([F.cross_entropy(one, labels, reduction="sum") for one in logits]))
+        total = torch.stack(sums).to("cpu", torch.float64).sum(dim=0)
+        (losses,) = add_up(self.accelerator, [total.to(self.device, torch.float32)])
         (answers,) = add_up(self.accelerator, [answers])
         self.set_mode(training=True)
-        answers = answers.to("cpu", torch.int32)
-        return found(step, loss, score_of(self.trainable.classes, answers)), answers
+        return [
+            (found(step, loss, score_of(task.classes, given)), given)
+            for task, loss, given in zip(self.tasks, losses.cpu(), answers.to("cpu", torch.int32), strict=True)
+        ]
 
     def shares(self, batches: Batches) -> Iterator[tuple[Tensor | KeptBatch, Tensor, slice]]:
         """This process's rows of batches, normalised, labels on the device, and where the rows are among all images.
@@ -153,19 +140,22 @@ class Engine:
             yield
 
     def set_mode(self, *, training: bool) -> None:
-        """Training or evaluation mode of a model that trains whole. Tasks have no modes, and the backbone has one."""
-        if isinstance(self.trainable, FullModel):
-            nn.Module.train(self.trainable, training)
+        """Training or evaluation mode of models that train whole. Tasks have no modes, and the backbone has one."""
+        for task in self.tasks:
+            if isinstance(task, FullModel):
+                nn.Module.train(task, training)
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """A copy of the parameters on the CPU."""
-        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.trainable.named_parameters()}
 
-    @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Copies values into the parameters."""
-        for name, parameter in self.trainable.named_parameters():
-            parameter.copy_(tensors[name])
+def snapshot(task: nn.Module) -> dict[str, Tensor]:
+    """A copy of the parameters on the CPU."""
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in task.named_parameters()}
+
+
+@torch.no_grad()
+def load(task: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copies values into the parameters."""
+    for name, parameter in task.named_parameters():
+        parameter.copy_(tensors[name])
 
 
 def has_dropout(model: nn.Module) -> bool:

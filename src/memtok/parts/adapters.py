@@ -1,0 +1,66 @@
+"""Low-rank updates of the layers' projections, which act on the task's own class tokens only.
+
+Source: the form is LoRA's (Hu et al., ICLR 2022, arXiv 2106.09685); what they act on is memtok's addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from memtok.parts.base import Option, Part, Sizes, Spec, Trunk, length
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+ADAPTED = ("qkv", "proj", "mlp")
+"""The projections of a layer that adapters act on: to queries, keys and values; of attention; and beside the MLP."""
+
+
+class Adapters(Part):
+    """For each projection `adapters.NAME.down` (L, rank, inputs) and `adapters.NAME.up` (L, outputs, rank).
+
+    `up` starts at zero, so that they start as no change.
+    """
+
+    options = (Option("adapter_rank", 0, 0, "rank of adapters on the task's own tokens"),)
+    names = tuple(f"adapters.{name}.{half}" for name in ADAPTED for half in ("down", "up"))
+
+    def specs(self, trunk: Trunk, regime: str, sizes: Sizes) -> dict[str, Spec]:
+        rank, layer, dim = sizes["adapter_rank"], trunk.layers[0], trunk.dim
+        widths = {"qkv": (dim, layer.projected), "proj": (layer.inner, dim), "mlp": (dim, dim)}
+        found: dict[str, Spec] = {}
+        for name, (inputs, outputs) in widths.items() if rank else ():
+            found[f"adapters.{name}.down"] = Spec((trunk.depth, rank, inputs), inputs**-0.5)
+            found[f"adapters.{name}.up"] = Spec((trunk.depth, outputs, rank))
+        return found
+
+    def sizes(self, tensors: Mapping[str, Any]) -> dict[str, int]:
+        return {"adapter_rank": max(0, length(tensors.get("adapters.qkv.down"), 1, 3))}
+
+
+def adapt(
+    adapters: Sequence[Mapping[str, tuple[Tensor, Tensor]]],
+    rows: Sequence[Tensor | None],
+    name: str,
+    tokens: Tensor,
+    total: Tensor,
+) -> Tensor:
+    """`total`, the output (B, T, outputs) of a frozen projection of `tokens`, with the tasks' adapters added.
+
+    adapters: for each group of K tasks of one shape, by projection, `down` (K, rank, inputs) and `up` (K, outputs,
+    rank). rows: the rows of T that a group acts on, (K queries,), None for all.
+    """
+    for index, group in zip(rows, adapters, strict=True):
+        down, up = group[name]
+        picked = tokens if index is None else tokens.index_select(1, index)  # (B, K queries, inputs)
+        batch, count, queries = tokens.shape[0], down.shape[0], picked.shape[1] // down.shape[0]
+        # The images of a task are rows of one product, or the adapters would be copied for every image.
+        picked = picked.reshape(batch, count, queries, tokens.shape[2])
+        grouped = picked.transpose(0, 1).flatten(1, 2)  # (K, B queries, inputs)
+        update = grouped @ down.transpose(-2, -1) @ up.transpose(-2, -1)  # (K, B queries, outputs)
+        update = update.reshape(count, batch, queries, up.shape[1]).transpose(0, 1).flatten(1, 2)
+        update = update.to(total.dtype)
+        total = total + update if index is None else total.index_add(1, index, update)
+    return total
