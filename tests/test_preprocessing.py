@@ -29,34 +29,35 @@ def test_round_trip_through_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "argument"),
     [
-        ({"mean": None}, "missing: mean"),
-        ({"colour": "rgb"}, "unknown: colour"),
-        ({"mean": [0.5, 0.5]}, "mean as three numbers"),
-        ({"mean": [0.5, 0.5, float("nan")]}, "mean as three numbers"),
-        ({"std": [0.5, 0.0, 0.5]}, "std above 0"),
+        ({"mean": None}, None),
+        ({"colour": "rgb"}, None),
+        ({"mean": [0.5, 0.5]}, "mean"),
+        ({"mean": [0.5, 0.5, float("nan")]}, "mean"),
+        ({"std": [0.5, 0.0, 0.5]}, "std"),
         ({"image_size": [224, -1]}, "image_size"),
         ({"image_size": [224, 224, 3]}, "image_size"),
         ({"image_size": 224.0}, "image_size"),
         ({"resize": True}, "resize"),
         ({"resize": 0}, "resize"),
-        ({"resize": 200}, "no smaller than the crop"),
-        ({"resize": [256, 200]}, "no smaller than the crop"),
-        ({"crop": False}, "resize to be the image size"),
-        ({"crop": "yes"}, "crop as true or false"),
-        ({"interpolation": "box"}, "'box'"),
-        ({"position_resize": "linear"}, "'linear'"),
+        ({"resize": 200}, "resize"),
+        ({"resize": [256, 200]}, "resize"),
+        ({"crop": False}, "resize"),
+        ({"crop": "yes"}, "crop"),
+        ({"interpolation": "box"}, "interpolation"),
+        ({"position_resize": "linear"}, "position_resize"),
         ({"pixel_range": [0, 0]}, "pixel_range"),
         ({"pixel_range": [0]}, "pixel_range"),
         ({"pixel_range": 4095}, "pixel_range"),
         ({"pixel_range": [0, float("inf")]}, "pixel_range"),
     ],
 )
-def test_what_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
+def test_what_makes_no_sense_is_refused(change: dict[str, Any], argument: str | None) -> None:
     stored = {key: value for key, value in {**USUAL.to_dict(), **change}.items() if value is not None}
-    with pytest.raises(MemtokError, match=message) as caught:
+    with pytest.raises(MemtokError) as caught:
         Preprocessing.from_dict(stored)
+    assert caught.value.argument == argument
     assert "\n" not in str(caught.value)
 
 

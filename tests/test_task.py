@@ -108,32 +108,33 @@ def test_ancestors_come_before_those_that_extend_them(backbone: memtok.Backbone)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "argument"),
     [
-        ({"memory": -1}, "expected memory as a whole number of 0 or more, found -1"),
-        ({"memory": 2.5}, "expected memory as a whole number"),
-        ({"memory": True}, "expected memory as a whole number"),
-        ({"queries": 0}, "expected queries as a whole number of 1 or more, found 0"),
-        ({"adapter_rank": -2}, "expected adapter_rank as a whole number of 0 or more, found -2"),
-        ({"name": ""}, "expected a printable task name"),
-        ({"name": "a\nb"}, "expected a printable task name"),
-        ({"name": "base"}, "expected a task name other than 'base'"),
-        ({"classes": "cat"}, "expected class names as a list of strings"),
-        ({"classes": []}, "expected at least one class name"),
-        ({"classes": ["a", "a"]}, "expected different class names, found 'a' twice"),
-        ({"classes": [1, 2]}, "expected class names as a list of strings"),
-        ({"regime": "nonsense"}, "expected regime memory, head, .*found 'nonsense'"),
-        ({"regime": "full"}, "memtok.FullModel"),
-        ({"regime": "head", "memory": 3}, "expected no memory in regime 'head', found 3 cells"),
-        ({"regime": "head+class", "queries": 2}, r"expected queries=1 and adapter_rank=0 in regime 'head\+class'"),
-        ({"regime": "memory-shared", "adapter_rank": 2}, "expected queries=1 and adapter_rank=0"),
-        ({"placement": "between"}, "expected memory placement before-norm, after-norm, found 'between'"),
+        ({"memory": -1}, "memory"),
+        ({"memory": 2.5}, "memory"),
+        ({"memory": True}, "memory"),
+        ({"queries": 0}, "queries"),
+        ({"adapter_rank": -2}, "adapter_rank"),
+        ({"name": ""}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": "base"}, "name"),
+        ({"classes": "cat"}, "classes"),
+        ({"classes": []}, "classes"),
+        ({"classes": ["a", "a"]}, "classes"),
+        ({"classes": [1, 2]}, "classes"),
+        ({"regime": "nonsense"}, "regime"),
+        ({"regime": "full"}, "regime"),
+        ({"regime": "head", "memory": 3}, "memory"),
+        ({"regime": "head+class", "queries": 2}, "queries"),
+        ({"regime": "memory-shared", "adapter_rank": 2}, "adapter_rank"),
+        ({"placement": "between"}, "placement"),
     ],
 )
-def test_bad_values_are_one_line(backbone: memtok.Backbone, changes: dict[str, object], message: str) -> None:
+def test_bad_values_are_one_line(backbone: memtok.Backbone, changes: dict[str, object], argument: str) -> None:
     arguments: dict[str, object] = {"name": "pets", "classes": ["cat", "dog"]}
-    with pytest.raises(MemtokError, match=message) as caught:
+    with pytest.raises(MemtokError) as caught:
         memtok.Task.create(backbone, **(arguments | changes))  # type: ignore[arg-type]
+    assert caught.value.argument == argument
     assert "\n" not in str(caught.value)
 
 
@@ -141,35 +142,30 @@ def test_bad_extensions_are_one_line(backbone: memtok.Backbone) -> None:
     seen = tiny_task(backbone, "seen", regime="memory-shared")
     stranger = tiny_task(tiny_backbone(seed=9), "stranger")
     a = tiny_task(backbone, "a")
-    for extends, message in (
-        ([seen], "found 'seen' of regime 'memory-shared'"),
-        ([stranger], "found 'stranger' of"),
-        ([a, a], None),
-        ([tiny_task(backbone, "new")], "found 'new' twice"),
-        (["a.safetensors"], "expected extends= as a list of tasks"),
-        (a, "expected extends= as a list of tasks"),
-    ):
-        if message is None:
-            continue
-        with pytest.raises(MemtokError, match=message):
+    for extends in ([seen], [stranger], [tiny_task(backbone, "new")], ["a.safetensors"], a):
+        with pytest.raises(MemtokError) as caught:
             memtok.Task.create(backbone, name="new", classes=["x"], extends=extends)  # type: ignore[arg-type]
-    with pytest.raises(MemtokError, match="expected regime 'memory' for a task that extends"):
+        assert caught.value.argument == "extends"
+        assert "\n" not in str(caught.value)
+    with pytest.raises(MemtokError) as caught:
         memtok.Task.create(backbone, name="new", classes=["x"], extends=[a], regime="head")
+    assert caught.value.argument == "regime"
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "a\rb", "a\tb", "a\x00b", "a\x1b[31m", "a\u2028b", "a\x85b"])
 def test_class_names_are_lines_of_text(backbone: memtok.Backbone, name: str) -> None:
-    with pytest.raises(MemtokError, match="rename that class"):
-        memtok.Task.create(backbone, name="pets", classes=["cat", name])
-    with pytest.raises(MemtokError, match="rename that class"):
-        memtok.FullModel.create(backbone, name="pets", classes=["cat", name])
+    for kind in (memtok.Task, memtok.FullModel):
+        with pytest.raises(MemtokError) as caught:
+            kind.create(backbone, name="pets", classes=["cat", name])
+        assert caught.value.argument == "classes"
 
 
 def test_class_names_are_in_one_unicode_form(backbone: memtok.Backbone) -> None:
     task = memtok.Task.create(backbone, name="drinks", classes=["cafe\u0301", "tea"])
     assert task.classes == ("caf\u00e9", "tea")
-    with pytest.raises(MemtokError, match="twice"):
+    with pytest.raises(MemtokError) as caught:
         memtok.Task.create(backbone, name="drinks", classes=["cafe\u0301", "caf\u00e9"])
+    assert caught.value.argument == "classes"
 
 
 def test_files_with_class_names_of_before_are_read_and_written(backbone: memtok.Backbone, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.training.device import kept_gpu_state
 from memtok_benchmarks import floor, machine
 from memtok_benchmarks.report import Report
@@ -62,7 +62,7 @@ def check_rows(names: Sequence[str]) -> None:
     """MemtokError unless all of them are rows, each once."""
     for name in names:
         if name not in ROWS:
-            raise MemtokError(f"expected rows among {', '.join(ROWS)}, found {name!r}; choose from these")
+            raise MemtokError(f"expected {Argument('rows')} among {', '.join(ROWS)}, found {name!r}; choose from these")
     if not names or len(set(names)) != len(names):
         raise MemtokError(f"expected each row once, found {', '.join(names) or 'none'}; remove the repetition")
 

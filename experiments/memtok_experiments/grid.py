@@ -27,7 +27,7 @@ from memtok.backbone import Backbone, load_backbone
 from memtok.bundle import load_task
 from memtok.data import DataSource, ImageSet, open_data
 from memtok.data.content import training_content
-from memtok.errors import DivergedError, MemtokError
+from memtok.errors import Argument, DivergedError, MemtokError
 from memtok.evaluation import evaluate
 from memtok.files import write_json
 from memtok.folders import check_fixed, locked, slug
@@ -198,12 +198,13 @@ class Grid:
             if found != digest:
                 raise MemtokError(
                     f"expected {data} split as it was for {path} ({found[:19]}), found {digest[:19]}; restore the "
-                    "data, give the same --split, or use another --out"
+                    f"data, give the same {Argument('split')}, or use another {Argument('out')}"
                 )
             if record.split.get("content", content) != content:  # version 0.1 did not write it down
                 raise MemtokError(
                     f"expected the images of {data} as they were for {path}, found others under the same names; "
-                    "restore the data, or use another --out"
+                    f"restore the data, or use another {Argument('out')}",
+                    argument="data",
                 )
 
     def left(self) -> float:

@@ -161,7 +161,7 @@ class RunRecord:
         try:
             return cls(**given)
         except MemtokError as error:
-            raise MemtokError(f"{where}: {error}") from error
+            raise MemtokError(f"{where}: {error.message}") from error
 
 
 def write_record(path: str | Path, record: RunRecord) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.preprocessing import Preprocessing
 from memtok_experiments.columns import PAPER_COLUMNS, Column, find_columns
 
@@ -65,7 +65,7 @@ class GridSettings:
         for what, values in (("data", self.data), ("columns", self.columns), ("seeds", self.seeds)):
             if not values or len(set(values)) != len(values):
                 found, advice = (", ".join(map(str, values)), "leave one out") if values else ("none", "name some")
-                raise MemtokError(f"expected {what}, each once, found {found}; {advice}")
+                raise MemtokError(f"expected {Argument(what)}, each once, found {found}; {advice}")
         for spec in self.data:
             check_spec(spec)
         for name in ("validation_images", "test_images", "together"):
@@ -86,13 +86,14 @@ class GridSettings:
         if self.keep_traces is not None and not any(column.composable for column in find_columns(self.columns)):
             raise MemtokError(
                 f"expected a column that composes to keep traces for, found {', '.join(self.columns)}; leave "
-                "keep_traces out, or add head or memory-N"
+                f"{Argument('keep_traces')} out, or add head or memory-N"
             )
         records = (self.out / "runs").resolve()
         place = None if self.trace_dir is None else Path(self.trace_dir).resolve()
         if place is not None and records in (place, *place.parents):
             raise MemtokError(
-                f"expected trace_dir outside {self.out / 'runs'}, found {self.trace_dir}; name another folder"
+                f"expected {Argument('trace_dir')} outside {self.out / 'runs'}, found {self.trace_dir}; name another "
+                "folder"
             )
 
     def traces(self) -> dict[str, Any]:

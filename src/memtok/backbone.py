@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from memtok.checkpoint import Checkpoint, read_checkpoint
 from memtok.checks import check_choice
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.layers import Layer, Positions, family_of
 from memtok.preprocessing import Preprocessing
 from memtok.surroundings import plain_torch
@@ -150,20 +150,25 @@ class Backbone(nn.Module):
         if not isinstance(images, Tensor):
             raise MemtokError(
                 f"expected images as a tensor (batch, {CHANNELS}, {height}, {width}), found {type(images).__name__}; "
-                "make one of them with model.prepare(images)"
+                "make one of them with model.prepare(images)",
+                argument="images",
             )
         if images.ndim != 4 or tuple(images.shape[1:]) != (CHANNELS, height, width):
             raise MemtokError(
                 f"expected images of shape (batch, {CHANNELS}, {height}, {width}), found {tuple(images.shape)}; "
-                "resize them, or load the backbone with image_size="
+                f"resize them, or load the backbone with {Argument('image_size')}",
+                argument="images",
             )
         if not images.is_floating_point():
             raise MemtokError(
-                f"expected normalised floating-point images, found {images.dtype}; make them with model.prepare(images)"
+                f"expected normalised floating-point images, found {images.dtype}; make them with "
+                "model.prepare(images)",
+                argument="images",
             )
         if images.device != self.device:
             raise MemtokError(
-                f"expected images on {self.device}, found them on {images.device}; move them with images.to(...)"
+                f"expected images on {self.device}, found them on {images.device}; move them with images.to(...)",
+                argument="images",
             )
         return images.to(self.dtype)
 
@@ -313,7 +318,8 @@ def load_backbone(
     place = check_device(device)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise MemtokError(
-            f"expected a floating-point torch.dtype, found {dtype!r}; use torch.float32 or torch.bfloat16"
+            f"expected a floating-point torch.dtype, found {dtype!r}; use torch.float32 or torch.bfloat16",
+            argument="dtype",
         )
     checkpoint = read_checkpoint(source, image_size=image_size, architecture=architecture)
     if checkpoint.preprocessing_origin != "checkpoint":
@@ -330,6 +336,7 @@ def check_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise MemtokError(
-            f"expected a device of this machine, found {str(device)!r}; use 'cpu', or 'cuda' where there is a GPU"
+            f"expected a device of this machine, found {str(device)!r}; use 'cpu', or 'cuda' where there is a GPU",
+            argument="device",
         ) from error
     return place

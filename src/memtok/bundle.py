@@ -23,7 +23,7 @@ from torch import Tensor
 from memtok.backbone import Backbone
 from memtok.checkpoint import portable_source
 from memtok.checks import check_classes, check_name
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.files import atomic_write
 from memtok.header import DIGEST, FORMAT_VERSION, digest_of, read_header, tensors_of, without_repeats
 from memtok.parts import TENSORS
@@ -152,7 +152,7 @@ def revive(
     stored: Sequence[StoredTask],
     backbone: Backbone,
     extends: Sequence[Task] = (),
-    advice: str = "; give it with extends=, or its file beside this one",
+    advice: str = f"; give it with {Argument('extends')}, or its file beside this one",
 ) -> list[Task]:
     """Tasks from their stored form, in the given order; what they extend is found among them and `extends`.
 

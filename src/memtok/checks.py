@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 
 MOST_VIEWS = 1000  # of an image whose traces are kept; an epoch shows one
 
@@ -14,10 +14,14 @@ MOST_VIEWS = 1000  # of an image whose traces are kept; an epoch shows one
 def check_name(name: str) -> str:
     """A task's name: printable, not empty, and not `base`, which names the backbone's own answer."""
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 200:
-        raise MemtokError(f"expected a printable task name of 1 to 200 characters, found {name!r}; choose another name")
+        raise MemtokError(
+            f"expected a printable task name of 1 to 200 characters, found {name!r}; choose another name",
+            argument="name",
+        )
     if name == "base":
         raise MemtokError(
-            "expected a task name other than 'base', which means the backbone's own answer; rename the task"
+            "expected a task name other than 'base', which means the backbone's own answer; rename the task",
+            argument="name",
         )
     return name
 
@@ -25,16 +29,20 @@ def check_name(name: str) -> str:
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """Class names in order, at least one, no two alike: what a task has, also one from a file of an earlier version."""
     if isinstance(classes, str) or not isinstance(classes, Sequence) or not all(isinstance(c, str) for c in classes):
-        raise MemtokError(f"expected class names as a list of strings, found {classes!r}; write ['cat', 'dog']")
+        raise MemtokError(
+            f"expected class names as a list of strings, found {classes!r}; write ['cat', 'dog']", argument="classes"
+        )
     names = tuple(classes)
     for name in names:
         if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
-            raise MemtokError(f"expected class names that UTF-8 can write, found {name!r}; rename that class")
+            raise MemtokError(
+                f"expected class names that UTF-8 can write, found {name!r}; rename that class", argument="classes"
+            )
     if not names:
-        raise MemtokError("expected at least one class name, found none; name the classes in order")
+        raise MemtokError("expected at least one class name, found none; name the classes in order", argument="classes")
     if len(set(names)) != len(names):
         twice = next(item for item in names if names.count(item) > 1)
-        raise MemtokError(f"expected different class names, found {twice!r} twice; rename one")
+        raise MemtokError(f"expected different class names, found {twice!r} twice; rename one", argument="classes")
     return names
 
 
@@ -42,10 +50,13 @@ def new_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """Class names that are given to something new: as `check_classes`, and each one line of text, `composed`."""
     for name in check_classes(classes):
         if not name.strip():
-            raise MemtokError(f"expected class names with a letter in them, found {name!r}; rename that class")
+            raise MemtokError(
+                f"expected class names with a letter in them, found {name!r}; rename that class", argument="classes"
+            )
         if any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in name):
             raise MemtokError(
-                f"expected class names without line ends and control characters, found {name!a}; rename that class"
+                f"expected class names without line ends and control characters, found {name!a}; rename that class",
+                argument="classes",
             )
     return check_classes([composed(name) for name in classes])
 
@@ -59,20 +70,22 @@ def check_choice(what: str, value: str, choices: tuple[str, ...]) -> str:
     """`value` if it is one of `choices`."""
     if value not in choices:
         hint = "; 'full' trains a whole model: use memtok.FullModel" if value == "full" else "; choose one of these"
-        raise MemtokError(f"expected {what} {', '.join(choices)}, found {value!r}{hint}")
+        raise MemtokError(f"expected {Argument(what)} {', '.join(choices)}, found {value!r}{hint}")
     return value
 
 
 def check_count(what: str, value: int, least: int) -> None:
     """`value` as a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise MemtokError(f"expected {what} as a whole number of {least} or more, found {value!r}; change it")
+        raise MemtokError(f"expected {Argument(what)} as a whole number of {least} or more, found {value!r}; change it")
 
 
 def check_length(steps: int | None, epochs: float | None) -> None:
     """MemtokError for a run that is told its length twice."""
     if steps is not None and epochs is not None:
-        raise MemtokError(f"expected steps or epochs, found both ({steps} and {epochs}); leave one out")
+        raise MemtokError(
+            f"expected {Argument('steps')} or {Argument('epochs')}, found both ({steps} and {epochs}); leave one out"
+        )
 
 
 def check_trace_options(
@@ -81,14 +94,18 @@ def check_trace_options(
     """MemtokError for options of kept traces that make no sense together, or for views without end."""
     for name, value in (("trace_limit", trace_limit), ("views", views)):
         if value is not None and keep_traces is None:
-            raise MemtokError(f"expected {name} where traces are kept, found no keep_traces; give both or neither")
+            raise MemtokError(
+                f"expected {Argument(name)} where traces are kept, found no {Argument('keep_traces')}; give both or "
+                "neither"
+            )
     if trace_dir is not None and keep_traces != "disk":
         raise MemtokError(
-            f"expected trace_dir where traces are kept on disk, found keep_traces={keep_traces!r}; use "
-            "keep_traces='disk', or leave trace_dir out"
+            f"expected {Argument('trace_dir')} where traces are kept on disk, found "
+            f"{Argument('keep_traces', keep_traces)}; use {Argument('keep_traces', 'disk')}, or leave "
+            f"{Argument('trace_dir')} out"
         )
     if views is not None and views > MOST_VIEWS:
         raise MemtokError(
-            f"expected views of {MOST_VIEWS:,} at most, found {views:,}; a run shows one of them per epoch, so give no "
-            "more than its epochs"
+            f"expected {Argument('views')} of {MOST_VIEWS:,} at most, found {views:,}; a run shows one of them per "
+            "epoch, so give no more than its epochs"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memtok.backbone import Backbone
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.layout import seen_by
 from memtok.preprocessing import Preprocessing
 from memtok.task import Task, topological
@@ -67,19 +67,23 @@ def same_task(one: Task, other: Task) -> bool:
 def check_tasks(backbone: Backbone, tasks: Sequence[Task]) -> None:
     """MemtokError unless these tasks can stand beside this backbone in one model."""
     if not isinstance(tasks, Sequence) or not all(isinstance(task, Task) for task in tasks):
-        raise MemtokError("expected a list of memtok tasks, found something else; write MemoryViT(backbone, [task])")
+        raise MemtokError(
+            "expected a list of memtok tasks, found something else; write MemoryViT(backbone, [task])", argument="tasks"
+        )
     topological(tasks)  # names a cycle
     named(tasks)
     for task in tasks:
         if task.backbone.fingerprint != backbone.fingerprint:
             raise MemtokError(
                 f"expected tasks of backbone {backbone.source} ({backbone.fingerprint[:19]}), found {task.name!r} of "
-                f"{task.backbone.source} ({task.backbone.fingerprint[:19]}); load the backbone that it was trained on"
+                f"{task.backbone.source} ({task.backbone.fingerprint[:19]}); load the backbone that it was trained on",
+                argument="tasks",
             )
         if task.class_tokens.device != backbone.device:
             raise MemtokError(
                 f"expected tasks on {backbone.device} like the backbone, found {task.name!r} on "
-                f"{task.class_tokens.device}; move it with task.to({str(backbone.device)!r})"
+                f"{task.class_tokens.device}; move it with task.to({str(backbone.device)!r})",
+                argument="tasks",
             )
     if len(tasks) > 1:
         refuse_alone("put side by side", tasks)
@@ -91,7 +95,8 @@ def check_agreement(preprocessing: Preprocessing, tasks: Sequence[Task]) -> None
         if task.preprocessing != preprocessing:
             raise MemtokError(
                 f"expected tasks of the model's preprocessing, found a difference in {task.name!r}: "
-                f"{preprocessing.difference(task.preprocessing)}; give preprocessing="
+                f"{preprocessing.difference(task.preprocessing)}; give preprocessing=",
+                argument="preprocessing",
             )
 
 
@@ -136,18 +141,20 @@ def common_preprocessing(backbone: Backbone, tasks: Sequence[Task], explicit: Pr
             if task.preprocessing != chosen:
                 raise MemtokError(
                     f"expected tasks of one preprocessing, found a difference between {tasks[0].name!r} and "
-                    f"{task.name!r}: {chosen.difference(task.preprocessing)}; train them alike or give preprocessing="
+                    f"{task.name!r}: {chosen.difference(task.preprocessing)}; train them alike or give preprocessing=",
+                    argument="preprocessing",
                 )
     own = backbone.preprocessing
     if chosen.image_size != own.image_size:
         raise MemtokError(
             f"expected images of {chosen.image_size[0]}x{chosen.image_size[1]} px as the tasks were trained with, "
             f"found a backbone for {own.image_size[0]}x{own.image_size[1]} px; load it with "
-            f"image_size={chosen.image_size}"
+            f"{Argument('image_size', chosen.image_size)}"
         )
     if chosen.position_resize != own.position_resize and explicit is None:
         raise MemtokError(
             f"expected position embeddings resized as by {chosen.position_resize}, found a backbone resized as "
-            f"by {own.position_resize}; load it from the same kind of source or give preprocessing="
+            f"by {own.position_resize}; load it from the same kind of source or give preprocessing=",
+            argument="preprocessing",
         )
     return chosen

@@ -23,7 +23,7 @@ from memtok.data import DataSource, ImageSet, batches, from_dataset
 from memtok.data.images import LeftOut, warn_if_dark
 from memtok.data.recorded import open_as_trained, opening_key
 from memtok.data.transforms import Normaliser, evaluation_pixels
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.files import csv_text, write_csv
 from memtok.folders import slug
 from memtok.metrics import Score, Tally
@@ -224,13 +224,14 @@ def by_task(model: MemoryViT, data: Data | Mapping[str, Data]) -> dict[str, Data
         if len(model.names) != 1:
             raise MemtokError(
                 f"expected data for each task of a model with the tasks {listed}, found data without a name; "
-                "give a dict of task name to data"
+                "give a dict of task name to data",
+                argument="data",
             )
         return {model.names[0]: data}
     for name in data:
         if name not in model.names:
             hint = "; for the backbone's own answer use base=" if name == BASE else "; check the spelling"
-            raise MemtokError(f"expected data for the tasks {listed}, found data for {name!r}{hint}")
+            raise MemtokError(f"expected data for the tasks {listed}, found data for {name!r}{hint}", argument="data")
     return dict(data)
 
 
@@ -240,7 +241,9 @@ def plan(
     """The passes to run, one per data set and split, the images that could not be read, and the splits by task."""
     part = opening.part
     if part is not None and part not in PARTS:
-        raise MemtokError(f"expected one of the parts {', '.join(PARTS)}, found {part!r}; choose one of these")
+        raise MemtokError(
+            f"expected one of the parts {', '.join(PARTS)}, found {part!r}; choose one of these", argument="part"
+        )
     opened: dict[object, DataSource | ImageSet] = {}
     passes: dict[object, Pass] = {}
     left_out: dict[LeftOut, None] = {}
@@ -292,7 +295,8 @@ def open_any(given: Data, model: MemoryViT, name: str, opening: Opening) -> Data
     if opening.split is not None:
         raise MemtokError(
             f"expected split only with data given by name, found {opening.split!r} with a {type(given).__name__}; "
-            "give it to open_data"
+            "give it to open_data",
+            argument="split",
         )
     if isinstance(given, DataSource | ImageSet):
         return given
@@ -320,7 +324,7 @@ def classes_of(model: MemoryViT, name: str) -> tuple[str, ...]:
     if not outputs:
         raise MemtokError(
             f"expected a backbone with a classifier to measure its own answer, found {model.backbone.source} without; "
-            "leave base out"
+            f"leave {Argument('base')} out"
         )
     known = model.backbone.classes
     return told_apart(known) if len(known) == outputs else tuple(str(number) for number in range(outputs))

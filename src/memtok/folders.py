@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.files import write_json
 from memtok.header import parse_metadata, read_safetensors_header
 
@@ -40,12 +40,18 @@ def check_fixed(path: Path, fixed: dict[str, Any], what: str = "grid", saved: It
         if difference is not None:
             name, here, now = difference
             raise MemtokError(
-                f"expected the settings of the {what} in {path.parent}, {name} {json.dumps(here)}, found "
-                f"{json.dumps(now)}; use the same, or another --out"
+                f"expected the settings of the {what} in {path.parent}, {setting(name, here)}, found "
+                f"{'none' if now is None else json.dumps(now)}; use the same, or another {Argument('out')}"
             )
     if found is None or "preprocessing" not in found:
         check_saved(saved, fixed["preprocessing"], what)
         write_json(path, (found or {}) | fixed)
+
+
+def setting(name: str, value: Any) -> str:
+    """A setting and its value in a message: `no halving`, or `memory [1, 5]` for `space.memory`."""
+    argument = Argument(name.removeprefix("space."))
+    return f"no {argument}" if value is None else f"{argument} {json.dumps(value)}"
 
 
 def read_settings(path: Path, what: str) -> dict[str, Any] | None:
@@ -56,7 +62,7 @@ def read_settings(path: Path, what: str) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise MemtokError(
-            f"expected the settings of a {what} in {path}, found something else; use another --out"
+            f"expected the settings of a {what} in {path}, found something else; use another {Argument('out')}"
         ) from error
 
 
@@ -84,8 +90,8 @@ def check_saved(paths: Iterable[Path], preprocessing: dict[str, Any], what: str)
         if difference is not None:
             name, here, now = difference
             raise MemtokError(
-                f"expected the preprocessing of {path}, which this {what} trained, {name} {json.dumps(here)}, found "
-                f"{json.dumps(now)}; use the same, or another --out"
+                f"expected the preprocessing of {path}, which this {what} trained, {setting(name, here)}, found "
+                f"{'none' if now is None else json.dumps(now)}; use the same, or another {Argument('out')}"
             )
 
 
@@ -127,7 +133,7 @@ def locked(folder: Path, name: str = LOCK, *, wait: float = 0.0) -> Iterator[Non
     except Timeout as error:
         raise MemtokError(
             f"expected nobody else at work in {folder}, found another process{shown_holder(holder)}; wait for it, or "
-            "use another --out"
+            f"use another {Argument('out')}"
         ) from error
     except OSError as error:
         raise MemtokError(

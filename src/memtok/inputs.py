@@ -48,7 +48,7 @@ def prepare(images: Pictures, preprocessing: Preprocessing, device: torch.device
     """
     pictures = listed(images)
     if not pictures:
-        raise MemtokError("expected images, found none; give one or more")
+        raise MemtokError("expected images, found none; give one or more", argument="images")
     for picture in pictures:
         check_picture(picture, preprocessing)
     return normalised([loaded(picture, preprocessing) for picture in pictures], preprocessing, device)
@@ -65,27 +65,32 @@ def check_picture(picture: Picture, preprocessing: Preprocessing) -> None:
         if shape != (3, *preprocessing.image_size):
             raise MemtokError(
                 f"expected normalised images of shape {(3, *preprocessing.image_size)}, found {shape}; give pixels as "
-                "uint8, which are resized and normalised"
+                "uint8, which are resized and normalised",
+                argument="images",
             )
         return
     pixels = picture.dtype == (torch.uint8 if isinstance(picture, Tensor) else np.uint8)
     if not pixels:
         raise MemtokError(
             f"expected pixels from 0 to 255 as uint8, found {type(picture).__name__} of {picture.dtype}; of values "
-            "from 0 to 1 make (255 * values).round() as uint8"
+            "from 0 to 1 make (255 * values).round() as uint8",
+            argument="images",
         )
     channels = shape[0] if isinstance(picture, Tensor) else 1 if len(shape) == 2 else shape[-1]
     if len(shape) != 3 and not (len(shape) == 2 and isinstance(picture, np.ndarray)):
         channels = 0
     if channels not in ((3,) if isinstance(picture, Tensor) else (1, 3, 4)) or 0 in shape:
         wanted = "(3, height, width)" if isinstance(picture, Tensor) else "(height, width, 3) or (height, width)"
-        raise MemtokError(f"expected pixels of shape {wanted}, found {shape}; bring the axes in this order")
+        raise MemtokError(
+            f"expected pixels of shape {wanted}, found {shape}; bring the axes in this order", argument="images"
+        )
 
 
 def no_picture(found: object) -> MemtokError:
     """The error for something else."""
     return MemtokError(
-        f"expected images as paths, PIL images, arrays or tensors, found {type(found).__name__}; give one of these"
+        f"expected images as paths, PIL images, arrays or tensors, found {type(found).__name__}; give one of these",
+        argument="images",
     )
 
 

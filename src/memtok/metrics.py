@@ -162,12 +162,14 @@ class Tally:
         if logits.ndim != 2 or logits.shape[1] != count or labels.shape != logits.shape[:1]:
             raise MemtokError(
                 f"expected logits (batch, {count}) and labels (batch,), found {tuple(logits.shape)} and "
-                f"{tuple(labels.shape)}; give the logits of one task"
+                f"{tuple(labels.shape)}; give the logits of one task",
+                argument="logits",
             )
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= count):
             raise MemtokError(
                 f"expected labels of 0 to {count - 1}, found {int(labels.min())} to {int(labels.max())}; "
-                "number the classes as the task does"
+                "number the classes as the task does",
+                argument="labels",
             )
         self.answers.append(answered(logits.detach(), labels.to(logits.device)))
 

@@ -55,7 +55,9 @@ class MemoryViT(nn.Module):
         super().__init__()
         if not isinstance(backbone, Backbone):
             raise MemtokError(
-                f"expected a memtok backbone, found {type(backbone).__name__}; wrap it with memtok.load_backbone(model)"
+                f"expected a memtok backbone, found {type(backbone).__name__}; wrap it with "
+                "memtok.load_backbone(model)",
+                argument="backbone",
             )
         check_tasks(backbone, tasks)
         self.backbone = backbone
@@ -261,7 +263,9 @@ class MemoryViT(nn.Module):
     def concat(self, other: MemoryViT, *, preprocessing: Preprocessing | None = None) -> MemoryViT:
         """A model with the tasks of both. A task that tasks of both extend is taken once."""
         if not isinstance(other, MemoryViT):
-            raise MemtokError(f"expected a model to concatenate, found {type(other).__name__}; use add() for a task")
+            raise MemtokError(
+                f"expected a model to concatenate, found {type(other).__name__}; use add() for a task", argument="other"
+            )
         if other.backbone.fingerprint != self.backbone.fingerprint:
             raise MemtokError(
                 f"expected models of one backbone, found {self.backbone.source} ({self.backbone.fingerprint[:19]}) and "
@@ -278,7 +282,9 @@ class MemoryViT(nn.Module):
     def add(self, task: Task, *, preprocessing: Preprocessing | None = None) -> MemoryViT:
         """A model with one more task; all that it extends must be here already."""
         if not isinstance(task, Task):
-            raise MemtokError(f"expected a task to add, found {type(task).__name__}; load one with memtok.load_task")
+            raise MemtokError(
+                f"expected a task to add, found {type(task).__name__}; load one with memtok.load_task", argument="task"
+            )
         refuse_alone("add", (*self.tasks, task))
         if task.name in self.names:
             raise two_of_one_name(task.name)
@@ -299,10 +305,12 @@ class MemoryViT(nn.Module):
     def select(self, names: Sequence[str]) -> MemoryViT:
         """A model that answers these tasks only. What they extend is computed and not answered."""
         if isinstance(names, str):
-            raise MemtokError(f"expected a list of task names, found the string {names!r}; write [{names!r}]")
+            raise MemtokError(
+                f"expected a list of task names, found the string {names!r}; write [{names!r}]", argument="names"
+            )
         self._check_known(names)
         if len(set(names)) != len(names):
-            raise MemtokError(f"expected each task once, found {list(names)}; remove the repetition")
+            raise MemtokError(f"expected each task once, found {list(names)}; remove the repetition", argument="names")
         by_name = named(self.tasks)
         needed = {task.name for task in topological([by_name[name] for name in names])}
         return self._derive([task for task in self.tasks if task.name in needed], tuple(names), self._explicit)
@@ -312,7 +320,8 @@ class MemoryViT(nn.Module):
         if self._explicit is not None and explicit is not None and self._explicit != explicit:
             raise MemtokError(
                 f"expected models of one preprocessing, found a difference: "
-                f"{self._explicit.difference(explicit)}; give preprocessing="
+                f"{self._explicit.difference(explicit)}; give preprocessing=",
+                argument="preprocessing",
             )
         if self._explicit is not None and explicit is None:
             check_agreement(self._explicit, tasks)
@@ -357,10 +366,12 @@ def check_trace(backbone: Backbone, trace: Trace) -> None:
     if not isinstance(trace, Trace):
         raise MemtokError(
             f"expected a trace, found {type(trace).__name__}; make one with model.trace(images), or call the model on "
-            "the images"
+            "the images",
+            argument="trace",
         )
     if trace.backbone not in (None, backbone.fingerprint):
         raise MemtokError(
             f"expected a trace of this backbone ({backbone.fingerprint[:19]}), found one of another "
-            f"({str(trace.backbone)[:19]}); make it with this model"
+            f"({str(trace.backbone)[:19]}); make it with this model",
+            argument="trace",
         )

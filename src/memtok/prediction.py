@@ -18,7 +18,7 @@ from memtok.data import UnreadableImageError
 from memtok.data.finding import images_below, summary
 from memtok.data.images import LeftOut, guarded, peak, shown, warn_if_dark
 from memtok.data.transforms import evaluation_pixels
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.evaluation import BASE, Progress, classes_of, undisturbed
 from memtok.files import csv_text, write_csv
 from memtok.inputs import Picture, Pictures, check_picture, listed, normalised, opened
@@ -120,11 +120,13 @@ def predict(
     Raises MemtokError for a path that is not there, for a folder without images, and for what is no picture.
     """
     if top < 1:
-        raise MemtokError(f"expected top as a number of classes of 1 or more, found {top}; ask for 1")
+        raise MemtokError(f"expected {Argument('top')} as a number of classes of 1 or more, found {top}; ask for 1")
     if batch_size < 1:
-        raise MemtokError(f"expected batch_size of 1 or more, found {batch_size}; change it")
+        raise MemtokError(f"expected {Argument('batch_size')} of 1 or more, found {batch_size}; change it")
     if on_bad_image not in ("fail", "skip"):
-        raise MemtokError(f"expected on_bad_image 'fail' or 'skip', found {on_bad_image!r}; choose one of these")
+        raise MemtokError(
+            f"expected {Argument('on_bad_image')} 'fail' or 'skip', found {on_bad_image!r}; choose one of these"
+        )
     found, left_out = gather(images, model.preprocessing)
     if left_out and on_bad_image == "fail":
         raise UnreadableImageError(*left_out[0])
@@ -174,9 +176,13 @@ def check_thresholds(unknown_below: float | Mapping[str, float] | None, names: S
     given = unknown_below if isinstance(unknown_below, Mapping) else dict.fromkeys(names, unknown_below)
     for name, value in given.items():
         if name not in names:
-            raise MemtokError(f"expected unknown_below for {', '.join(names)}, found {name!r}; check the spelling")
+            raise MemtokError(
+                f"expected {Argument('unknown_below')} for {', '.join(names)}, found {name!r}; check the spelling"
+            )
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise MemtokError(f"expected unknown_below as a probability in [0, 1], found {value!r}; change it")
+            raise MemtokError(
+                f"expected {Argument('unknown_below')} as a probability in [0, 1], found {value!r}; change it"
+            )
     return {name: float(value) for name, value in given.items()}
 
 
@@ -265,14 +271,17 @@ def find_images(paths: Iterable[str | Path]) -> tuple[list[str], list[LeftOut]]:
             left_out |= {str(place): reason for place, reason in lost.items()}
             if not inside:
                 why = f" ({summary([LeftOut(str(place), reason) for place, reason in lost.items()])})" if lost else ""
-                raise MemtokError(f"expected images in the folder {shown(path)}, found none{why}; name another")
+                raise MemtokError(
+                    f"expected images in the folder {shown(path)}, found none{why}; name another", argument="images"
+                )
             found |= dict.fromkeys(map(str, inside))
         elif os.path.lexists(path):  # what it is, a link to nowhere for example, shows when it is read
             found[str(path)] = None
         else:
             raise MemtokError(
-                f"expected an image or a folder of images at {shown(path)}, found nothing; check the path"
+                f"expected an image or a folder of images at {shown(path)}, found nothing; check the path",
+                argument="images",
             )
     if not found:
-        raise MemtokError("expected images, found no path; name files or folders")
+        raise MemtokError("expected images, found no path; name files or folders", argument="images")
     return list(found), [LeftOut(path, reason) for path, reason in left_out.items()]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 POSITION_RESIZES = ("timm", "transformers")
@@ -44,26 +44,30 @@ class Preprocessing:
     pixel_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", size_pair(self.image_size, "image_size"))
+        object.__setattr__(self, "image_size", size_pair(self.image_size, f"{Argument('image_size')}"))
         if not isinstance(self.resize, int):
-            object.__setattr__(self, "resize", size_pair(self.resize, "resize"))
+            object.__setattr__(self, "resize", size_pair(self.resize, f"{Argument('resize')}"))
         if isinstance(self.resize, bool) or (isinstance(self.resize, int) and self.resize < 1):
-            raise MemtokError(f"expected resize as pixels, 1 or more, found {self.resize!r}; give a whole number")
+            raise MemtokError(
+                f"expected resize as pixels, 1 or more, found {self.resize!r}; give a whole number", argument="resize"
+            )
         if not isinstance(self.crop, bool):
-            raise MemtokError(f"expected crop as true or false, found {self.crop!r}; give one of them")
+            raise MemtokError(f"expected crop as true or false, found {self.crop!r}; give one of them", argument="crop")
         if self.interpolation not in INTERPOLATIONS:
             raise MemtokError(
-                f"expected an interpolation out of {', '.join(INTERPOLATIONS)}, found {self.interpolation!r}; take one"
+                f"expected an interpolation out of {', '.join(INTERPOLATIONS)}, found {self.interpolation!r}; take one",
+                argument="interpolation",
             )
         if self.position_resize not in POSITION_RESIZES:
             raise MemtokError(
                 f"expected position_resize out of {', '.join(POSITION_RESIZES)}, found {self.position_resize!r}; "
-                "take one"
+                "take one",
+                argument="position_resize",
             )
         object.__setattr__(self, "mean", _channels(self.mean, "mean"))
         object.__setattr__(self, "std", _channels(self.std, "std"))
         if min(self.std) <= 0:
-            raise MemtokError(f"expected a std above 0 in each channel, found {self.std}; correct it")
+            raise MemtokError(f"expected a std above 0 in each channel, found {self.std}; correct it", argument="std")
         if self.pixel_range is not None:
             object.__setattr__(self, "pixel_range", check_range(self.pixel_range))
         self._check_crop()
@@ -74,11 +78,13 @@ class Preprocessing:
         if not self.crop and self.resize != self.image_size:
             raise MemtokError(
                 f"expected resize to be the image size {self.image_size} where nothing is cropped, found "
-                f"{self.resize}; set crop"
+                f"{self.resize}; set crop",
+                argument="resize",
             )
         if available[0] < height or available[1] < width:
             raise MemtokError(
-                f"expected a resize no smaller than the crop {self.image_size}, found {self.resize}; make it larger"
+                f"expected a resize no smaller than the crop {self.image_size}, found {self.resize}; make it larger",
+                argument="resize",
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,7 +115,7 @@ class Preprocessing:
 
     def with_image_size(self, image_size: int | tuple[int, int]) -> Preprocessing:
         """The same for another image size: the resize keeps its proportion to the crop (256/224 stays 256/224)."""
-        new = size_pair(image_size, "image_size")
+        new = size_pair(image_size, f"{Argument('image_size')}")
         if new == self.image_size:
             return self
         ratios = (new[0] / self.image_size[0], new[1] / self.image_size[1])
@@ -125,7 +131,7 @@ class Preprocessing:
 
 
 def size_pair(value: Any, name: str) -> tuple[int, int]:
-    """(height, width) of a size given as one number or two; MemtokError unless they are whole and above 0."""
+    """(height, width) of a size given as one number or two; MemtokError, with `name`, unless whole and above 0."""
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     whole = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair)
     if len(pair) != 2 or not whole:
@@ -141,8 +147,8 @@ def check_range(value: Any) -> tuple[float, float]:
     usable = all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in numbers)
     if len(numbers) != 2 or not usable or numbers[0] >= numbers[1]:
         raise MemtokError(
-            f"expected pixel_range as two numbers, the values of black and of white, found {value!r}; give for example "
-            "0 and 4095"
+            f"expected {Argument('pixel_range')} as two numbers, the values of black and of white, found {value!r}; "
+            "give for example 0 and 4095"
         )
     return float(numbers[0]), float(numbers[1])
 
@@ -151,6 +157,6 @@ def _channels(value: Any, name: str) -> tuple[float, float, float]:
     numbers = tuple(value) if isinstance(value, tuple | list) else ()
     usable = all(isinstance(item, int | float) and math.isfinite(item) for item in numbers)
     if len(numbers) != 3 or not usable:
-        raise MemtokError(f"expected {name} as three numbers, one per colour, found {value!r}; correct it")
+        raise MemtokError(f"expected {Argument(name)} as three numbers, one per colour, found {value!r}; correct it")
     red, green, blue = (float(item) for item in numbers)
     return red, green, blue

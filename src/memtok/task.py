@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from memtok.backbone import Backbone
 from memtok.checks import check_choice, check_classes, check_count, check_name, new_classes
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.parts import OPTIONS, PARTS, Sizes, sizes_of, specs
 from memtok.preprocessing import Preprocessing
 from memtok.surroundings import plain_torch
@@ -71,7 +71,7 @@ class Task(nn.Module):
         self._name = check_name(name)
         self.classes = check_classes(classes)
         self.regime = check_choice("regime", regime, tuple(REGIMES))
-        self.placement = check_choice("memory placement", placement, PLACEMENTS)
+        self.placement = check_choice("placement", placement, PLACEMENTS)
         self.extends = check_extends(self.name, backbone, self.regime, extends)
         self.preprocessing = preprocessing or backbone.preprocessing
         self.record: dict[str, Any] = dict(record or {})
@@ -122,7 +122,9 @@ class Task(nn.Module):
         """
         if not isinstance(backbone, Backbone):
             raise MemtokError(
-                f"expected a memtok backbone, found {type(backbone).__name__}; wrap it with memtok.load_backbone(model)"
+                f"expected a memtok backbone, found {type(backbone).__name__}; wrap it with "
+                "memtok.load_backbone(model)",
+                argument="backbone",
             )
         check_choice("regime", regime, tuple(REGIMES))
         has_memory, _ = REGIMES[regime]
@@ -131,16 +133,19 @@ class Task(nn.Module):
         for option in OPTIONS:
             check_count(option.name, sizes[option.name], option.least)
         if cells and not has_memory:
-            raise MemtokError(f"expected no memory in regime {regime!r}, found {cells} cells; use regime 'memory'")
+            raise MemtokError(
+                f"expected no memory in regime {regime!r}, found {cells} cells; use regime 'memory'", argument="memory"
+            )
         if (queries > 1 or adapter_rank) and regime != "memory":
             raise MemtokError(
-                f"expected queries=1 and adapter_rank=0 in regime {regime!r}, found queries={queries} and "
-                f"adapter_rank={adapter_rank}; use regime 'memory'"
+                f"expected {Argument('queries', 1)} and {Argument('adapter_rank', 0)} in regime {regime!r}, found "
+                f"{Argument('queries', queries)} and {Argument('adapter_rank', adapter_rank)}; use regime 'memory'",
+                argument="queries" if queries > 1 else "adapter_rank",
             )
         if seed is not None:
             check_count("seed", seed, 0)
             if seed >= 2**63:
-                raise MemtokError(f"expected seed below 2**63, found {seed}; choose a smaller one")
+                raise MemtokError(f"expected {Argument('seed')} below 2**63, found {seed}; choose a smaller one")
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
         if regime == "head":
             sizes["queries"] = 0
@@ -166,7 +171,7 @@ class Task(nn.Module):
 
     def check(self, **replaced: Any) -> None:
         """MemtokError unless its tensors fit its backbone, its regime and its classes; `replaced`: some by others."""
-        check_choice("memory placement", self.placement, PLACEMENTS)
+        check_choice("placement", self.placement, PLACEMENTS)
         parts = {"class_tokens": self.class_tokens, "memory": self.memory, "head": self.head} | replaced
         head = parts.pop("head")
         if not isinstance(head, nn.Linear):
@@ -333,7 +338,8 @@ def preprocessing_of(name: str, extends: Sequence[Task]) -> Preprocessing | None
             raise MemtokError(
                 f"expected tasks of one preprocessing for {name!r} to extend, found a difference between "
                 f"{extends[0].name!r} and {task.name!r}: {extends[0].preprocessing.difference(task.preprocessing)}; "
-                "give preprocessing="
+                "give preprocessing=",
+                argument="preprocessing",
             )
     return extends[0].preprocessing if extends else None
 
@@ -395,22 +401,30 @@ def check_shapes(name: str, backbone: Backbone, regime: str, classes: int, tenso
 def check_extends(name: str, backbone: Backbone, regime: str, extends: Sequence[Task]) -> tuple[Task, ...]:
     """The tasks to extend, in the given order: composable, of this backbone, of different names."""
     if not isinstance(extends, Sequence) or not all(isinstance(task, Task) for task in extends):
-        raise MemtokError("expected extends= as a list of tasks, found something else; load them with memtok.load_task")
+        raise MemtokError(
+            f"expected {Argument('extends')} as a list of tasks, found something else; load them with memtok.load_task"
+        )
     if extends and regime != "memory":
-        raise MemtokError(f"expected regime 'memory' for a task that extends others, found {regime!r}")
+        raise MemtokError(
+            f"expected regime 'memory' for a task that extends others, found {regime!r}", argument="regime"
+        )
     names = {name}
     for task in topological(extends):
         if not task.composable:
             raise MemtokError(
                 f"expected tasks of regime 'memory' to extend, found {task.name!r} of regime {task.regime!r}, which "
-                "changes what the image tokens are; train it again with regime 'memory'"
+                "changes what the image tokens are; train it again with regime 'memory'",
+                argument="extends",
             )
         if task.backbone.fingerprint != backbone.fingerprint:
             raise MemtokError(
                 f"expected a task of backbone {backbone.fingerprint[:19]} to extend, found {task.name!r} of "
-                f"{task.backbone.fingerprint[:19]} ({task.backbone.source}); use one backbone"
+                f"{task.backbone.fingerprint[:19]} ({task.backbone.source}); use one backbone",
+                argument="extends",
             )
         if task.name in names:
-            raise MemtokError(f"expected different names in extends, found {task.name!r} twice; rename one")
+            raise MemtokError(
+                f"expected different names in extends, found {task.name!r} twice; rename one", argument="extends"
+            )
         names.add(task.name)
     return tuple(extends)

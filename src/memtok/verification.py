@@ -130,10 +130,14 @@ def verify(
     """
     if backbone.dtype != torch.float32:
         raise MemtokError(
-            f"expected a backbone in float32 to verify, found {backbone.dtype}; load it with dtype=torch.float32"
+            f"expected a backbone in float32 to verify, found {backbone.dtype}; load it with dtype=torch.float32",
+            argument="backbone",
         )
     if images < 1 or batch_size < 1 or (isinstance(data, Tensor) and not len(data)):
-        raise MemtokError("expected at least one image to verify on, found none; give images, and batch_size from 1 on")
+        raise MemtokError(
+            "expected at least one image to verify on, found none; give images, and batch_size from 1 on",
+            argument="images",
+        )
     models = models_of(backbone, tasks, preprocessing)
     original = read_original(backbone, source)
     prepared = next((model for model in models if model.tasks), models[0]).preprocessing
@@ -279,7 +283,8 @@ def read_original(backbone: Backbone, source: str | Path | nn.Module | None) -> 
         source = backbone.source
         if source.startswith("object:"):
             raise MemtokError(
-                f"expected source= for a backbone made from an object, found none ({source}); give the model itself"
+                f"expected source= for a backbone made from an object, found none ({source}); give the model itself",
+                argument="source",
             )
     checkpoint = read_checkpoint(
         source, image_size=backbone.preprocessing.image_size, architecture=backbone.architecture
@@ -287,7 +292,8 @@ def read_original(backbone: Backbone, source: str | Path | nn.Module | None) -> 
     if checkpoint.fingerprint != backbone.fingerprint:
         raise MemtokError(
             f"expected the backbone {backbone.fingerprint[:19]} in {checkpoint.source}, found "
-            f"{checkpoint.fingerprint[:19]}; name the source that it was loaded from"
+            f"{checkpoint.fingerprint[:19]}; name the source that it was loaded from",
+            argument="source",
         )
     return checkpoint.vit.eval().to(backbone.device)
 

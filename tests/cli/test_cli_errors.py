@@ -20,26 +20,10 @@ from safetensors.torch import save_file
 
 import memtok
 from memtok.cli import COMMANDS
-from memtok.cli.errors import as_typed
 from memtok.cli.output import check_outputs
 from memtok.training.compiler import check_inductor
 from tests.cli.conftest import Run
 
-OPTIONS = {
-    name: "--" + name.replace("_", "-")
-    for name in (
-        "keep_traces",
-        "trace_dir",
-        "views",
-        "device",
-        "halving",
-        "memory",
-        "steps",
-        "epochs",
-        "batch_size",
-        "out",
-    )
-}
 BACKBONE = ("--backbone", "tiny.safetensors")
 TRAIN = ("train", *BACKBONE, "--data", "folder:photos", "--device", "cpu", "--out", "new.safetensors")
 EVALUATE = ("evaluate", "pets.safetensors", *BACKBONE)
@@ -71,6 +55,15 @@ WRONG_ARGUMENTS = {
         (*TRAIN, "--keep-traces", "ram", "--trace-dir", "traces"),
         "expected --trace-dir where traces are kept on disk, found --keep-traces ram; use --keep-traces disk, or leave "
         "--trace-dir out",
+    ),
+    "a folder of no traces": (
+        (*TRAIN, "--trace-dir", "traces"),
+        "expected --trace-dir where traces are kept on disk, found no --keep-traces; use --keep-traces disk, or leave "
+        "--trace-dir out",
+    ),
+    "names of arguments among the data": (
+        ("train", *BACKBONE, "--data", "keep_traces=None", "--out", "new.safetensors"),
+        "found 'keep_traces=None'",
     ),
     "traces of a whole model": (
         (*TRAIN, "--keep-traces", "ram", "--regime", "full"),
@@ -547,40 +540,6 @@ def test_results_go_where_they_can(workspace: Path, run: Run) -> None:
     found = run("inspect", "pets.safetensors", "--json", "file/result.json")
     assert found.code == 1
     assert "expected a folder that can be written" in found.error
-
-
-@pytest.mark.parametrize(
-    ("message", "typed"),
-    [
-        (
-            "expected trace_dir on disk, found keep_traces=None; use keep_traces='disk', or leave trace_dir out",
-            "expected --trace-dir on disk, found no --keep-traces; use --keep-traces disk, or leave --trace-dir out",
-        ),
-        ("expected steps or epochs, found both (3 and 4)", "expected --steps or --epochs, found both (3 and 4)"),
-        ("expected memory, each once, found 5, 5", "expected --memory, each once, found 5, 5"),
-        ("expected one view, found 3; leave views out", "expected one view, found 3; leave --views out"),
-        ("expected out= to resume a run, found none", "expected --out to resume a run, found none"),
-        (
-            "expected the settings of the sweep in a/b, halving 3, found null; use the same",
-            "expected the settings of the sweep in a/b, --halving 3, found none; use the same",
-        ),
-        (
-            "expected the settings of the sweep in a/b, halving null, found 3; use the same",
-            "expected the settings of the sweep in a/b, no --halving, found 3; use the same",
-        ),
-        (
-            "expected the settings of the sweep in a/b, space.memory [1, 5], found [5]; use the same",
-            "expected the settings of the sweep in a/b, --memory [1, 5], found [5]; use the same",
-        ),
-        *((same, same) for same in ("expected 2 GB of memory, found less; lower it", "expected a, found 'batch_size'")),
-        *(
-            (same, same)
-            for same in ("expected a file in batch_size/views, found none", "expected --memory, found no out")
-        ),
-    ],
-)
-def test_messages_of_the_library_name_options_as_they_are_typed(message: str, typed: str) -> None:
-    assert as_typed(message, OPTIONS) == typed
 
 
 @pytest.mark.parametrize("words", [TRAIN, ("sweep", *TRAIN[1:-1], "swept")], ids=["train", "sweep"])

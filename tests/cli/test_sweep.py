@@ -161,6 +161,18 @@ def test_work_that_cannot_be_done(run: Run) -> None:
     assert not Path("out").exists()
 
 
+def test_other_settings_in_the_same_folder(run: Run) -> None:
+    first = ("--learning-rates", "0.01", "0.02", "--no-compare-head", "--out", "out")
+    assert run("sweep", *QUICK, *first, "--halving", "2").code == 0
+    for words, expected in (
+        ((), "in out, --halving 2, found none; use the same, or another --out"),
+        (("--halving", "2", "--memory", "1"), "in out, --memory [5], found [1]; use the same, or another --out"),
+    ):
+        found = run("sweep", *QUICK, *first, *words)
+        assert found.code == 1
+        assert expected in found.error
+
+
 def test_an_interrupted_sweep_says_how_it_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

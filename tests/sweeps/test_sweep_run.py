@@ -173,12 +173,10 @@ def test_a_pass_that_is_too_large_by_now_is_split_where_it_is(
 
 def test_a_changed_setting_is_refused_and_a_grid_may_grow(quick: Quick, tmp_path: Path) -> None:
     first = quick(learning_rates=[0.02])
-    for changed, word in (({"batch_size": 8}, "batch_size 16, found 8"), ({"seed": 1}, "seed 0, found 1")):
-        with pytest.raises(memtok.MemtokError, match=word):
+    for changed in ({"batch_size": 8}, {"seed": 1}, {"halving": 2}, {"search": "random", "trials": 1}):
+        with pytest.raises(memtok.MemtokError) as caught:
             quick(learning_rates=[0.02], **changed)
-    for changed, word in (({"halving": 2}, "halving null, found 2"), ({"search": "random", "trials": 1}, '"grid"')):
-        with pytest.raises(memtok.MemtokError, match=word):
-            quick(learning_rates=[0.02], **changed)
+        assert caught.value.argument == next(iter(changed))
     counted = Counted()
     grown = quick(learning_rates=[0.02, 1e-9], progress=counted)
     assert [count for count, _, _ in counted.passes] == [1]

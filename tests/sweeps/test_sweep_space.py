@@ -60,33 +60,34 @@ def test_all_of_a_small_space_can_be_drawn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("axes", "words"),
+    ("axes", "argument"),
     [
-        ({"learning_rates": []}, "learning_rates as a list"),
-        ({"learning_rates": "0.1"}, "learning_rates as a list"),
-        ({"learning_rates": [0.0]}, "above 0, found 0.0"),
-        ({"learning_rates": [0.1, float("nan")]}, "finite numbers above 0, found nan"),
-        ({"learning_rates": [0.1, 0.10000001]}, "each once"),
-        ({"learning_rates": Range(1e-3, 1e-1)}, "lists for a grid, found the range 0.001..0.1"),
-        ({"weight_decays": [-1.0]}, "weight_decays as finite numbers of 0 or more"),
-        ({"weight_decays": Range(0.0, 0.1), "search": "random", "trials": 3}, "above 0, found 0.0"),
-        ({"memory": [-1]}, "memory as whole numbers of 0 or more"),
-        ({"memory": [1.5]}, "memory as whole numbers"),
-        ({"memory": Range(0.5, 3.0), "search": "random", "trials": 3}, "memory as whole numbers"),
-        ({"queries": [0]}, "queries as whole numbers of 1 or more"),
-        ({"seeds": Range(0, 3), "search": "random", "trials": 3}, "seeds as a list"),
-        ({"regimes": ["full"]}, "regimes among memory, head"),
-        ({"search": "best"}, "a search among grid, random, optuna"),
-        ({"search": "random"}, "expected trials for the search 'random'"),
-        ({"search": "random", "trials": 0}, "trials as a whole number"),
-        ({"search": "random", "trials": 3}, "1 trials at most"),
-        ({"trials": 3}, "no trials for a grid"),
-        ({"memory": range(400), "seeds": range(400)}, "100,000 configurations at most, found 160,000"),
+        ({"learning_rates": []}, "learning_rates"),
+        ({"learning_rates": "0.1"}, "learning_rates"),
+        ({"learning_rates": [0.0]}, "learning_rates"),
+        ({"learning_rates": [0.1, float("nan")]}, "learning_rates"),
+        ({"learning_rates": [0.1, 0.10000001]}, "learning_rates"),
+        ({"learning_rates": Range(1e-3, 1e-1)}, "learning_rates"),
+        ({"weight_decays": [-1.0]}, "weight_decays"),
+        ({"weight_decays": Range(0.0, 0.1), "search": "random", "trials": 3}, "weight_decays"),
+        ({"memory": [-1]}, "memory"),
+        ({"memory": [1.5]}, "memory"),
+        ({"memory": Range(0.5, 3.0), "search": "random", "trials": 3}, "memory"),
+        ({"queries": [0]}, "queries"),
+        ({"seeds": Range(0, 3), "search": "random", "trials": 3}, "seeds"),
+        ({"regimes": ["full"]}, "regimes"),
+        ({"search": "best"}, "search"),
+        ({"search": "random"}, "trials"),
+        ({"search": "random", "trials": 0}, "trials"),
+        ({"search": "random", "trials": 3}, "trials"),
+        ({"trials": 3}, "trials"),
+        ({"memory": range(400), "seeds": range(400)}, None),
     ],
 )
-def test_a_space_that_makes_none(axes: dict[str, Any], words: str) -> None:
-    with pytest.raises(MemtokError, match=words) as caught:
+def test_a_space_that_makes_none(axes: dict[str, Any], argument: str | None) -> None:
+    with pytest.raises(MemtokError) as caught:
         Space(**({"learning_rates": [0.1]} | axes))
+    assert caught.value.argument == argument
     assert "\n" not in str(caught.value)
 
 

@@ -17,14 +17,14 @@ from memtok.training.settings import LEAST_VALIDATED, Settings, make_plan
 from tests.training.helpers import new_task, quick
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"steps": 0}, "steps as a whole number of 1 or more, found 0"),
-    ({"steps": 2.5}, "steps as a whole number"),
-    ({"steps": True}, "steps as a whole number"),
-    ({"steps": 3, "epochs": 1}, "steps or epochs, found both"),
-    ({"epochs": 0}, "epochs as a finite number above 0, found 0"),
+    ({"steps": 0}, "steps"),
+    ({"steps": 2.5}, "steps"),
+    ({"steps": True}, "steps"),
+    ({"steps": 3, "epochs": 1}, "steps"),
+    ({"epochs": 0}, "epochs"),
     ({"batch_size": 0}, "batch_size"),
     ({"accumulate": 0}, "accumulate"),
-    ({"batch_size": 4, "accumulate": 5}, "5 parts of 4 images"),
+    ({"batch_size": 4, "accumulate": 5}, "accumulate"),
     ({"learning_rate": -0.1}, "learning_rate"),
     ({"learning_rate": 0.0}, "learning_rate"),
     ({"learning_rate": float("nan")}, "learning_rate"),
@@ -35,29 +35,31 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"precision": "fp8"}, "precision"),
     ({"workers": -1}, "workers"),
     ({"augment": "mixup"}, "augment"),
-    ({"flip": 1}, "flip as True, False or None, found 1"),
-    ({"flip": True, "augment": "none"}, "augment inception or crop where flip is on, found none"),
-    ({"split": "90-10"}, "the split official or 80-20, found '90-10'"),
-    ({"split": "80-20"}, "split only with data given by name"),
+    ({"flip": 1}, "flip"),
+    ({"flip": True, "augment": "none"}, "augment"),
+    ({"split": "90-10"}, "split"),
+    ({"split": "80-20"}, "split"),
     ({"on_bad_image": "ignore"}, "on_bad_image"),
     ({"validate_every": 0}, "validate_every"),
-    ({"select": "accuracy"}, "select among top1, balanced, loss, found 'accuracy'"),
+    ({"select": "accuracy"}, "select"),
     ({"validation_images": 0}, "validation_images"),
     ({"log_every": 0}, "log_every"),
     ({"save_every": 0}, "save_every"),
-    ({"resume": True}, "expected out="),
+    ({"resume": True}, "out"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), BAD, ids=lambda value: str(value)[:30])
-def test_bad_argument_is_one_line(backbone: Backbone, data: DataSource, arguments: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize(("arguments", "argument"), BAD, ids=lambda value: str(value)[:30])
+def test_bad_argument_is_one_line(
+    backbone: Backbone, data: DataSource, arguments: dict[str, Any], argument: str
+) -> None:
     if "epochs" not in arguments and "steps" not in arguments:
         arguments = {"steps": 2, **arguments}
     task = new_task(backbone, data)
     before = {name: value.clone() for name, value in task.state_dict().items()}
     with pytest.raises(MemtokError) as caught:
         quick(task, data, **({"steps": None} | arguments))
-    assert words in str(caught.value)
+    assert caught.value.argument == argument
     assert "\n" not in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
 

@@ -84,7 +84,8 @@ def _square(grid: tuple[int, ...]) -> tuple[int, ...]:
     if rows != columns:
         raise MemtokError(
             f"expected a square grid of position embeddings, which is all that transformers resizes, found {rows} x "
-            f"{columns}; use the checkpoint's own image size"
+            f"{columns}; use the checkpoint's own image size",
+            argument="image_size",
         )
     return grid
 
@@ -95,5 +96,6 @@ def check_image_size(image_size: tuple[int, int], patch: tuple[int, int]) -> Non
         nearest = tuple(max(1, round(side / step)) * step for side, step in zip(image_size, patch, strict=True))
         raise MemtokError(
             f"expected an image size (height, width) that is a multiple of the patch {tuple(patch)}, found "
-            f"{image_size}; the nearest is {nearest}"
+            f"{image_size}; the nearest is {nearest}",
+            argument="image_size",
         )

@@ -48,7 +48,7 @@ from memtok.checkpoint.timm_models import (
     read_timm_object,
     read_timm_tensors,
 )
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.files import atomic_write
 from memtok.header import DIGEST, check_digest, digest_of
 from memtok.preprocessing import Preprocessing, size_pair
@@ -101,7 +101,7 @@ def read_checkpoint(
 
     Raises MemtokError for a source that is not found, damaged, or not understood.
     """
-    size = None if image_size is None else size_pair(image_size, "image_size")
+    size = None if image_size is None else size_pair(image_size, f"{Argument('image_size')}")
     if isinstance(source, nn.Module):
         label = f"object:{type(source).__name__}"
         found = _read_object(source, size)
@@ -110,7 +110,8 @@ def read_checkpoint(
         found = _read_named(source, size, architecture)
     else:
         raise MemtokError(
-            f"expected a path, a Hub id, a timm name or a model, found {type(source).__name__}; give one of these"
+            f"expected a path, a Hub id, a timm name or a model, found {type(source).__name__}; give one of these",
+            argument="source",
         )
     fingerprint = fingerprint_of(found.vit)
     preprocessing = found.preprocessing
@@ -153,12 +154,15 @@ def _read_named(source: str | Path, size: tuple[int, int] | None, architecture: 
     if text == SHIPPED:
         return _read_folder(shipped_backbone(), text, size, architecture)
     if isinstance(source, Path) or path.is_absolute() or path.suffix == ".safetensors" or text.startswith("."):
-        raise MemtokError(f"expected a folder or a .safetensors file, found nothing at {text}; check the path")
+        raise MemtokError(
+            f"expected a folder or a .safetensors file, found nothing at {text}; check the path", argument="source"
+        )
     if HUB_NAME.fullmatch(text):
         return _read_hub(text, size, architecture)
     if architecture is not None:
         raise MemtokError(
-            f"expected an architecture for a lone file only, found {architecture!r} for {text!r}; leave it out"
+            f"expected an architecture for a lone file only, found {architecture!r} for {text!r}; leave it out",
+            argument="architecture",
         )
     return read_timm_name(text, size)
 
@@ -181,7 +185,8 @@ def _read_hub(name: str, size: tuple[int, int] | None, architecture: str | None)
     except Exception as error:  # the Hub's client raises errors of its own, of its network library, and of the system
         raise MemtokError(
             f"expected {name!r} to be a folder here or a repository of the Hugging Face Hub, found neither "
-            f"({one_line(error)}); check the name and the connection"
+            f"({one_line(error)}); check the name and the connection",
+            argument="source",
         ) from error
     return _read_folder(folder, name, size, architecture)
 
@@ -199,7 +204,8 @@ def _read_folder(folder: Path, label: str, size: tuple[int, int] | None, archite
     if architecture not in (None, config.get("architecture")):
         raise MemtokError(
             f"expected the architecture that config.json in {label} names, "
-            f"{config.get('architecture') or config.get('model_type')!r}, found {architecture!r}; leave it out"
+            f"{config.get('architecture') or config.get('model_type')!r}, found {architecture!r}; leave it out",
+            argument="architecture",
         )
     if config.get("architecture"):
         return read_timm_config(config, read_folder_tensors(folder, label), size)
@@ -246,11 +252,13 @@ def _read_file(path: Path, size: tuple[int, int] | None, architecture: str | Non
     named = metadata.get("architecture", architecture)
     if named is None:
         raise MemtokError(
-            f"expected the architecture of {path} in its metadata, found none; give timm's name of it as architecture"
+            f"expected the architecture of {path} in its metadata, found none; give timm's name of it as architecture",
+            argument="architecture",
         )
     if architecture not in (None, named):
         raise MemtokError(
-            f"expected the architecture {named!r} that {path} names, found {architecture!r}; leave it out"
+            f"expected the architecture {named!r} that {path} names, found {architecture!r}; leave it out",
+            argument="architecture",
         )
     return read_timm_tensors(named, tensors, size)
 
@@ -295,7 +303,8 @@ def save_checkpoint(
         )
     if classes and len(classes) != architecture.classes:
         raise MemtokError(
-            f"expected {architecture.classes} class names, one per output, found {len(classes)}; name each"
+            f"expected {architecture.classes} class names, one per output, found {len(classes)}; name each",
+            argument="classes",
         )
     metadata = {
         FORMAT: FORMAT_VERSION,
@@ -318,7 +327,10 @@ def _read_saved(
 ) -> Found:
     """A file that `save_checkpoint` wrote."""
     if architecture is not None:
-        raise MemtokError(f"expected no architecture for {path}, which brings its own, found one; leave it out")
+        raise MemtokError(
+            f"expected no architecture for {path}, which brings its own, found one; leave it out",
+            argument="architecture",
+        )
     if metadata[FORMAT] != FORMAT_VERSION:
         raise MemtokError(
             f"expected version {FORMAT_VERSION} of memtok's checkpoints, found {metadata[FORMAT]!r} in {path}; "

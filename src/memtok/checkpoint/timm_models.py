@@ -91,7 +91,8 @@ def _create(name: str, **arguments: Any) -> nn.Module:
         )
         raise MemtokError(
             f"expected a folder, a .safetensors file, org/name on the Hub or a timm model name, found {name!r}; "
-            + (f"did you mean {', '.join(similar)}?" if similar else "check the spelling")
+            + (f"did you mean {', '.join(similar)}?" if similar else "check the spelling"),
+            argument="source",
         )
     hub = logging.getLogger("huggingface_hub")
     level = hub.level

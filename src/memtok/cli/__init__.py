@@ -25,8 +25,8 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from memtok import __version__
-from memtok.cli.errors import UsageError, as_typed
-from memtok.errors import MemtokError, printable
+from memtok.cli.errors import UsageError
+from memtok.errors import MemtokError, printable, spelled
 
 DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -140,7 +140,7 @@ def dispatch(words: list[str]) -> int:
         try:
             return int(module.run(options))
         except MemtokError as error:
-            error.args = (as_typed(str(error), option_names(parser)),)
+            error.args = (spelled(error.message, option_names(parser)),)
             raise
 
 

@@ -103,7 +103,7 @@ def open_backbone(
     try:
         return load(word)
     except MemtokError as error:
-        if not headers or "multiple of the patch" not in str(error):
+        if not headers or error.argument != "image_size":
             raise
         own = headers[0]["backbone"]
         raise MemtokError(
@@ -141,14 +141,15 @@ def find_backbone(header: dict[str, Any], places: Sequence[str], load: Callable[
         try:
             backbone = load(place)
         except MemtokError as error:
-            reasons.append(f"{place}: {error}")
+            reasons.append(f"{place}: {error.message}")
             continue
         if backbone.fingerprint == own["fingerprint"]:
             return backbone
         reasons.append(f"{place}: another backbone ({backbone.fingerprint[:19]})")
     raise MemtokError(
         f"expected to find the backbone {own['source']} ({own['fingerprint'][:19]}), on which {header['name']!r} was "
-        f"trained, found {'; '.join(reasons) or 'nothing of that name'}; say where it is with --backbone"
+        f"trained, found {'; '.join(reasons) or 'nothing of that name'}; say where it is with --backbone",
+        argument="backbone",
     )
 
 

@@ -8,7 +8,6 @@ from memtok.data.loader import Samples
 from memtok.data.sources import DataSource, ImageSet
 from memtok.data.transforms import pixels_of
 from memtok.digests import digest_of
-from memtok.errors import MemtokError
 
 SPREAD = 16  # pictures that are hashed where hashing all would take too long
 
@@ -24,7 +23,7 @@ def content_digest(images: ImageSet) -> str:
         return digest_of(found)
     samples = Samples(images, pixels_of, 0).__getitems__([(0, index) for index in spread(len(images))])
     if not isinstance(samples, list):
-        raise MemtokError(samples.message)
+        raise samples.error
     return digest_of(str(tuple(pixels.shape)).encode() + pixels.numpy().tobytes() for pixels, _, _ in samples)
 
 

@@ -18,7 +18,7 @@ from memtok.data.published import VALIDATION_FRACTION, NamedSet, in_parts, witho
 from memtok.data.sources import DataSource
 from memtok.data.splits import SPLITS, check_fraction, check_seed
 from memtok.data.sun import read_sun397
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 
 # Augmentation: the paper has Inception preprocessing, and on CIFAR-100 a random crop. Digits may not be mirrored, and
 # a part of 8 % of a digit is no digit. That the crops of CIFAR-100 are mirrored is our choice, as is usual for CIFAR.
@@ -66,7 +66,9 @@ def open_data(
     of classes, and bad arguments.
     """
     if on_bad_image not in ("fail", "skip"):
-        raise MemtokError(f"expected on_bad_image 'fail' or 'skip', found {on_bad_image!r}; choose one of them")
+        raise MemtokError(
+            f"expected {Argument('on_bad_image')} 'fail' or 'skip', found {on_bad_image!r}; choose one of them"
+        )
     check_spec(spec)
     check_split(split)
     if seed is not None:
@@ -106,10 +108,14 @@ def check_spec(spec: str) -> str:
         advice = f"write folder:{shown(spec)}"
     else:
         advice = "use one of these, or folder:PATH"
-    raise MemtokError(f"expected a data set ({', '.join(DATASETS)}, folder:PATH), found {spec!r}; {advice}")
+    raise MemtokError(
+        f"expected a data set ({', '.join(DATASETS)}, folder:PATH), found {spec!r}; {advice}", argument="spec"
+    )
 
 
 def check_split(split: str | None) -> None:
     """Raises MemtokError unless `split` is None or one of `SPLITS`."""
     if split is not None and split not in SPLITS:
-        raise MemtokError(f"expected the split {' or '.join(SPLITS)}, found {split!r}; choose one of them")
+        raise MemtokError(
+            f"expected the split {' or '.join(SPLITS)}, found {split!r}; choose one of them", argument="split"
+        )

@@ -38,7 +38,7 @@ from memtok.data.splits import (
     VALIDATION,
     written_split,
 )
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 
 logger = logging.getLogger("memtok")
 
@@ -76,7 +76,8 @@ def open_folder(
     if split == OFFICIAL and len(parts) == 1:
         raise MemtokError(
             f"expected the official split in {shown(root)}, a folder train/ with test/ or val/ beside it, found only "
-            "class folders; use the 80-20 split"
+            "class folders; use the 80-20 split",
+            argument="split",
         )
     if split == EIGHTY_TWENTY:
         parts = {TRAIN: {name: label for files in parts.values() for name, label in files.items()}}
@@ -237,7 +238,7 @@ def _too_bad(left_out: Sequence[LeftOut]) -> MemtokError:
         return UnreadableImageError(first.path, first.reason)
     return MemtokError(
         f"expected readable images, found {len(left_out)} that are not, the first one {shown(first.path)} "
-        f"({first.reason}); mend or remove them, or use on_bad_image='skip'"
+        f"({first.reason}); mend or remove them, or use {Argument('on_bad_image', 'skip')}"
     )
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from memtok.data.png import without_text
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.files import atomic_write
 from memtok.preprocessing import Preprocessing
 from memtok.regular import special_kind
@@ -78,7 +78,8 @@ class UnreadableImageError(MemtokError):
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(
-            f"expected a readable image, found {shown(path)} ({reason}); mend or remove it, or use on_bad_image='skip'"
+            f"expected a readable image, found {shown(path)} ({reason}); mend or remove it, or use "
+            f"{Argument('on_bad_image', 'skip')}"
         )
         self.path = str(path)
         self.reason = reason

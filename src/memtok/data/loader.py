@@ -115,14 +115,18 @@ class BatchPlan:
         if self.images < 1:
             raise MemtokError("expected images to make batches of, found an empty image set; check the data source")
         if self.batch_size < 1:
-            raise MemtokError(f"expected a batch size from 1 on, found {self.batch_size}; choose a larger one")
+            raise MemtokError(
+                f"expected a batch size from 1 on, found {self.batch_size}; choose a larger one", argument="batch_size"
+            )
         if self.start_step < 0 or (self.steps is not None and self.steps < 0):
             raise MemtokError(
-                f"expected steps from 0 on, found start_step={self.start_step}, steps={self.steps}; correct them"
+                f"expected steps from 0 on, found start_step={self.start_step}, steps={self.steps}; correct them",
+                argument="start_step",
             )
         if not 0 <= self.shard[0] < self.shard[1]:
             raise MemtokError(
-                f"expected a shard (number, count) with a number from 0 to count - 1, found {self.shard}; correct it"
+                f"expected a shard (number, count) with a number from 0 to count - 1, found {self.shard}; correct it",
+                argument="shard",
             )
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -146,7 +150,7 @@ class BatchPlan:
 class Failure:
     """Takes the place of a batch that cannot be made. torch would garble an exception that crosses processes."""
 
-    message: str
+    error: MemtokError
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ class Samples(Dataset[tuple[Tensor, int, int]]):
             with kept_random_state():
                 return [self._foreign_sample(epoch, index) for epoch, index in keys]
         except MemtokError as error:
-            return Failure(str(error))
+            return Failure(error)
 
     def _own_sample(self, transform: OwnTransform, epoch: int, index: int) -> tuple[Tensor, int, int]:
         """An image of memtok's own stores, as it is stored, through one of memtok's transforms."""
@@ -216,7 +220,8 @@ def check_workers(workers: int) -> None:
     if not 0 <= workers <= most:
         raise MemtokError(
             f"expected 0 to {most} workers on this machine, found {workers}; 0 reads in this process, more than there "
-            "are cores seldom helps"
+            "are cores seldom helps",
+            argument="workers",
         )
 
 
@@ -242,5 +247,5 @@ def load(samples: Samples, plan: Iterable[list[Key]], workers: int) -> Iterator[
         loaded = iter(loader)  # starts the workers
     for batch in loaded:
         if isinstance(batch, Failure):
-            raise MemtokError(batch.message)
+            raise batch.error
         yield batch

@@ -71,7 +71,8 @@ def in_parts(
         rest, test = split_off(published.images, seed, TEST_FRACTION)
     elif published.official is None:
         raise MemtokError(
-            f"expected the official split of {name}, found {published.lists}; put them there, or use the 80-20 split"
+            f"expected the official split of {name}, found {published.lists}; put them there, or use the 80-20 split",
+            argument="split",
         )
     else:
         rest, test = (published.images.select(part) for part in published.official)

@@ -21,7 +21,7 @@ from memtok.checks import composed, new_classes
 from memtok.data.hashes import MISSING, file_hashes, mark_of
 from memtok.data.images import LeftOut, as_rgb, read_upright
 from memtok.data.splits import Indices, check_seed, digest, stratified_order
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 
 
 class ImageStore(Protocol):
@@ -173,7 +173,7 @@ class ImageSet:
     def chosen(self, count: int, seed: int = 0) -> Indices:
         """Which pictures `take` takes: their indices (count,), ascending."""
         if count < 1:
-            raise MemtokError(f"expected a number of images from 1 on, found {count}; ask for more")
+            raise MemtokError(f"expected a number of images from 1 on, found {count}; ask for more", argument="count")
         if count >= len(self):
             return np.arange(len(self))
         return np.sort(stratified_order(self.labels, check_seed(seed))[:count])
@@ -247,7 +247,9 @@ class DataSource:
         if part == "test" and not self.has_test:
             raise MemtokError(
                 f"expected a test part in {self.spec}, found none apart from its validation part, which chooses the "
-                "best state; measure the validation part, or train with split='80-20' to set a test part aside"
+                f"best state; measure the validation part, or train with {Argument('split', '80-20')} to "
+                "set a test part aside",
+                argument="part",
             )
         return part or ("test" if self.has_test else "validation")
 

@@ -53,7 +53,10 @@ def shuffled(count: int, *key: int) -> Indices:
 def check_seed(seed: int) -> int:
     """Returns `seed`, or raises MemtokError if it is not a whole number from 0 to 2**63 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
-        raise MemtokError(f"expected a seed that is a whole number from 0 to 2**63 - 1, found {seed!r}; choose another")
+        raise MemtokError(
+            f"expected a seed that is a whole number from 0 to 2**63 - 1, found {seed!r}; choose another",
+            argument="seed",
+        )
     return int(seed)
 
 
@@ -61,7 +64,8 @@ def check_fraction(fraction: float) -> float:
     """Returns `fraction`, or raises MemtokError if it is not between 0 and 1, both excluded."""
     if not 0 < fraction < 1:
         raise MemtokError(
-            f"expected a validation fraction between 0 and 1, found {fraction!r}; 0.2 sets one image in five aside"
+            f"expected a validation fraction between 0 and 1, found {fraction!r}; 0.2 sets one image in five aside",
+            argument="validation_fraction",
         )
     return float(fraction)
 

@@ -206,7 +206,9 @@ def training_pixels(preprocessing: Preprocessing, augment: str = "inception", fl
         return RandomCropPixels(preprocessing, flip)
     if augment == "inception":
         return InceptionPixels(preprocessing, flip)
-    raise MemtokError(f"expected augment to be one of {', '.join(AUGMENTATIONS)}, found {augment!r}; choose one")
+    raise MemtokError(
+        f"expected augment to be one of {', '.join(AUGMENTATIONS)}, found {augment!r}; choose one", argument="augment"
+    )
 
 
 def random_part(image: Image.Image, python: PythonRandom) -> tuple[int, int, int, int]:

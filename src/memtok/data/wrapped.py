@@ -133,7 +133,8 @@ def _image_set(dataset: Any, part: str) -> ImageSet:
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise MemtokError(
             f"expected a data set with a length and items by number, found {type(dataset).__name__}; give a map-style "
-            "torch Dataset"
+            "torch Dataset",
+            argument="dataset",
         )
     labels = _labels(dataset)
     return ImageSet(DatasetStore(dataset, labels, part), np.arange(len(labels)), labels)
@@ -145,7 +146,8 @@ def _classes(dataset: Any) -> Sequence[str]:
     names = getattr(dataset, "classes", None)
     if names is None:
         raise MemtokError(
-            f"expected the names of the classes, found none in {type(dataset).__name__}; give classes=[...]"
+            f"expected the names of the classes, found none in {type(dataset).__name__}; give classes=[...]",
+            argument="classes",
         )
     return list(names)
 

@@ -24,7 +24,7 @@ from memtok.checkpoint.architecture import describe, trunk_tensors
 from memtok.checkpoint.conversion import convert
 from memtok.checkpoint.fingerprint import fingerprint_of
 from memtok.checks import new_classes
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.legacy.files import LegacyFile, legacy_files
 from memtok.legacy.state import CLASS_TOKEN, MEMORY, MLP_BIAS, OWN, PATCHES, OldCheckpoint, read_old
 from memtok.preprocessing import Preprocessing
@@ -66,7 +66,9 @@ def legacy_backbone(source: str | Path, backbone: Backbone, *, file: str | None 
     found = legacy_files(source, file)
     if len(found) > 1:
         names = ", ".join(item.path.name for item in found)
-        raise MemtokError(f"expected one old checkpoint, found {len(found)} in {source} ({names}); name one with file=")
+        raise MemtokError(
+            f"expected one old checkpoint, found {len(found)} in {source} ({names}); name one with {Argument('file')}"
+        )
     old = read_old(found[0])
     vit = old_vit(old, backbone, head=True)
     preprocessing = legacy_preprocessing(old, backbone)
@@ -121,7 +123,7 @@ def old_vit(old: OldCheckpoint, backbone: Backbone, *, head: bool = False) -> nn
     try:
         return convert(config, tensors).vit
     except MemtokError as error:
-        fault = str(error).partition(";")[0]
+        fault = error.message.partition(";")[0]
         raise MemtokError(f"{fault}, in the backbone inside {label}; it is damaged, get the file again") from error
 
 

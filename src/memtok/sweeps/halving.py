@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 
 MOST_RUNGS = 3
 
@@ -12,7 +12,9 @@ MOST_RUNGS = 3
 def check_halving(eta: int | None) -> None:
     """MemtokError unless it is None or a whole number of 2 or more."""
     if eta is not None and (isinstance(eta, bool) or not isinstance(eta, int) or eta < 2):
-        raise MemtokError(f"expected halving as a whole number of 2 or more, found {eta!r}; 3 keeps a third each time")
+        raise MemtokError(
+            f"expected {Argument('halving')} as a whole number of 2 or more, found {eta!r}; 3 keeps a third each time"
+        )
 
 
 def find_rungs(eta: int | None, *, count: int, steps: int, warmup: int) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ import torch
 
 from memtok.backbone import CHANNELS, Backbone
 from memtok.display import shown_bytes
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.parts import parameters
 from memtok.sweeps.space import Configuration
 
@@ -130,7 +130,8 @@ class Budget:
                 raise MemtokError(
                     f"expected {shown_bytes(single[each])} of memory for {each.name} at {self.sizes.images} images a "
                     f"step, found a limit of {shown_bytes(self.limit)}; raise the limit, or lower the batch size or "
-                    "raise accumulate"
+                    f"raise {Argument('accumulate')}",
+                    argument="memory_limit",
                 )
             place = next((one for one in found if self.fits([*one, each])), None)
             if place is None:
@@ -157,5 +158,5 @@ def find_limit(device: torch.device, gigabytes_given: float | None, reserved: in
     value: Any = gigabytes_given
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value < math.inf:  # also of whole numbers that are no float
-        raise MemtokError(f"expected memory_limit in GB as a number above 0, found {value!r}; change it")
+        raise MemtokError(f"expected {Argument('memory_limit')} in GB as a number above 0, found {value!r}; change it")
     return int(min(value, MOST_GIGABYTES) * GIGABYTE)

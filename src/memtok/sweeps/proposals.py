@@ -30,7 +30,8 @@ def import_optuna() -> Any:
         import optuna
     except ImportError as error:
         raise MemtokError(
-            "expected the package optuna for the search optuna, found none; install memtok[sweep], or search random"
+            "expected the package optuna for the search optuna, found none; install memtok[sweep], or search random",
+            argument="search",
         ) from error
     return optuna
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.preprocessing import Preprocessing
 from memtok.sweeps.halving import check_halving
 from memtok.sweeps.space import Axis, Configuration, Range, Space, ends
@@ -54,7 +54,7 @@ class SweepSettings:
         for name in (*PER_CONFIGURATION, *PER_TASK):
             if name in self.shared:
                 advice = f"give {name}s" if name in PER_CONFIGURATION else "leave it out"
-                raise MemtokError(f"expected no {name} for a sweep, found one; {advice}")
+                raise MemtokError(f"expected no {Argument(name)} for a sweep, found one; {advice}")
         Settings(**self.shared)
         check_halving(self.halving)
         check_whole("together", self.together, least=1)
@@ -70,14 +70,18 @@ class SweepSettings:
             import_optuna()
         self.check_trace_dir()
         if self.out.exists() and not self.out.is_dir():
-            raise MemtokError(f"expected a folder for the sweep, found the file {self.out}; choose another --out")
+            raise MemtokError(
+                f"expected a folder for the sweep, found the file {self.out}; choose another {Argument('out')}"
+            )
 
     def check_trace_dir(self) -> None:
         """MemtokError for a folder of traces among the records of the sweep, where its files would count as records."""
         given, records = self.shared.get("trace_dir"), (self.out / "runs").resolve()
         place = None if given is None else Path(given).resolve()
         if place is not None and records in (place, *place.parents):
-            raise MemtokError(f"expected trace_dir outside {self.out / 'runs'}, found {given}; name another folder")
+            raise MemtokError(
+                f"expected {Argument('trace_dir')} outside {self.out / 'runs'}, found {given}; name another folder"
+            )
 
     def heads(self) -> list[Configuration]:
         """The heads alone that the configurations are compared with: one for each rate, decay and seed.

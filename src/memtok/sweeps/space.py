@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.parts import OPTIONS
 
 REGIMES = ("memory", "head")  # those that compose
@@ -124,19 +124,22 @@ class Space:
 
     def __post_init__(self) -> None:
         if self.search not in SEARCHES:
-            raise MemtokError(f"expected a search among {', '.join(SEARCHES)}, found {self.search!r}; choose one")
+            raise MemtokError(
+                f"expected a search among {', '.join(SEARCHES)}, found {self.search!r}; choose one", argument="search"
+            )
         for name, check in CHECKS.items():
             check_axis(name, getattr(self, name), check)
         if self.search == "grid":
             for name in CHECKS:
                 if isinstance(getattr(self, name), Range):
                     raise MemtokError(
-                        f"expected lists for a grid, found the range {getattr(self, name)} of {name}; list the values, "
-                        "or search random or optuna"
+                        f"expected lists for a grid, found the range {getattr(self, name)} of {Argument(name)}; list "
+                        "the values, or search random or optuna"
                     )
             if self.trials is not None:
                 raise MemtokError(
-                    f"expected no trials for a grid, which tries all, found {self.trials}; search random or optuna"
+                    f"expected no {Argument('trials')} for a grid, which tries all, found {self.trials}; search "
+                    "random or optuna"
                 )
             if self.size > MOST:
                 raise MemtokError(f"expected {MOST:,} configurations at most, found {self.size:,}; leave values out")
@@ -145,7 +148,8 @@ class Space:
         if self.search == "random" and self.trials and self.size < self.trials:
             raise MemtokError(
                 f"expected {self.size:,} trials at most in a space of as many configurations, found {self.trials:,}; "
-                "search the grid, or give ranges"
+                "search the grid, or give ranges",
+                argument="trials",
             )
 
     def axes(self) -> dict[str, Axis]:
@@ -189,7 +193,8 @@ class Space:
                 return list(found)
         raise MemtokError(
             f"expected {self.trials:,} different configurations in this space, found {len(found):,} in many draws; "
-            "ask for fewer trials"
+            "ask for fewer trials",
+            argument="trials",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -234,11 +239,13 @@ def check_axis(name: str, axis: Any, check: Callable[[str, Axis], None]) -> None
     """MemtokError unless an axis is a Range or a list without repetition, whose values are right."""
     if not isinstance(axis, Range):
         if isinstance(axis, str) or not isinstance(axis, Sequence) or not len(axis):
-            raise MemtokError(f"expected {name} as a list of values, found {axis!r}; write for example [1, 5]")
+            raise MemtokError(
+                f"expected {Argument(name)} as a list of values, found {axis!r}; write for example [1, 5]"
+            )
         shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in axis]
         if len(set(shown)) != len(shown):
             digits = " (in six digits)" if any(isinstance(value, float) for value in axis) else ""
-            raise MemtokError(f"expected {name}, each once{digits}, found {', '.join(shown)}; leave one out")
+            raise MemtokError(f"expected {Argument(name)}, each once{digits}, found {', '.join(shown)}; leave one out")
     check(name, axis)
 
 
@@ -253,22 +260,24 @@ def check_numbers(name: str, axis: Axis) -> None:
     for value in ends(axis):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and value > LARGEST:
-            raise MemtokError(f"expected {name} of {LARGEST:g} at most, found {value!r}; change it")
+            raise MemtokError(f"expected {Argument(name)} of {LARGEST:g} at most, found {value!r}; change it")
         if not number or not value >= 0 or (value == 0 and least_in):
             bound = "above 0" if least_in else "of 0 or more"
-            raise MemtokError(f"expected {name} as finite numbers {bound}, found {value!r}; change it")
+            raise MemtokError(f"expected {Argument(name)} as finite numbers {bound}, found {value!r}; change it")
 
 
 def check_counts(name: str, axis: Axis) -> None:
     """Whole numbers: class tokens of 1 or more, cells, ranks and seeds of 0 or more. Seeds are listed."""
     least = 1 if name == "queries" else 0
     if name == "seeds" and isinstance(axis, Range):
-        raise MemtokError(f"expected seeds as a list, found the range {axis}; list them")
+        raise MemtokError(f"expected {Argument('seeds')} as a list, found the range {axis}; list them")
     for value in ends(axis):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise MemtokError(f"expected {name} as whole numbers of {least} or more, found {value!r}; change it")
+            raise MemtokError(
+                f"expected {Argument(name)} as whole numbers of {least} or more, found {value!r}; change it"
+            )
         if value >= 2**63:
-            raise MemtokError(f"expected {name} below 2**63, found {value!r}; change it")
+            raise MemtokError(f"expected {Argument(name)} below 2**63, found {value!r}; change it")
 
 
 def check_regimes(name: str, axis: Axis) -> None:
@@ -276,16 +285,21 @@ def check_regimes(name: str, axis: Axis) -> None:
     for value in ends(axis):
         if value not in REGIMES:
             raise MemtokError(
-                f"expected {name} among {', '.join(REGIMES)}, which share a pass, found {value!r}; train it alone"
+                f"expected {Argument(name)} among {', '.join(REGIMES)}, which share a pass, found {value!r}; train it "
+                "alone"
             )
 
 
 def check_trials(trials: int | None, search: str) -> None:
     """MemtokError unless a search other than a grid knows how long to go on."""
     if trials is None:
-        raise MemtokError(f"expected trials for the search {search!r}, found none; say how many configurations")
+        raise MemtokError(
+            f"expected {Argument('trials')} for the search {search!r}, found none; say how many configurations"
+        )
     if isinstance(trials, bool) or not isinstance(trials, int) or not 1 <= trials <= MOST:
-        raise MemtokError(f"expected trials as a whole number from 1 to {MOST:,}, found {trials!r}; change it")
+        raise MemtokError(
+            f"expected {Argument('trials')} as a whole number from 1 to {MOST:,}, found {trials!r}; change it"
+        )
 
 
 CHECKS: dict[str, Callable[[str, Axis], None]] = {

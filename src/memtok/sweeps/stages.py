@@ -21,7 +21,7 @@ from typing import Any
 
 from memtok.backbone import Backbone
 from memtok.data import DataSource
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.parts import parameters
 from memtok.sweeps.halving import find_rungs, going_on
 from memtok.sweeps.memory import Budget
@@ -95,7 +95,7 @@ class Stages:
             if here != wanted:
                 raise MemtokError(
                     f"expected the record {self.path(configuration)} of the {what} {wanted[:40]}, found {here[:40]}; "
-                    "restore it, or use another --out"
+                    f"restore it, or use another {Argument('out')}"
                 )
         return found
 

@@ -86,7 +86,8 @@ class DiskStore(Store):
             if not known:
                 raise MemtokError(
                     f"expected a folder for traces that can be written, found {self.folder}: {first_line(error)}; name "
-                    "another"
+                    "another",
+                    argument="trace_dir",
                 ) from error
             self.notify(f"traces in {self.folder} cannot be added to ({first_line(error)}); this run reads them")
         if self.writes:
@@ -105,7 +106,8 @@ class DiskStore(Store):
         if foreign:
             raise MemtokError(
                 f"expected an empty folder for traces, or one with {MANIFEST}, found {foreign[0]!r} in {self.folder}; "
-                "name another"
+                "name another",
+                argument="trace_dir",
             )
 
     def prepare(self) -> None:

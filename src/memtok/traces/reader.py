@@ -291,7 +291,7 @@ class TraceReader:
         if absent:
             found = self.samples.__getitems__(absent)
             if not isinstance(found, list):
-                raise MemtokError(found.message)
+                raise found.error
             at_hand |= {key: pixels for key, (pixels, _, _) in zip(absent, found, strict=True)}
         return torch.stack([at_hand[key] for key in keys])
 

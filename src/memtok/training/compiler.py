@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from memtok.compiling import Compiled, any_batch, own_code, own_layers
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 
 INDUCTOR = "inductor"  # torch's own compiler, which writes C++ for a CPU and Triton for a GPU
 SHOWN = 160  # characters of what went wrong
@@ -63,7 +63,8 @@ def check_compile(choice: bool | str) -> None:
     known = torch.compiler.list_backends(None) if isinstance(choice, str) else []
     if choice not in known:
         raise MemtokError(
-            f"expected compile as True, False or a backend of torch.compile, found {choice!r}; use compile=True"
+            f"expected {Argument('compile')} as True, False or a backend of torch.compile, found {choice!r}; use "
+            f"{Argument('compile', True)}"
         )
 
 
@@ -80,7 +81,7 @@ def check_inductor(device: torch.device) -> None:
         wanted = "C++ compiler" if device.type == "cpu" else "C++ compiler and Triton"
         raise MemtokError(
             f"expected a working {wanted} for compile, found {reason(error)}; install one (g++, for example), or leave "
-            "compile out"
+            f"{Argument('compile')} out"
         ) from error
 
 
@@ -99,7 +100,7 @@ def compiling(compiler: Compiler | None) -> Iterator[None]:
             raise
         raise MemtokError(
             f"expected a training step that torch.compile ({compiler.backend}) can compile, found {reason(error)}; "
-            "leave compile out"
+            f"leave {Argument('compile')} out"
         ) from error
 
 

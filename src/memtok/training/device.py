@@ -20,7 +20,7 @@ from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs,
 from torch import Tensor, nn
 from torch.distributed import DistError
 
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.launch import ADVICE, check_launch, launched_processes
 
 logger = logging.getLogger("memtok")
@@ -114,7 +114,7 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     except ValueError as error:
         raise MemtokError(
             f"expected a device that trains in {precision}, found one that does not ({' '.join(str(error).split())}); "
-            "use precision='float32' or another device"
+            f"use {Argument('precision', 'float32')} or another device"
         ) from error
 
 

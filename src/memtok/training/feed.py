@@ -22,7 +22,7 @@ from memtok.data.images import warn_if_dark
 from memtok.data.splits import Indices
 from memtok.data.transforms import Transform, evaluation_pixels, training_pixels
 from memtok.display import shown_bytes
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.task import Task
 from memtok.traces import KeptBatch, Manifest, OpenStores, Store, TraceReader, describe
 from memtok.traces.manifest import record_bytes, trace_shape
@@ -275,10 +275,13 @@ def make_feed(
     if accelerator.num_processes > 1:
         raise MemtokError(
             f"expected one process where traces are kept, found {accelerator.num_processes}; start one, or leave "
-            "keep_traces out"
+            f"{Argument('keep_traces')} out"
         )
     if settings.keep_traces == "gpu" and device.type == "cpu":
-        raise MemtokError("expected a GPU to keep traces on, found training on the CPU; keep them in ram or on disk")
+        raise MemtokError(
+            "expected a GPU to keep traces on, found training on the CPU; keep them in ram or on disk",
+            argument="keep_traces",
+        )
     return KeptFeed(first, data, plan, workers, settings, accelerator, progress, stores, compiler)
 
 
@@ -309,5 +312,6 @@ def check_traceable(trainables: Sequence[Trainable]) -> None:
         if not (isinstance(trainable, Task) and trainable.composable):
             raise MemtokError(
                 f"expected a composable task (regime memory or head) where traces are kept, found {trainable.name!r} "
-                f"of regime {trainable.regime!r}, whose image tokens change as it trains; leave keep_traces out"
+                f"of regime {trainable.regime!r}, whose image tokens change as it trains; leave "
+                f"{Argument('keep_traces')} out"
             )

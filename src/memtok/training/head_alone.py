@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memtok.data.loader import BatchPlan
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.intervals import Difference, Right, paired
 from memtok.metrics import answered, score_of
 from memtok.task import Task
@@ -62,8 +62,8 @@ def check_comparable(trainable: Trainable, wanted: bool | None) -> None:
     """MemtokError where a comparison was asked for that says nothing."""
     if wanted and not comparable(trainable):
         raise MemtokError(
-            f"expected no compare_head in regime {trainable.regime!r}, found True; it is for tasks that train more "
-            "than a head beside a frozen backbone"
+            f"expected no {Argument('compare_head')} in regime {trainable.regime!r}, found True; it is for tasks that "
+            "train more than a head beside a frozen backbone"
         )
 
 

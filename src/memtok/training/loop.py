@@ -191,7 +191,8 @@ def open_source(data: str | DataSource | Any, task: Trainable, settings: Setting
     if settings.split is not None:
         raise MemtokError(
             f"expected split only with data given by name, found {settings.split!r} with a {type(data).__name__}; "
-            "give it to open_data"
+            "give it to open_data",
+            argument="split",
         )
     if isinstance(data, DataSource):
         return data
@@ -214,7 +215,8 @@ def matching(source: DataSource, task: Trainable) -> DataSource:
     advice = "make the task with classes=data.classes" if missing else "train on data.only(task.classes)"
     raise MemtokError(
         f"expected the {len(task.classes)} classes of {task.name!r} in the data, found {found} "
-        f"({len(source.classes)} classes); {advice}"
+        f"({len(source.classes)} classes); {advice}",
+        argument="data",
     )
 
 

@@ -115,14 +115,19 @@ def find_recipe(recipe: str | Recipe) -> tuple[str, Recipe]:
         check_recipe(recipe)
         return "custom", recipe
     if recipe not in RECIPES:
-        raise MemtokError(f"expected a recipe among {', '.join(RECIPES)}, found {recipe!r}; choose one of these")
+        raise MemtokError(
+            f"expected a recipe among {', '.join(RECIPES)}, found {recipe!r}; choose one of these", argument="recipe"
+        )
     return recipe, RECIPES[recipe]
 
 
 def check_recipe(recipe: Recipe) -> None:
     """MemtokError unless the values of a recipe make sense."""
     if recipe.optimizer not in ("sgd", "adamw"):
-        raise MemtokError(f"expected the optimizer sgd or adamw, found {recipe.optimizer!r}; choose one of these")
+        raise MemtokError(
+            f"expected the optimizer sgd or adamw, found {recipe.optimizer!r}; choose one of these",
+            argument="optimizer",
+        )
     positive = {
         "learning_rate": recipe.learning_rate,
         "full_learning_rate": recipe.full_learning_rate,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from memtok.backbone import Backbone
 from memtok.checkpoint import save_checkpoint
 from memtok.checks import check_classes, check_name, new_classes
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.model import MemoryViT
 from memtok.outputs import Outputs
 from memtok.parts.head import HEAD_STD
@@ -139,7 +139,9 @@ def create(
 ) -> Trainable:
     """A new Task, or FullModel in regime `full`; the arguments are those of `Task.create`."""
     if regime not in REGIMES:
-        raise MemtokError(f"expected a regime among {', '.join(REGIMES)}, found {regime!r}; choose one of these")
+        raise MemtokError(
+            f"expected a regime among {', '.join(REGIMES)}, found {regime!r}; choose one of these", argument="regime"
+        )
     if regime != FULL:
         return Task.create(
             backbone,
@@ -155,8 +157,8 @@ def create(
         )
     if memory or queries != 1 or adapter_rank or extends:
         raise MemtokError(
-            "expected neither memory, queries, adapter_rank nor extends in regime 'full', found one; "
-            "leave it out, or use regime 'memory'"
+            f"expected neither {Argument('memory')}, {Argument('queries')}, {Argument('adapter_rank')} nor "
+            f"{Argument('extends')} in regime 'full', found one; leave it out, or use regime 'memory'"
         )
     return FullModel.create(backbone, name=name, classes=classes, seed=seed)
 
@@ -235,18 +237,21 @@ def check_trainable(trainable: Trainable) -> None:
     """MemtokError unless all parameters may change and are float32."""
     if not isinstance(trainable, Task | FullModel):
         raise MemtokError(
-            f"expected a Task or a FullModel to train, found {type(trainable).__name__}; make one with Task.create"
+            f"expected a Task or a FullModel to train, found {type(trainable).__name__}; make one with Task.create",
+            argument="task",
         )
     for key, parameter in trainable.named_parameters():
         if not parameter.requires_grad:
             raise MemtokError(
                 f"expected a task that may train, found {trainable.name!r} with {key} frozen (another task extends it, "
-                "or it was frozen by hand); train a copy: copy.deepcopy(task).requires_grad_(True)"
+                "or it was frozen by hand); train a copy: copy.deepcopy(task).requires_grad_(True)",
+                argument="task",
             )
         if parameter.dtype != torch.float32:
             raise MemtokError(
                 f"expected parameters in float32, found {key} of {trainable.name!r} in {parameter.dtype}; call "
-                ".float() on it (precision='bf16' computes faster and keeps float32 parameters)"
+                f".float() on it ({Argument('precision', 'bf16')} computes faster and keeps float32 parameters)",
+                argument="task",
             )
 
 

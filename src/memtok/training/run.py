@@ -21,7 +21,7 @@ from torch import Tensor
 from memtok.confusion import write_confusion
 from memtok.data import DataSource
 from memtok.data.content import training_content
-from memtok.errors import DivergedError, MemtokError
+from memtok.errors import Argument, DivergedError, MemtokError
 from memtok.files import write_json
 from memtok.metrics import score_of
 from memtok.training.compiler import Compiler
@@ -288,11 +288,12 @@ class Run:
         load(self.tasks[number], state.good)
         plan = self.plan
         rate = self.optimizer.rate(number, step - 1)
-        hint = f"learning_rate={plan.learning_rate / 10:g}"
+        hint = f"{Argument('learning_rate', float(f'{plan.learning_rate / 10:g}'))}"
         if plan.precision != "float32":
-            hint += " or precision='float32'"
+            hint += f" or {Argument('precision', 'float32')}"
         if self.folder and self.saved_step:
-            kept = f"; the state of step {self.saved_step} stays in {self.folder.path}, overwrite=True starts anew"
+            anew = Argument("overwrite", True)
+            kept = f"; the state of step {self.saved_step} stays in {self.folder.path}, {anew} starts anew"
         else:
             kept = (
                 f"; the task holds its values of step {state.best.step}"
@@ -504,8 +505,9 @@ def check_replaces_nothing(settings: Settings) -> None:
     if saved is not None and saved.step > 0:
         raise MemtokError(
             f"expected no run beside {settings.out}, found one at step {saved.step} of "
-            f"{saved.tasks[0].config['steps']} in {folder.path}; resume=True goes on with it, "
-            "overwrite=True starts anew"
+            f"{saved.tasks[0].config['steps']} in {folder.path}; {Argument('resume', True)} goes on with it, "
+            f"{Argument('overwrite', True)} starts anew",
+            argument="out",
         )
 
 

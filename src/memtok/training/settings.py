@@ -15,7 +15,7 @@ from memtok.checks import check_length, check_trace_options
 from memtok.data import AUGMENTATIONS, DataSource, check_split, steps_per_epoch
 from memtok.data.loader import check_workers
 from memtok.data.splits import check_seed
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.training.compiler import check_compile
 from memtok.training.recipes import Recipe, find_recipe
 from memtok.training.regimes import FULL
@@ -100,20 +100,32 @@ class Settings:
         if self.augment is not None:
             check_choice("augment", self.augment, AUGMENTATIONS)
         if self.flip is not None and not isinstance(self.flip, bool):
-            raise MemtokError(f"expected flip as True, False or None, found {self.flip!r}; change it")
+            raise MemtokError(f"expected {Argument('flip')} as True, False or None, found {self.flip!r}; change it")
         if self.flip and self.augment == "none":
-            raise MemtokError("expected augment inception or crop where flip is on, found none; leave one of them out")
+            raise MemtokError(
+                f"expected {Argument('augment')} inception or crop where {Argument('flip')} is on, found none; leave "
+                "one of them out"
+            )
         if self.compare_head is not None and not isinstance(self.compare_head, bool):
-            raise MemtokError(f"expected compare_head as True, False or None, found {self.compare_head!r}; change it")
+            raise MemtokError(
+                f"expected {Argument('compare_head')} as True, False or None, found {self.compare_head!r}; change it"
+            )
         check_split(self.split)
         check_compile(self.compile)
         self.check_traces()
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise MemtokError("expected a CUDA device, found none on this machine; use device='auto' or 'cpu'")
+            raise MemtokError(
+                f"expected a CUDA device, found none on this machine; use {Argument('device', 'auto')} or 'cpu'"
+            )
         if self.resume and self.out is None:
-            raise MemtokError("expected out= to resume a run, found none; name the task file that the run writes")
+            raise MemtokError(
+                f"expected {Argument('out')} to resume a run, found none; name the task file that the run writes"
+            )
         if self.resume and self.overwrite:
-            raise MemtokError("expected resume or overwrite, found both; resume goes on, overwrite starts anew")
+            raise MemtokError(
+                f"expected {Argument('resume')} or {Argument('overwrite')}, found both; {Argument('resume')} goes on, "
+                f"{Argument('overwrite')} starts anew"
+            )
         if self.out is not None:
             check_out(self.out)
 
@@ -124,7 +136,9 @@ class Settings:
             check_choice("keep_traces", self.keep_traces, TRACE_PLACES)
         check_trace_options(self.keep_traces, self.trace_dir, self.trace_limit, self.views)
         if self.keep_traces == "gpu" and (self.device == "cpu" or not torch.cuda.is_available()):
-            raise MemtokError("expected a GPU to keep traces on, found the CPU; keep them in ram or on disk")
+            raise MemtokError(
+                "expected a GPU to keep traces on, found the CPU; keep them in ram or on disk", argument="keep_traces"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +186,8 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
     batch_size = recipe.batch_size if settings.batch_size is None else settings.batch_size
     if settings.accumulate > batch_size:
         raise MemtokError(
-            f"expected accumulate of at most the batch size, found {settings.accumulate} parts of {batch_size} images; "
-            "lower it"
+            f"expected {Argument('accumulate')} of at most the batch size, found {settings.accumulate} parts of "
+            f"{batch_size} images; lower it"
         )
     per_epoch = steps_per_epoch(images, batch_size)
     if settings.steps is not None:
@@ -183,7 +197,7 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
     else:
         steps = recipe.length(images, batch_size, data.spec)
     if steps > MOST:
-        raise MemtokError(f"expected a run of {MOST:,} steps at most, found more; lower epochs")
+        raise MemtokError(f"expected a run of {MOST:,} steps at most, found more; lower {Argument('epochs')}")
     validate_every = settings.validate_every or math.ceil(steps / VALIDATIONS)
     peak = recipe.full_learning_rate if regime == FULL else recipe.learning_rate
     augment = settings.augment or data.augment
@@ -223,7 +237,8 @@ def kept_views(settings: Settings, augment: str) -> int | None:
         return VIEWS if settings.views is None else settings.views
     if settings.views not in (None, 1):
         raise MemtokError(
-            f"expected one view where images are not varied (augment none), found {settings.views}; leave views out"
+            f"expected one view where images are not varied (augment none), found {settings.views}; leave "
+            f"{Argument('views')} out"
         )
     return 1
 
@@ -249,9 +264,9 @@ def check_whole(name: str, value: int | None, *, least: int) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise MemtokError(f"expected {name} as a whole number of {least} or more, found {value!r}; change it")
+        raise MemtokError(f"expected {Argument(name)} as a whole number of {least} or more, found {value!r}; change it")
     if value > MOST:
-        raise MemtokError(f"expected {name} of {MOST:,} at most, found more; change it")
+        raise MemtokError(f"expected {Argument(name)} of {MOST:,} at most, found more; change it")
 
 
 def check_number(name: str, value: float | None, *, above_zero: bool) -> None:
@@ -260,16 +275,16 @@ def check_number(name: str, value: float | None, *, above_zero: bool) -> None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if number and value > LARGEST:
-        raise MemtokError(f"expected {name} of {LARGEST:g} at most, found {value!r}; change it")
+        raise MemtokError(f"expected {Argument(name)} of {LARGEST:g} at most, found {value!r}; change it")
     if not number or value < 0 or (above_zero and value == 0):
         bound = "above 0" if above_zero else "of 0 or more"
-        raise MemtokError(f"expected {name} as a finite number {bound}, found {value!r}; change it")
+        raise MemtokError(f"expected {Argument(name)} as a finite number {bound}, found {value!r}; change it")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """MemtokError unless `value` is one of `choices`."""
     if value not in choices:
-        raise MemtokError(f"expected {name} among {', '.join(choices)}, found {value!r}; choose one of these")
+        raise MemtokError(f"expected {Argument(name)} among {', '.join(choices)}, found {value!r}; choose one of these")
 
 
 def check_out(out: Path) -> None:
@@ -282,7 +297,9 @@ def check_out(out: Path) -> None:
         raise MemtokError(f"expected a file name that ends in .safetensors, found {out}; write {out}.safetensors")
     run = out.with_suffix(".run")
     if run.exists() and not run.is_dir():
-        raise MemtokError(f"expected {run} free for the state of the run, found a file there; choose another --out")
+        raise MemtokError(
+            f"expected {run} free for the state of the run, found a file there; choose another {Argument('out')}"
+        )
     folder = Path(os.path.realpath(out)).parent  # a link is written through
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent  # the first that is there; the others are made when the run starts

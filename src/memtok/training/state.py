@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from memtok.confusion import ENDINGS
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.training.saved import Saved, read_saved, write_saved
 
 CONFUSION = "confusion"
@@ -256,7 +256,10 @@ def check_tensors(state: TaskState, parameters: Mapping[str, Tensor], where: str
 
 
 def check_same_run(
-    found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path, anew: str = "overwrite=True to start anew"
+    found: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    folder: Path,
+    anew: str = f"{Argument('overwrite', True)} to start anew",
 ) -> None:
     """MemtokError that names the first difference, unless a saved run was configured as this one is.
 
@@ -269,7 +272,8 @@ def check_same_run(
         if key == "content" and found.get(key) != expected.get(key):
             raise MemtokError(
                 f"expected the images of the run in {folder} to resume it, found others under the same names (or other "
-                f"labels); restore them, or {anew}"
+                f"labels); restore them, or {anew}",
+                argument="data",
             )
         if found.get(key) != expected.get(key):
             raise MemtokError(
@@ -282,4 +286,4 @@ def check_same_run(
 def shown(key: str, value: Any) -> str:
     """A value for a message, cut where it is long."""
     text = json.dumps(value, ensure_ascii=False)
-    return f"{key} {text if len(text) <= 100 else text[:97] + '...'}"
+    return f"{Argument(key)} {text if len(text) <= 100 else text[:97] + '...'}"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from memtok.data import DataSource
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.folders import locked
 from memtok.surroundings import plain_torch
 from memtok.task import Task
@@ -66,7 +66,7 @@ def train_together(
     """
     for name in (*OF_ONE_TASK, "learning_rate", "weight_decay"):
         if name in shared:
-            raise MemtokError(f"expected no {name} for tasks trained together, found one; leave it out")
+            raise MemtokError(f"expected no {Argument(name)} for tasks trained together, found one; leave it out")
     settings = Settings(**shared)
     check_together(tasks, {"learning_rates": learning_rates, "weight_decays": weight_decays})
     listener = progress if isinstance(progress, Progress) else RichProgress() if progress else Progress()
@@ -123,20 +123,25 @@ def lock_of(state: Path) -> Path:
 def check_together(tasks: Sequence[Task], per_task: Mapping[str, Sequence[float] | None]) -> None:
     """MemtokError unless these tasks can be trained in one pass."""
     if not tasks or not all(isinstance(task, Task) for task in tasks):
-        raise MemtokError("expected a list of tasks to train together, found another; make them with Task.create")
+        raise MemtokError(
+            "expected a list of tasks to train together, found another; make them with Task.create", argument="tasks"
+        )
     for task in tasks:
         check_trainable(task)
         if task.classes != tasks[0].classes:
             raise MemtokError(
                 f"expected tasks of the same classes, found others in {task.name!r} than in {tasks[0].name!r}; "
-                "train them apart"
+                "train them apart",
+                argument="tasks",
             )
     for name, values in per_task.items():
         if values is not None and len(values) != len(tasks):
-            raise MemtokError(f"expected {len(tasks)} {name}, one per task, found {len(values)}; give one for each")
+            raise MemtokError(
+                f"expected {len(tasks)} {Argument(name)}, one per task, found {len(values)}; give one for each"
+            )
         for value in values or ():
             if not math.isfinite(value) or value < 0 or (value == 0 and name == "learning_rates"):
-                raise MemtokError(f"expected finite {name} above 0, found {value!r}; change it")
+                raise MemtokError(f"expected finite {Argument(name)} above 0, found {value!r}; change it")
 
 
 def modules_of(tasks: Sequence[Task]) -> list[torch.nn.Module]:
