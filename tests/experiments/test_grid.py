@@ -245,7 +245,7 @@ def test_another_setting_in_one_folder_is_refused(backbone: Backbone, two_digits
     for changes, words in (
         ({"steps": 5}, r"steps 4, found 5"),
         ({"seeds": (1, 0)}, "first_seed 0, found 1"),
-        ({"test_images": 7}, "test_images null, found 7"),
+        ({"test_images": 7}, "no test_images, found 7"),
     ):
         with pytest.raises(memtok.MemtokError, match=words):
             Grid(settings(tmp_path, **changes), backbone).run()
@@ -509,5 +509,5 @@ def test_settings_of_kept_traces_are_checked(backbone: Backbone, two_digits: Dat
         with pytest.raises(memtok.MemtokError, match=words):
             settings(tmp_path, **changes)
     Grid(settings(tmp_path, columns=("head",)), backbone).run()
-    with pytest.raises(memtok.MemtokError, match="kept_traces null, found"):
+    with pytest.raises(memtok.MemtokError, match="no kept_traces, found"):
         Grid(settings(tmp_path, columns=("head",), keep_traces="ram"), backbone).run()

@@ -186,7 +186,7 @@ def test_heads_go_on_where_others_are_stopped(quick: Quick, monkeypatch: pytest.
         quick(**space, compare_head=True, progress=Stop(2, 12), out=tmp_path / "killed")
     resumed = quick(**space, compare_head=True, out=tmp_path / "killed")
     assert [trial.looks for trial in resumed.data[0].trials] == [trial.looks for trial in result.data[0].trials]
-    with pytest.raises(memtok.MemtokError, match="heads_compared null, found false"):
+    with pytest.raises(memtok.MemtokError, match="no heads_compared, found false"):
         quick(**space, compare_head=False)
 
 

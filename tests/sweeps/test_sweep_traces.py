@@ -144,12 +144,12 @@ def test_what_must_agree_when_a_sweep_goes_on(quick: Quick, tmp_path: Path, monk
     arguments: dict[str, Any] = SPACE | {"augment": "crop"}
     with pytest.raises(KeyboardInterrupt):
         quick(**arguments, keep_traces="ram", views=2, progress=Stop(1, 3))
-    for changed, words in (({}, "views 2, found null"), ({"keep_traces": "ram"}, f"views 2, found {VIEWS}")):
+    for changed, words in (({}, "views 2, found none"), ({"keep_traces": "ram"}, f"views 2, found {VIEWS}")):
         with pytest.raises(memtok.MemtokError, match=words):
             quick(**arguments, **changed)
     quick(**arguments, keep_traces="disk", trace_dir=tmp_path / "traces", views=2)
     quick(learning_rates=[0.02], out=tmp_path / "live")
-    with pytest.raises(memtok.MemtokError, match="views null, found 1"):
+    with pytest.raises(memtok.MemtokError, match="no views, found 1"):
         quick(learning_rates=[0.02], out=tmp_path / "live", keep_traces="ram")
 
 
