@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from memtok.backbone import Backbone
-from memtok.layers import family_of
+from memtok.layers import family_of, final_norm
 from memtok.reference import attention_mask, dense_layer
 from memtok.task import Task
 
@@ -51,11 +51,11 @@ class DenseMasked(nn.Module):
         entered = family.enter(vit, images)  # (B, N, D)
         batch, count, _ = entered.shape
         tokens = family.enter_class_tokens(vit, torch.cat([*self.tokens]).to(entered.dtype))  # (T, D)
-        standing = [*range(count), *[0] * len(tokens)]
+        position_of = [*range(count), *[0] * len(tokens)]
         x = torch.cat([entered, tokens.expand(batch, -1, -1)], dim=1)  # (B, N + T, D)
         for index, (layer, positions) in enumerate(zip(family.layers(vit), family.positions(vit), strict=True)):
             cells = layer.normed(torch.cat([memory[index] for memory in self.memory]).to(x.dtype))  # (M, D)
-            x, _ = dense_layer(layer, x, positions, standing, count, cells, self.mask)
-        norm = vit.fc_norm if isinstance(vit.norm, nn.Identity) else vit.norm
-        final = norm(x[:, count:])
-        return [head(final[:, index].to(head.weight.dtype)) for index, head in enumerate(self.heads)]
+            x, _ = dense_layer(layer, x, positions, position_of, count, cells, self.mask)
+        final = final_norm(vit, x[:, count:])
+        heads: Any = self.heads
+        return [head(final[:, index].to(head.weight.dtype)) for index, head in enumerate(heads)]

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from memtok.checkpoint import Checkpoint, read_checkpoint
 from memtok.checks import check_choice
 from memtok.errors import Argument, MemtokError
-from memtok.layers import Layer, Positions, family_of
+from memtok.layers import Layer, Positions, family_of, final_norm
 from memtok.preprocessing import Preprocessing
 from memtok.surroundings import plain_torch
-from memtok.trace import Kept, Trace, placed_keys_and_values
+from memtok.trace import Kept, Trace, rotated_keys_and_values
 
 logger = logging.getLogger("memtok")
 
@@ -182,15 +182,13 @@ class Backbone(nn.Module):
         return self.family.enter_class_tokens(self.vit, class_tokens)
 
     def positions(self) -> Sequence[Positions]:
-        """For each layer what its attention is told of where the image tokens stand."""
+        """The positions of the image tokens, for each layer; `memtok.layers` knows what they mean."""
         with torch.no_grad():
             return self.family.positions(self.vit)
 
     def final_norm(self, tokens: Tensor) -> Tensor:
         """(..., D) tokens after the norm that precedes the head: `norm`, or `fc_norm` where the model pools first."""
-        norm = self.vit.fc_norm if isinstance(self.vit.norm, nn.Identity) else self.vit.norm
-        normed: Tensor = norm(tokens)
-        return normed
+        return final_norm(self.vit, tokens)
 
     def trace(
         self,
@@ -268,7 +266,7 @@ def run_layer(layer: Layer, x: Tensor, positions: Positions, keep: str, stop: bo
     """
     normed = layer.normed(x)
     if stop:
-        return x, (normed,) if keep == INPUTS else placed_keys_and_values(layer, normed, positions)
+        return x, (normed,) if keep == INPUTS else rotated_keys_and_values(layer, normed, positions)
     x, pair = add_attention(layer, x, normed, positions, keep == KEYS_AND_VALUES)
     kept = (normed,) if keep == INPUTS else pair
     del normed  # the MLP needs the most memory of all: what is not kept is given back before it
@@ -283,7 +281,7 @@ def add_attention(
     They are copies: views would hold the queries in memory as well, and every reader would copy them anyway.
     """
     query, key, value = layer.queries_keys_values(normed)
-    query, key = layer.place(query, positions), layer.place(key, positions)
+    query, key = layer.rotate(query, positions), layer.rotate(key, positions)
     heads = layer.attend(query, key, value, positions)
     pair = (key.contiguous(), value.contiguous()) if keep else ()
     return layer.add_attention(x, heads, normed), pair

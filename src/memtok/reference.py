@@ -56,44 +56,46 @@ def masked_attention(
     return probabilities @ value, probabilities
 
 
-def place(layer: Layer, rows: Tensor, positions: Positions, count: int) -> Tensor:
-    """Queries or keys (B, H, n, d), of which the first `count` are image tokens and stand somewhere."""
-    return torch.cat([layer.place(rows[:, :, :count], positions), rows[:, :, count:]], dim=2)
+def rotate(layer: Layer, rows: Tensor, positions: Positions, count: int) -> Tensor:
+    """Queries or keys (B, H, n, d), the first `count` of which are image tokens and have rotary positions."""
+    if positions is None:
+        return rows
+    return torch.cat([layer.rotate(rows[:, :, :count], positions), rows[:, :, count:]], dim=2)
 
 
-def bias_of(layer: Layer, positions: Positions, standing: Sequence[int], rows: int, columns: int) -> Tensor | None:
+def bias_of(layer: Layer, positions: Positions, position_of: Sequence[int], rows: int, columns: int) -> Tensor | None:
     """(..., H, n + rows, n + columns) the bias of positions; None where the trunk has none.
 
-    standing: for each of n tokens that token of the trunk whose position it has, 0 for class tokens. The further rows
-    and columns are memory, which has no position and no bias.
+    position_of: for each of n tokens the token of the trunk whose position it has, 0 for class tokens. The further
+    rows and columns are memory, which has no position and no bias.
     """
     trunk = layer.position_bias(positions)
-    return None if trunk is None else F.pad(trunk[..., standing, :][..., standing], (0, columns, 0, rows))
+    return None if trunk is None else F.pad(trunk[..., position_of, :][..., position_of], (0, columns, 0, rows))
 
 
 def dense_layer(
     layer: Layer,
     x: Tensor,
     positions: Positions,
-    standing: Sequence[int],
-    placed: int,
+    position_of: Sequence[int],
+    image: int,
     cells: Tensor,
     mask: Tensor | None = None,
     adapt: Adapt = unadapted,
 ) -> tuple[Tensor, Tensor]:
     """Tokens (B, n, D) after one layer of attention among all tokens and to memory cells (m, D), unless masked.
 
-    Also returns the attention weights (B, H, n, n + m). standing: as in `bias_of`, of the first tokens; those after
-    them are memory that passes through the layers. placed: how many of the first tokens are image tokens, patches last
+    Also returns the attention weights (B, H, n, n + m). position_of: as in `bias_of`, of the first tokens; those after
+    them are memory that passes through the layers. image: how many of the first tokens are image tokens, patches last
     among them.
     """
     normed = layer.normed(x)
     query, key, value = layer.queries_keys_values(normed, adapt)
-    query, key = place(layer, query, positions, placed), place(layer, key, positions, placed)
+    query, key = rotate(layer, query, positions, image), rotate(layer, key, positions, image)
     memory_key, memory_value = layer.keys_and_values(cells.expand(x.shape[0], -1, -1))
     key, value = torch.cat([key, memory_key], dim=2), torch.cat([value, memory_value], dim=2)
-    walking = x.shape[1] - len(standing)
-    bias = bias_of(layer, positions, standing, walking, walking + len(cells))
+    travelling = x.shape[1] - len(position_of)
+    bias = bias_of(layer, positions, position_of, travelling, travelling + len(cells))
     heads, probabilities = masked_attention(layer, query, key, value, bias, mask)
     return layer.add_mlp(layer.add_attention(x, heads, normed, adapt), adapt), probabilities
 
@@ -121,13 +123,13 @@ def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor,
     entered = backbone.enter_class_tokens(tokens.to(trunk.dtype))
     x = torch.cat([trunk, entered.expand(batch, -1, -1)], dim=1)  # (B, N + T, D)
     mask = attention_mask(count, everyone).to(x.device)
-    standing = [*range(count), *[0] * len(tokens)]
+    position_of = [*range(count), *[0] * len(tokens)]
     weights = []
     for index, (layer, positions) in enumerate(zip(backbone.layers, backbone.positions(), strict=True)):
         adapted = partial(adapt, everyone, own, index, count)
         memory = [placed_memory(task, own[id(task)]["memory"][index].to(x.dtype), layer) for task in everyone]
         cells = torch.cat([*memory, x.new_zeros(0, backbone.dim)])  # (M, D)
-        x, probabilities = dense_layer(layer, x, positions, standing, count, cells, mask, adapted)
+        x, probabilities = dense_layer(layer, x, positions, position_of, count, cells, mask, adapted)
         weights.append(probabilities)
 
     final = backbone.final_norm(x)
@@ -262,10 +264,10 @@ def unmasked_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor) 
     rest = without_class_token(backbone, images)
     tokens = backbone.enter_class_tokens(torch.cat([task.class_tokens for task in tasks]).to(rest.dtype))
     x = torch.cat([tokens.expand(images.shape[0], -1, -1), rest], dim=1)  # (B, T + N - 1, D)
-    standing = [*[0] * len(tokens), *range(1, rest.shape[1] + 1)]
+    position_of = [*[0] * len(tokens), *range(1, rest.shape[1] + 1)]
     for index, (layer, positions) in enumerate(zip(backbone.layers, backbone.positions(), strict=True)):
         cells = torch.cat([placed_memory(task, task.memory[index].to(x.dtype), layer) for task in tasks])  # (M, D)
-        x, _ = dense_layer(layer, x, positions, standing, len(standing), cells)
+        x, _ = dense_layer(layer, x, positions, position_of, len(position_of), cells)
     final = backbone.final_norm(x[:, : len(tokens)])
     rows = slices([task.queries for task in tasks])
     read = {task.name: final[:, row] for task, row in zip(tasks, rows, strict=True)}

@@ -134,10 +134,10 @@ def matched(kept: Kept, precision: torch.dtype) -> Kept:
     return kept[0].to(precision), kept[1].to(precision)
 
 
-def placed_keys_and_values(layer: Layer, inputs: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
+def rotated_keys_and_values(layer: Layer, inputs: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
     """Keys and values, (B, H, N, d) each, of the trunk's normalised inputs (B, N, D)."""
     key, value = layer.keys_and_values(inputs)
-    return layer.place(key, positions), value
+    return layer.rotate(key, positions), value
 
 
 def read_layer(layer: Layer, kept: Kept, positions: Positions, queries: int) -> TrunkLayer:
@@ -149,7 +149,7 @@ def read_layer(layer: Layer, kept: Kept, positions: Positions, queries: int) -> 
     inputs = kept[0].to(layer.dtype)
     if layer.absorbs and queries < layer.break_even(inputs.shape[1], training=torch.is_grad_enabled()):
         return AbsorbedInputs(layer, inputs, bias)
-    key, value = placed_keys_and_values(layer, inputs, positions)
+    key, value = rotated_keys_and_values(layer, inputs, positions)
     return KeysAndValues(key.contiguous(), value.contiguous(), bias)
 
 

@@ -270,7 +270,9 @@ def reference(backbone: Backbone, task: Task, images: Tensor) -> Tensor:
 def own_forward(vit: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Features (B, D) and classifier output (B, base classes) or None by timm's own code."""
     tokens = vit.forward_features(images)  # (B, N, D), after `norm`
-    if vit.cls_token is None:
+    if vit.cls_token is None and not vit.global_pool:
+        features = vit.fc_norm(tokens[:, vit.num_prefix_tokens :].mean(dim=1))
+    elif vit.cls_token is None:
         features = vit.forward_head(tokens, pre_logits=True)
     else:
         features = vit.fc_norm(tokens[:, 0]) if isinstance(vit.norm, nn.Identity) else tokens[:, 0]

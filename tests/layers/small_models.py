@@ -74,12 +74,12 @@ ROTARY_OR_NORMED = ("everything", "eva02", "dinov3", "rotary", "perception")
 """Parts of the names of models whose keys are no linear function of the normalised inputs."""
 
 
-def small_model(name: str, seed: int = 0) -> Any:
+def small_model(name: str, seed: int = 0, **more: Any) -> Any:
     """One of MODELS: 2 layers, 32 wide, for 32 px images in patches of 8, with random parameters."""
     kind, changes = MODELS[name]
     arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vit = kind(**(arguments | changes))
+        vit = kind(**(arguments | changes | more))
     randomize_(vit, seed, std=0.2)
     return vit.eval()

@@ -172,3 +172,15 @@ def test_it_computes_in_half_precision(name: str) -> None:
         out = model(tiny_images())
     assert out.features.dtype == torch.bfloat16
     assert bool(out["pets"].isfinite().all())
+
+
+def test_features_without_class_token_and_without_pooling_are_the_mean_of_the_patches() -> None:
+    vit = small_model("no class token, mean", num_classes=0, global_pool="")
+    backbone = memtok.load_backbone(vit)
+    images = tiny_images(2)
+    with torch.no_grad():
+        features, base = backbone(images)
+        assert base is None
+        torch.testing.assert_close(features, vit.forward_features(images)[:, vit.num_prefix_tokens :].mean(dim=1))
+    report = memtok.verify(backbone, several(backbone), images, source=vit)
+    assert report.ok, report.failures

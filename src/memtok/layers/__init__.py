@@ -9,12 +9,12 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva as TimmEva
 from timm.models.vision_transformer import VisionTransformer
 
-from memtok.layers.base import Adapt, Family, Layer, Positions, unadapted
+from memtok.layers.base import Adapt, Family, Layer, Positions, final_norm, unadapted
 from memtok.layers.beit import Beit
 from memtok.layers.eva import Eva
 from memtok.layers.vit import Vit
 
-__all__ = ["Adapt", "Family", "Layer", "Positions", "family_of", "unadapted"]
+__all__ = ["Adapt", "Family", "Layer", "Positions", "family_of", "final_norm", "unadapted"]
 
 FAMILIES: dict[type, Family] = {
     VisionTransformer: Vit(),

@@ -1,7 +1,7 @@
 """One layer of a trunk, in the verbs that the trunk, the task streams, the reference and the variants are written in.
 
 A `Layer` wraps one block of timm and changes nothing in it; a `Family` says how models of one kind of block turn images
-into tokens and where these stand. What a layer costs is written here, beside it.
+into tokens and what their positions are. What a layer costs is written here, beside it.
 
 Letters for shapes, here and everywhere else:
     B  images in the batch          L  layers (depth)          H  attention heads
@@ -23,7 +23,7 @@ Adapt = Callable[[str, Tensor, Tensor], Tensor]
 """(name of a projection, its input, its output) -> its output with the tasks' adapters added."""
 
 Positions = Tensor | None
-"""What a layer's attention is told of where the tokens stand; its meaning is the family's, None for nothing."""
+"""The positions of the image tokens as attention uses them: a rotary table, a bias, or None; see the family."""
 
 IDENTITY = nn.Identity()
 
@@ -93,8 +93,8 @@ class Layer(ABC):
         key, value = projected.reshape(batch, count, 2, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
         return self.part("k_norm")(key), value
 
-    def place(self, rows: Tensor, positions: Positions) -> Tensor:
-        """Queries or keys (B, H, n, d) of image tokens, turned by where they stand; patches are the last."""
+    def rotate(self, rows: Tensor, positions: Positions) -> Tensor:
+        """Queries or keys (B, H, n, d) of image tokens with rotary positions applied; patches are the last of them."""
         return rows
 
     def position_bias(self, positions: Positions) -> Tensor | None:
@@ -185,7 +185,7 @@ class Layer(ABC):
 
 
 class Family(ABC):
-    """Models with one kind of block: how images become tokens, and where these stand. It holds no state."""
+    """Models with one kind of block: how images become tokens, and their positions. It holds no state."""
 
     layer: type[Layer]
 
@@ -198,7 +198,7 @@ class Family(ABC):
         """(B, N, D) prefix tokens and patches as they enter the first layer, of images (B, 3, height, width)."""
 
     def positions(self, vit: Any) -> Sequence[Positions]:
-        """For each layer what its attention is told of where the image tokens stand."""
+        """The positions of the image tokens, for each layer."""
         return [None] * len(vit.blocks)
 
     def class_position(self, vit: Any) -> Tensor | None:
@@ -213,6 +213,12 @@ class Family(ABC):
         position = self.class_position(vit)
         entered: Tensor = norm_before(vit)(class_tokens if position is None else class_tokens + position)
         return entered
+
+
+def final_norm(vit: Any, tokens: Tensor) -> Tensor:
+    """(..., D) tokens after the norm that precedes the head: `norm`, or `fc_norm` where the model pools first."""
+    normed: Tensor = (vit.fc_norm if isinstance(vit.norm, nn.Identity) else vit.norm)(tokens)
+    return normed
 
 
 def norm_before(vit: Any) -> nn.Module:

@@ -1,8 +1,8 @@
 """timm's `Beit`: BEiT and BEiT v2, whose attention has a bias by relative position.
 
-What is added to a score depends on where the two tokens stand to each other; the class token has a row and a column of
+What is added to a score depends on the relative position of query and key; the class token has a row and a column of
 its own. The class token of a task takes the base class token's row, and among class tokens the bias of the class token
-to itself. Memory stands nowhere: nothing is added to its scores.
+to itself. Memory has no position: nothing is added to its scores.
 
 Source: Bao et al., ICLR 2022 (arXiv 2106.08254), as implemented by timm's `Beit`.
 """

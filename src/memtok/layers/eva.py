@@ -1,8 +1,7 @@
 """timm's `Eva`: EVA, EVA-02, DINOv3, Perception Encoder, and ViTs with rotary positions.
 
-Rotary positions turn the queries and keys of patches by where they stand (Su et al., arXiv 2104.09864; in two
-dimensions Heo et al., ECCV 2024, arXiv 2403.13298). Prefix tokens, the class tokens of tasks and memory stand nowhere:
-theirs stay as they are.
+Rotary positions rotate the queries and keys of patches (Su et al., arXiv 2104.09864; in two dimensions Heo et al., ECCV
+2024, arXiv 2403.13298). Prefix tokens, the class tokens of tasks and memory have no position: theirs are not rotated.
 
 Source: Fang et al., CVPR 2023 (arXiv 2211.07636), arXiv 2303.11331, and DINOv3 (arXiv 2508.10104), as implemented by
 timm's `Eva`.
@@ -44,8 +43,10 @@ class EvaLayer(Layer):
         if self.attention.qkv is not None:
             return super().queries_keys_values(normed, adapt)
         apart = [projection(normed) for projection in self.projections()]
-        together = adapt("qkv", normed, torch.cat(apart, dim=-1))
-        query, key, value = map(self.split_heads, torch.split(together, [part.shape[-1] for part in apart], dim=-1))
+        if adapt is not unadapted:  # adapters act on all three at once; the trunk is spared the copy
+            together = adapt("qkv", normed, torch.cat(apart, dim=-1))
+            apart = list(torch.split(together, [part.shape[-1] for part in apart], dim=-1))
+        query, key, value = map(self.split_heads, apart)
         return self.part("q_norm")(query), self.shared(self.part("k_norm")(key), dim=1), self.shared(value, dim=1)
 
     def keys_and_values(self, normed: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +69,7 @@ class EvaLayer(Layer):
         groups = self.heads // self.key_heads
         return of_key_heads if groups == 1 else of_key_heads.repeat_interleave(groups, dim=dim)
 
-    def place(self, rows: Tensor, positions: Positions) -> Tensor:
+    def rotate(self, rows: Tensor, positions: Positions) -> Tensor:
         if positions is None:
             return rows
         prefix = rows.shape[2] - positions.shape[-2]
