@@ -206,7 +206,7 @@ CHANGES: dict[str, Callable[[dict[str, Any], dict[str, torch.Tensor]], object]] 
     "expected finite numbers in head.weight": lambda h, t: t.update({"head.weight": torch.full((3, 32), float("inf"))}),
     "expected head.bias of task 'pets' in shape": lambda h, t: h.update(classes=["a", "b"]),
     "to match its fingerprint": lambda h, t: t["memory"].view(-1)[3].add_(1.0),
-    "expected regime memory": lambda h, t: h.update(regime="unheard"),
+    "unheard": lambda h, t: h.update(regime="unheard"),
     "expected placement": lambda h, t: h.update(placement="above"),
     "expected class tokens that fit regime 'head'": lambda h, t: h.update(regime="head"),
 }

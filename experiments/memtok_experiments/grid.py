@@ -33,10 +33,11 @@ from memtok.files import write_json
 from memtok.folders import check_fixed, locked, slug
 from memtok.metrics import Score
 from memtok.model import MemoryViT
+from memtok.regimes import FULL
 from memtok.task import Task, topological
 from memtok.traces import OpenStores
 from memtok.training import TrainResult, create, train, train_together
-from memtok.training.regimes import FULL, Trainable, count_parameters
+from memtok.training.regimes import Trainable, count_parameters
 from memtok.training.result import versions
 from memtok.training.settings import Plan, Settings, default_workers, make_plan
 from memtok.training.together import lock_of

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from memtok.checkpoint import Checkpoint, read_checkpoint
 from memtok.checks import check_choice
@@ -29,6 +30,7 @@ logger = logging.getLogger("memtok")
 
 KEYS_AND_VALUES, INPUTS, NOTHING = "keys and values", "inputs", "nothing"
 CHANNELS = 3  # other models are refused
+STATISTICS_EPSILON = 1e-6  # of the norm in `Backbone.statistics`; what is trained depends on it
 
 
 class Backbone(nn.Module):
@@ -196,6 +198,7 @@ class Backbone(nn.Module):
         *,
         keep: str = KEYS_AND_VALUES,
         outputs: bool = True,
+        statistics: int = 0,
         visit: Callable[[int, Kept], None] | None = None,
         run: Callable[..., tuple[Tensor, Kept | tuple[()]]] | None = None,
     ) -> Trace:
@@ -203,20 +206,27 @@ class Backbone(nn.Module):
 
         keep: returned for the task streams: "keys and values", "inputs" (half as much, see `Trace`) or "nothing".
         outputs: compute features and the base answer; without them the last layer stops where the trace of it is
-        complete, for nothing after that is read. visit: gets the number of each layer and what was kept of it, which
+        complete, for nothing after that is read. statistics: of how many of the last layers to return `statistics`;
+        with any, the last layer does not stop. visit: gets the number of each layer and what was kept of it, which
         is then not in the result; it may build a graph of gradients. run: a compiled `run_layer`.
         """
         check_choice("keep", keep, (KEYS_AND_VALUES, INPUTS, NOTHING))
         images = self.check_images(images)
         x = self.enter(images)  # (B, N, D)
         trace = Trace(backbone=self.fingerprint)
+        read: list[Tensor] = []
         compiled = KEYS_AND_VALUES if keep == NOTHING else keep  # one code with tasks and without: the same bits
         for index, (layer, positions) in enumerate(zip(self.layers, self.positions(), strict=True)):
-            stop = index == self.depth - 1 and not outputs
+            stop = index == self.depth - 1 and not outputs and not statistics
             with gradients_of(images):
                 x, kept = (run or run_layer)(layer, x, positions, keep if run is None else compiled, stop)
             if keep != NOTHING and kept:
                 (visit(index, kept) if visit else trace.append(kept))
+            if index >= self.depth - statistics:
+                with gradients_of(images):
+                    read.append(self.statistics(x))
+        if statistics:
+            trace = replace(trace, statistics=torch.stack(read, dim=1))
         if not outputs:
             return trace
         with gradients_of(images):
@@ -236,6 +246,16 @@ class Backbone(nn.Module):
         else:
             pooled = self.vit.forward_head(normed, pre_logits=True)
         return pooled
+
+    def statistics(self, tokens: Tensor) -> Tensor:
+        """(B, S, D) of tokens (B, N, D) after a layer: the class token, if there is one, and the mean of the patches.
+
+        Both of tokens that are normalised without affine parameters, as layer norm does it. S is 2, or 1 without class
+        token.
+        """
+        normed = F.layer_norm(tokens, (self.dim,), eps=STATISTICS_EPSILON)
+        mean = normed[:, self.prefix_tokens :].mean(dim=1)
+        return torch.stack([mean] if self.class_token is None else [normed[:, 0], mean], dim=1)
 
     def classify(self, tokens: Tensor) -> Tensor | None:
         """(B, base classes) from tokens after `norm`; None for a model without classifier."""

@@ -26,7 +26,7 @@ from memtok.checks import check_classes, check_name
 from memtok.errors import Argument, MemtokError
 from memtok.files import atomic_write
 from memtok.header import DIGEST, FORMAT_VERSION, digest_of, read_header, tensors_of, without_repeats
-from memtok.parts import TENSORS
+from memtok.parts import CHOICES, TENSORS
 from memtok.preprocessing import Preprocessing
 from memtok.stored import StoredTask, as_one_file, resolve
 from memtok.task import Task
@@ -40,7 +40,7 @@ def header_of(task: Task) -> dict[str, Any]:
         "classes": list(task.classes),
         "regime": task.regime,
         "composable": task.composable,
-        "placement": task.placement,
+        **task.choices,
         "backbone": {"fingerprint": task.backbone.fingerprint, "source": task.backbone.source},
         "preprocessing": task.preprocessing.to_dict(),
         "extends": [{"name": ancestor.name, "fingerprint": ancestor.fingerprint} for ancestor in task.extends],
@@ -185,7 +185,7 @@ def revive_one(stored: StoredTask, backbone: Backbone, extends: Sequence[Task]) 
         classes=header["classes"],
         tensors={key: tensor.to(backbone.device, torch.float32) for key, tensor in stored.tensors.items()},
         regime=header["regime"],
-        placement=header["placement"],
+        choices={choice.name: header[choice.name] for choice in CHOICES},
         extends=extends,
         preprocessing=Preprocessing.from_dict(header["preprocessing"]),
         record=header["record"],

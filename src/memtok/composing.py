@@ -13,7 +13,7 @@ from memtok.task import Task, topological
 
 def sizes_of(task: Task) -> tuple[object, ...]:
     """What a model's layout is made for."""
-    return task.regime, task.queries, task.cells, task.adapter_rank, tuple(task.extends)
+    return task.regime, tuple(task.sizes.items()), tuple(task.extends)
 
 
 def two_of_one_name(name: str) -> MemtokError:

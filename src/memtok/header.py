@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from memtok.errors import MemtokError
-from memtok.parts import TENSORS
+from memtok.parts import CHOICES, TENSORS
 from memtok.regular import check_regular
 
 FORMAT_VERSION = 1  # of task files
@@ -190,7 +190,7 @@ def check_header(path: Path, header: Any) -> None:
         "classes": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
         "regime": lambda value: isinstance(value, str),
         "composable": lambda value: isinstance(value, bool),
-        "placement": lambda value: isinstance(value, str),
+        **{choice.name: lambda value: isinstance(value, str) for choice in CHOICES},
         "backbone": lambda value: texts(value, "fingerprint", "source"),
         "preprocessing": lambda value: isinstance(value, dict),
         "extends": lambda value: isinstance(value, list) and all(texts(item, "name", "fingerprint") for item in value),

@@ -211,11 +211,11 @@ class MemoryViT(nn.Module):
         self, images: Tensor, keep: str, base: bool, visit: Callable[[int, Kept], None] | None = None
     ) -> Trace:
         """The trunk's pass. It goes to its end for the base, or for a head that reads its features."""
-        tasks = self.tasks
-        reads_features = any(not tasks[position].queries for position in self._answered)
-        outputs = base or self.streams is None or reads_features
+        answered = [self.tasks[position] for position in self._answered]
+        outputs = base or self.streams is None or any(not task.queries for task in answered)
+        statistics = max((task.layers_read for task in answered), default=0)
         run = self._compiled.trunk if self._compiled else None
-        return self.backbone.trace(images, keep=keep, outputs=outputs, visit=visit, run=run)
+        return self.backbone.trace(images, keep=keep, outputs=outputs, statistics=statistics, visit=visit, run=run)
 
     def _begin(self, tasks: Sequence[Task], snapshot: Snapshot | None, batch: int, attention: bool) -> Walk:
         """The class tokens before the first layer, of a batch of so many images."""
@@ -255,7 +255,8 @@ class MemoryViT(nn.Module):
                 raise MemtokError(
                     f"expected a trace with features for {task.name!r}, found none; make it with base=True"
                 )
-            logits[task.name], embeddings[task.name] = task(features), features.flatten(1)
+            logits[task.name] = task(features, trace.statistics)
+            embeddings[task.name] = features.flatten(1)
             if position in weights:
                 attended[task.name] = weights[position]
         return Outputs(trace.features if base else None, trace.base if base else None, logits, attended, embeddings)

@@ -20,6 +20,7 @@ from memtok.backbone import Backbone, gradients_of
 from memtok.errors import MemtokError
 from memtok.layers import Adapt, Layer, Positions, unadapted
 from memtok.outputs import Outputs, TaskAttention
+from memtok.regimes import REGIMES
 from memtok.task import Task, topological
 
 
@@ -110,7 +111,7 @@ def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor,
             raise MemtokError(f"expected composable tasks, found {task.name!r} of regime {task.regime!r}")
     everyone = topological(tasks)
     extended = {id(ancestor) for task in everyone for ancestor in task.ancestors()}
-    own = {id(task): parameters_of(task, frozen=id(task) in extended) for task in everyone}
+    own = {id(task): task.named(frozen=id(task) in extended) for task in everyone}
 
     images = backbone.check_images(images)
     trunk = backbone.enter(images)  # (B, N, D)
@@ -124,32 +125,29 @@ def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor,
     x = torch.cat([trunk, entered.expand(batch, -1, -1)], dim=1)  # (B, N + T, D)
     mask = attention_mask(count, everyone).to(x.device)
     position_of = [*range(count), *[0] * len(tokens)]
-    weights = []
+    weights, statistics = [], []
     for index, (layer, positions) in enumerate(zip(backbone.layers, backbone.positions(), strict=True)):
         adapted = partial(adapt, everyone, own, index, count)
         memory = [placed_memory(task, own[id(task)]["memory"][index].to(x.dtype), layer) for task in everyone]
         cells = torch.cat([*memory, x.new_zeros(0, backbone.dim)])  # (M, D)
         x, probabilities = dense_layer(layer, x, positions, position_of, count, cells, mask, adapted)
         weights.append(probabilities)
+        with gradients_of(images):
+            statistics.append(backbone.statistics(x[:, :count]))
 
     final = backbone.final_norm(x)
     rows = slices([count, *(task.queries for task in everyone)])[1:]
+    read_of_layers = torch.stack(statistics, dim=1)
     with gradients_of(images):
         features = backbone.features(x[:, :count])
     logits, embeddings = {}, {}
     for task, row in zip(everyone, rows, strict=True):
         if any(task is asked for asked in tasks):
             read = final[:, row] if task.queries else features
-            logits[task.name], embeddings[task.name] = task(read), read.flatten(1)
+            logits[task.name], embeddings[task.name] = task(read, read_of_layers), read.flatten(1)
     base = backbone.classify(backbone.vit.norm(x[:, :count]))
     attended = sort_attention(everyone, torch.stack(weights), count) if attention else {}
     return Outputs(features, base, logits, {name: attended[name] for name in logits if name in attended}, embeddings)
-
-
-def parameters_of(task: Task, *, frozen: bool) -> dict[str, Tensor]:
-    """Class tokens, memory and adapters; cut off from the gradient where another task extends this one."""
-    tensors: dict[str, Tensor] = {"class_tokens": task.class_tokens, "memory": task.memory, **task.adapters}
-    return {key: value.detach() if frozen else value for key, value in tensors.items()}
 
 
 def placed_memory(task: Task, cells: Tensor, layer: Layer) -> Tensor:
@@ -170,7 +168,7 @@ def adapt(
     rows = slices([count, *(task.queries for task in tasks)])[1:]
     for task, row in zip(tasks, rows, strict=True):
         if task.adapter_rank:
-            down, up = own[id(task)][f"{name}_down"][layer], own[id(task)][f"{name}_up"][layer]
+            down, up = (own[id(task)][f"adapters.{name}.{half}"][layer] for half in ("down", "up"))
             update = tokens[:, row] @ down.to(tokens.dtype).T @ up.to(tokens.dtype).T
             total = torch.cat([total[:, : row.start], total[:, row] + update, total[:, row.stop :]], dim=1)
     return total
@@ -225,15 +223,15 @@ def variant_outputs(backbone: Backbone, task: Task, images: Tensor, *, attention
     own = backbone.enter_class_tokens(task.class_tokens.to(rest.dtype)).expand(batch, -1, -1)
     x = torch.cat([own, rest], dim=1)  # (B, N, D)
     count = x.shape[1]
-    travelling = task.regime in ("memory-propagated", "memory-additive")
+    regime = REGIMES[task.regime]
     memory = task.memory.to(x.dtype)
-    if travelling:
+    if regime.enters:
         x = torch.cat([x, memory[0].expand(batch, -1, -1)], dim=1)  # (B, N + m, D)
     weights = []
     for index, (layer, positions) in enumerate(zip(backbone.layers, backbone.positions(), strict=True)):
-        if task.regime == "memory-additive" and index:
+        if regime.updated and index:
             x = torch.cat([x[:, :count], x[:, count:] + memory[index]], dim=1)
-        cells = x.new_zeros(0, backbone.dim) if travelling else placed_memory(task, memory[index], layer)
+        cells = x.new_zeros(0, backbone.dim) if regime.enters else placed_memory(task, memory[index], layer)
         x, probabilities = dense_layer(layer, x, positions, range(count), count, cells)
         if attention:
             weights.append(probabilities[:, :, :1])
@@ -252,13 +250,14 @@ def unmasked_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor) 
     What the mask of Table 1 prevents, to measure what it is worth. The tasks' class tokens take the place of the base
     one, and all tokens see all class tokens and all memory cells, whatever a task was trained to see. With one task
     of regime `head+class` or `memory-shared` this is `variant_outputs`. Raises MemtokError for tasks without class
-    tokens, with adapters, or with memory that passes through the layers.
+    tokens, with adapters or a readout, or with memory that passes through the layers.
     """
     for task in tasks:
-        if not task.queries or task.adapter_rank or task.regime in ("memory-propagated", "memory-additive"):
+        if not task.queries or task.adapter_rank or task.layers_read or REGIMES[task.regime].enters:
             raise MemtokError(
-                f"expected tasks with class tokens and memory in every layer, found {task.name!r} of regime "
-                f"{task.regime!r}; train it with regime 'memory' or 'memory-shared'"
+                f"expected tasks of class tokens and memory in every layer, found {task.name!r} of regime "
+                f"{task.regime!r} ({', '.join(f'{name} {size}' for name, size in task.sizes.items())}); train it with "
+                "regime 'memory' or 'memory-shared' and nothing else"
             )
     images = backbone.check_images(images)
     rest = without_class_token(backbone, images)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from memtok.errors import MemtokError
+from memtok.parts import CHOICES
 from memtok.task import Task, content_fingerprint, topological
 
 
@@ -39,8 +40,8 @@ class StoredTask:
         return content_fingerprint(
             self.tensors,
             backbone=header["backbone"]["fingerprint"],
+            choices={choice.name: header[choice.name] for choice in CHOICES},
             extends=[entry["fingerprint"] for entry in header["extends"]],
-            placement=header["placement"],
             preprocessing=header["preprocessing"],
             regime=header["regime"],
         )

@@ -115,7 +115,8 @@ class TaskStreams(nn.Module):
 
     def values(self, backbone: Backbone, tasks: Sequence[Task]) -> Values:
         """What the tasks own, gathered in the order of the rows; memory as keys and values."""
-        own = {position: self.task_tensors(tasks, position) for position in self.layout.order}
+        # No gradient reaches a task that another one extends.
+        own = {p: tasks[p].named(frozen=p in self.layout.extended) for p in self.layout.order}
         start = torch.cat([own[position]["class_tokens"] for position in self.layout.order]).to(backbone.dtype)
         # (L, M, D). Unbound at once: the gradient of an index is as large as what it indexes, and full of zeros.
         cells = torch.cat([own[position]["memory"] for position in self.layout.order], dim=1).to(backbone.dtype)
@@ -127,7 +128,7 @@ class TaskStreams(nn.Module):
         stacked = [
             {
                 name: tuple(
-                    torch.stack([own[position][f"{name}_{part}"] for position in members], dim=1)
+                    torch.stack([own[position][f"adapters.{name}.{part}"] for position in members], dim=1)
                     .to(backbone.dtype)
                     .unbind(0)
                     for part in ("down", "up")
@@ -141,14 +142,6 @@ class TaskStreams(nn.Module):
             for layer in range(backbone.depth)
         ]
         return Values(backbone.enter_class_tokens(start), memory, adapters)
-
-    def task_tensors(self, tasks: Sequence[Task], position: int) -> dict[str, Tensor]:
-        """What the streams read of a task. That of an extended task is cut off: no gradient reaches it."""
-        task = tasks[position]
-        tensors: dict[str, Tensor] = {"class_tokens": task.class_tokens, "memory": task.memory, **task.adapters}
-        if position in self.layout.extended:
-            return {key: value.detach() for key, value in tensors.items()}
-        return tensors
 
     def memory_of_layer(self, layer: Layer, before: bool | Tensor, cells: Tensor) -> list[Pair]:
         """Keys and values (H, G, m, d) of each bucket, from the memory cells (M, D) of one layer.

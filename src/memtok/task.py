@@ -7,11 +7,12 @@ on the task's own tokens are memtok's additions; both are off by default.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +20,22 @@ from torch import Tensor, nn
 from memtok.backbone import Backbone
 from memtok.checks import check_choice, check_classes, check_count, check_name, new_classes
 from memtok.errors import Argument, MemtokError
-from memtok.parts import OPTIONS, PARTS, Sizes, sizes_of, specs
+from memtok.parts import (
+    CHOICES,
+    OPTIONS,
+    PARTS,
+    TENSORS,
+    Options,
+    Sizes,
+    choose,
+    contributions,
+    layers_read,
+    sizes_of,
+    specs,
+)
 from memtok.preprocessing import Preprocessing
+from memtok.regimes import REGIMES, Regime, task_regime
 from memtok.surroundings import plain_torch
-
-DEFAULT_CELLS = 5
-PLACEMENTS = ("before-norm", "after-norm")
-
-# Regime -> does it own memory, may it share a pass with other tasks. `full` trains a backbone and is no task.
-REGIMES: dict[str, tuple[bool, bool]] = {
-    "memory": (True, True),
-    "head": (False, True),
-    "head+class": (False, False),
-    "memory-shared": (True, False),
-    "memory-propagated": (True, False),
-    "memory-additive": (True, False),
-}
 
 
 class Task(nn.Module):
@@ -45,12 +46,16 @@ class Task(nn.Module):
         memory: (L, cells, D), the cells of each layer; (1, cells, D) in regime `memory-propagated`.
         head: linear, from the concatenated class tokens (max(queries, 1) * D) to the classes.
         adapters: low-rank updates of the layers' projections that act on this task's class tokens only:
-            `qkv.down` (L, rank, D), `qkv.up` (L, 3 H d, rank), the same for `proj`, and for `mlp` a branch beside it.
+            `qkv_down` (L, rank, D), `qkv_up` (L, 3 H d, rank), the same for `proj`, and for `mlp` a branch beside it.
+        placement: "before-norm" or "after-norm", whether memory passes each layer's norm.
         extends: the tasks whose class tokens and memory this one sees. They are frozen when this one is made.
         record: how it was trained, as JSON-able values.
 
     `parameters()` yields exactly what trains: neither the backbone nor extended tasks are among them.
     """
+
+    placement: str
+    adapters: nn.ParameterDict
 
     def __init__(
         self,
@@ -60,22 +65,28 @@ class Task(nn.Module):
         classes: Sequence[str],
         tensors: dict[str, Tensor],
         regime: str = "memory",
-        placement: str = "before-norm",
+        choices: Mapping[str, str] | None = None,
         extends: Sequence[Task] = (),
         preprocessing: Preprocessing | None = None,
         record: dict[str, Any] | None = None,
     ) -> None:
-        """From given tensors, named as in a task file; MemtokError if a shape does not fit the backbone."""
+        """From given tensors, named as in a task file; MemtokError if a shape does not fit the backbone.
+
+        choices: those of the parts, such as `placement`, by default the first of each.
+        """
         super().__init__()
         self._bound = (backbone,)  # a tuple, so that the backbone does not become a submodule
         self._name = check_name(name)
         self.classes = check_classes(classes)
-        self.regime = check_choice("regime", regime, tuple(REGIMES))
-        self.placement = check_choice("placement", placement, PLACEMENTS)
-        self.extends = check_extends(self.name, backbone, self.regime, extends)
+        rules = task_regime(regime)
+        self.regime = regime
+        for choice in CHOICES:
+            given = (choices or {}).get(choice.name, choice.values[0])
+            setattr(self, choice.name, check_choice(choice.name, given, choice.values))
+        self.extends = check_extends(self.name, backbone, rules, extends)
         self.preprocessing = preprocessing or backbone.preprocessing
         self.record: dict[str, Any] = dict(record or {})
-        check_tensors(self.name, backbone, self.regime, len(self.classes), tensors)
+        check_tensors(self.name, backbone, rules, len(self.classes), tensors)
         self._take(tensors)
         for ancestor in self.ancestors():
             ancestor.requires_grad_(False)
@@ -86,13 +97,18 @@ class Task(nn.Module):
     def _take(self, tensors: dict[str, Tensor]) -> None:
         """Makes its parameters, copies of `tensors`."""
         own = {key: nn.Parameter(tensor.detach().clone()) for key, tensor in tensors.items()}
-        self.class_tokens, self.memory = own["class_tokens"], own["memory"]
         classes, width = own["head.weight"].shape
         # On the meta device a fresh layer draws nothing from the global generator.
-        self.head = nn.Linear(width, classes, device="meta")
-        self.head.weight, self.head.bias = own["head.weight"], own["head.bias"]
-        adapters = {key.removeprefix("adapters."): own[key] for key in sorted(own) if key.startswith("adapters.")}
-        self.adapters = nn.ParameterDict({key.replace(".", "_"): tensor for key, tensor in adapters.items()})
+        head = nn.Linear(width, classes, device="meta")
+        head.weight, head.bias = own.pop("head.weight"), own.pop("head.bias")
+        self.class_tokens, self.memory, self.head = own.pop("class_tokens"), own.pop("memory"), head
+        groups = {name.partition(".")[0]: nn.ParameterDict() for name in TENSORS if "." in name}
+        for group, parameters in groups.items():
+            if group != "head":
+                setattr(self, group, parameters)
+        for key in sorted(own):
+            group, _, rest = key.partition(".")
+            groups[group][rest.replace(".", "_")] = own[key]
 
     @classmethod
     def create(
@@ -101,21 +117,20 @@ class Task(nn.Module):
         *,
         name: str,
         classes: Sequence[str],
-        memory: int | None = None,
-        queries: int = 1,
-        adapter_rank: int = 0,
         extends: Sequence[Task] = (),
         regime: str = "memory",
-        placement: str = "before-norm",
         preprocessing: Preprocessing | None = None,
         seed: int | None = None,
+        **options: Unpack[Options],
     ) -> Task:
         """A new task, ready to train.
 
-        memory: cells per layer, 0 or more (5 unless told, in regimes that have memory). queries: class tokens, 1 or
-        more. adapter_rank: 0 for none. extends: tasks that this one may see; they are frozen from now on.
-        preprocessing: what images go through; that of the extended tasks, else the backbone's, unless told.
-        seed: of the initial values; without it they come from torch's global generator.
+        extends: tasks that this one may see; they are frozen from now on. preprocessing: what images go through; that
+        of the extended tasks, else the backbone's, unless told. seed: of the initial values, from 0 to 2**63 - 1;
+        without it they come from torch's global generator. options: those of the parts, where the regime has them:
+
+        memory: cells per layer, 0 or more (default: 5). queries: class tokens, 1 or more. adapter_rank: 0 for none.
+        placement: "before-norm" (default) or "after-norm", whether memory passes each layer's norm.
 
         Memory is drawn from N(0, 0.02). The first class token is a copy of the base one, further ones are copies with
         N(0, 0.02) added. Raises MemtokError for values that make no task.
@@ -126,39 +141,27 @@ class Task(nn.Module):
                 "memtok.load_backbone(model)",
                 argument="backbone",
             )
-        check_choice("regime", regime, tuple(REGIMES))
-        has_memory, _ = REGIMES[regime]
-        cells = (DEFAULT_CELLS if has_memory else 0) if memory is None else memory
-        sizes = {"memory": cells, "queries": queries, "adapter_rank": adapter_rank}
-        for option in OPTIONS:
-            check_count(option.name, sizes[option.name], option.least)
-        if cells and not has_memory:
-            raise MemtokError(
-                f"expected no memory in regime {regime!r}, found {cells} cells; use regime 'memory'", argument="memory"
-            )
-        if (queries > 1 or adapter_rank) and regime != "memory":
-            raise MemtokError(
-                f"expected {Argument('queries', 1)} and {Argument('adapter_rank', 0)} in regime {regime!r}, found "
-                f"{Argument('queries', queries)} and {Argument('adapter_rank', adapter_rank)}; use regime 'memory'",
-                argument="queries" if queries > 1 else "adapter_rank",
-            )
+        rules = task_regime(regime)
+        sizes, choices = choose(rules, options)
+        for part in PARTS:
+            part.check(backbone, sizes)
         if seed is not None:
             check_count("seed", seed, 0)
             if seed >= 2**63:
                 raise MemtokError(f"expected {Argument('seed')} below 2**63, found {seed}; choose a smaller one")
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
-        if regime == "head":
+        if not rules.class_token:
             sizes["queries"] = 0
         classes = new_classes(classes)
-        tensors = initial_tensors(backbone, regime, {"classes": len(classes)} | sizes, generator)
-        extends = check_extends(check_name(name), backbone, regime, extends)
+        tensors = initial_tensors(backbone, rules, {"classes": len(classes)} | sizes, generator)
+        extends = check_extends(check_name(name), backbone, rules, extends)
         return cls(
             backbone,
             name=name,
             classes=classes,
             tensors=tensors,
             regime=regime,
-            placement=placement,
+            choices=choices,
             extends=extends,
             preprocessing=preprocessing or preprocessing_of(name, extends),
         )
@@ -171,17 +174,16 @@ class Task(nn.Module):
 
     def check(self, **replaced: Any) -> None:
         """MemtokError unless its tensors fit its backbone, its regime and its classes; `replaced`: some by others."""
-        check_choice("placement", self.placement, PLACEMENTS)
-        parts = {"class_tokens": self.class_tokens, "memory": self.memory, "head": self.head} | replaced
-        head = parts.pop("head")
+        for choice in CHOICES:
+            check_choice(choice.name, getattr(self, choice.name), choice.values)
+        head = replaced.pop("head", self.head)
         if not isinstance(head, nn.Linear):
             raise MemtokError(
                 f"expected a linear head in task {self.name!r}, found {type(head).__name__}; assign to "
                 "task.head.weight and task.head.bias, or make another task"
             )
-        parts |= {"head.weight": head.weight, "head.bias": head.bias}
-        parts |= {"adapters." + key.replace("_", "."): value for key, value in self.adapters.items()}
-        check_shapes(self.name, self.backbone, self.regime, len(self.classes), parts)
+        tensors = self.named() | {"head.weight": head.weight, "head.bias": head.bias} | replaced
+        check_shapes(self.name, self.backbone, REGIMES[self.regime], len(self.classes), tensors)
 
     @property
     def name(self) -> str:
@@ -213,9 +215,19 @@ class Task(nn.Module):
         return int(self.adapters["qkv_down"].shape[1]) if "qkv_down" in self.adapters else 0
 
     @property
+    def choices(self) -> dict[str, str]:
+        """The choices of all parts, such as `placement`, as a file's header has them."""
+        return {choice.name: getattr(self, choice.name) for choice in CHOICES}
+
+    @property
+    def layers_read(self) -> int:
+        """How many of the last layers' statistics it reads; see `Backbone.statistics`."""
+        return layers_read(self.sizes)
+
+    @property
     def composable(self) -> bool:
         """Whether it can share a pass with other tasks: True where image tokens never see it."""
-        return REGIMES[self.regime][1]
+        return REGIMES[self.regime].composable
 
     def ancestors(self) -> tuple[Task, ...]:
         """All that it extends, directly or through others, every one before those that extend it."""
@@ -226,11 +238,15 @@ class Task(nn.Module):
         self.check()
         return {key: value.detach().to(torch.float32) for key, value in self.named().items()}
 
-    def named(self) -> dict[str, Tensor]:
-        """Its parameters under the names of a task file."""
+    def named(self, *, frozen: bool = False) -> dict[str, Tensor]:
+        """Its parameters under the names of a task file; `frozen`: detached, so that no gradient reaches them."""
         found: dict[str, Tensor] = {"class_tokens": self.class_tokens, "memory": self.memory}
         found |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
-        return found | {"adapters." + key.replace("_", "."): value for key, value in self.adapters.items()}
+        for name in TENSORS:
+            group, _, rest = name.partition(".")
+            if name not in found and (key := rest.replace(".", "_")) in getattr(self, group):
+                found[name] = getattr(self, group)[key]
+        return {name: tensor.detach() for name, tensor in found.items()} if frozen else found
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -239,7 +255,7 @@ class Task(nn.Module):
 
     def without_decay(self) -> set[nn.Parameter]:
         """Its parameters that weight decay leaves alone: tokens, memory, biases."""
-        declared = specs(self.backbone, self.regime, self.sizes)
+        declared = specs(self.backbone, REGIMES[self.regime], self.sizes)
         spared = [tensor for key, tensor in self.named().items() if not declared[key].decays]
         return {tensor for tensor in spared if isinstance(tensor, nn.Parameter)}
 
@@ -255,7 +271,7 @@ class Task(nn.Module):
                 task.tensors(),
                 backbone=task.backbone.fingerprint,
                 extends=[known[id(ancestor)] for ancestor in task.extends],
-                placement=task.placement,
+                choices=task.choices,
                 preprocessing=task.preprocessing.to_dict(),
                 regime=task.regime,
             )
@@ -267,10 +283,21 @@ class Task(nn.Module):
 
         save_task(self, path)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, classes) logits from its class tokens after the final norm, (B, max(queries, 1), D)."""
-        logits: Tensor = self.head(features.flatten(1).to(self.head.weight.dtype))
-        return logits
+    def forward(self, features: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """(B, classes) logits from its class tokens after the final norm, (B, max(queries, 1), D).
+
+        statistics: (B, n, S, D) of the last layers, see `Backbone.statistics`, for a task that reads some.
+        """
+        count = self.layers_read
+        if count and (statistics is None or statistics.shape[1] < count):
+            raise MemtokError(
+                f"expected the statistics of {count} layers for {self.name!r}, found "
+                f"{0 if statistics is None else statistics.shape[1]}; make the trace with a model that has this task"
+            )
+        precision = self.head.weight.dtype
+        given = None if statistics is None else statistics.to(precision)
+        added = contributions(self.named(), features.flatten(1).to(precision), given)
+        return functools.reduce(torch.add, added)
 
     def extra_repr(self) -> str:
         extends = f", extends {[task.name for task in self.extends]}" if self.extends else ""
@@ -293,8 +320,8 @@ def content_fingerprint(
     tensors: dict[str, Tensor],
     *,
     backbone: str,
+    choices: Mapping[str, str],
     extends: list[str],
-    placement: str,
     preprocessing: dict[str, Any],
     regime: str,
 ) -> str:
@@ -302,9 +329,9 @@ def content_fingerprint(
     facts = {
         "backbone": backbone,
         "extends": extends,
-        "placement": placement,
         "preprocessing": preprocessing,
         "regime": regime,
+        **choices,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for key, tensor in sorted(tensors.items()):
@@ -345,7 +372,7 @@ def preprocessing_of(name: str, extends: Sequence[Task]) -> Preprocessing | None
 
 
 def initial_tensors(
-    backbone: Backbone, regime: str, sizes: Sizes, generator: torch.Generator | None
+    backbone: Backbone, regime: Regime, sizes: Sizes, generator: torch.Generator | None
 ) -> dict[str, Tensor]:
     """Initial values, float32 on the backbone's device; drawn on the CPU, so that a seed means the same everywhere."""
     drawn = {
@@ -359,7 +386,7 @@ def initial_tensors(
     return {key: value.to(backbone.device) for key, value in drawn.items()}
 
 
-def check_tensors(name: str, backbone: Backbone, regime: str, classes: int, tensors: Mapping[str, Tensor]) -> None:
+def check_tensors(name: str, backbone: Backbone, regime: Regime, classes: int, tensors: Mapping[str, Tensor]) -> None:
     """MemtokError unless `tensors` are all that such a task has, in their shapes, finite and floating-point."""
     check_shapes(name, backbone, regime, classes, tensors)
     for key in sorted(tensors):
@@ -367,7 +394,7 @@ def check_tensors(name: str, backbone: Backbone, regime: str, classes: int, tens
             raise MemtokError(f"expected finite numbers in {key} of task {name!r}, found others; train it again")
 
 
-def check_shapes(name: str, backbone: Backbone, regime: str, classes: int, tensors: Mapping[str, Any]) -> None:
+def check_shapes(name: str, backbone: Backbone, regime: Regime, classes: int, tensors: Mapping[str, Any]) -> None:
     """MemtokError unless `tensors` are all that such a task has, in their shapes."""
     for key in ("class_tokens", "memory", "head.weight", "head.bias"):
         if not isinstance(tensors.get(key), Tensor):
@@ -385,28 +412,33 @@ def check_shapes(name: str, backbone: Backbone, regime: str, classes: int, tenso
             raise MemtokError(f"expected the tensor {key} in task {name!r}, found none; the file is not whole")
         if key not in shapes:
             raise MemtokError(
-                f"expected no tensor {key} in task {name!r} of regime {regime!r}, found one; not this format"
+                f"expected no tensor {key} in task {name!r} of regime {regime.name!r}, found one; not this format"
             )
         if tuple(tensors[key].shape) != shapes[key]:
             raise MemtokError(
                 f"expected {key} of task {name!r} in shape {shapes[key]}, found {tuple(tensors[key].shape)}; "
                 "it belongs to another backbone or format"
             )
-    if (queries == 0) != (regime == "head") or (queries > 1 and regime != "memory"):
-        raise MemtokError(f"expected class tokens that fit regime {regime!r} in task {name!r}, found {queries}")
-    if cells and not REGIMES[regime][0]:
-        raise MemtokError(f"expected no memory in task {name!r} of regime {regime!r}, found {cells} cells")
+    if (queries > 0) != regime.class_token:
+        raise MemtokError(f"expected class tokens that fit regime {regime.name!r} in task {name!r}, found {queries}")
+    for option in OPTIONS:
+        size = sizes[option.name]
+        if size > option.least and not option.fits(regime):
+            raise MemtokError(
+                f"expected {option.name} {option.least} in task {name!r} of regime {regime.name!r}, found {size}; not "
+                "this format"
+            )
 
 
-def check_extends(name: str, backbone: Backbone, regime: str, extends: Sequence[Task]) -> tuple[Task, ...]:
+def check_extends(name: str, backbone: Backbone, regime: Regime, extends: Sequence[Task]) -> tuple[Task, ...]:
     """The tasks to extend, in the given order: composable, of this backbone, of different names."""
     if not isinstance(extends, Sequence) or not all(isinstance(task, Task) for task in extends):
         raise MemtokError(
             f"expected {Argument('extends')} as a list of tasks, found something else; load them with memtok.load_task"
         )
-    if extends and regime != "memory":
+    if extends and not regime.streams:
         raise MemtokError(
-            f"expected regime 'memory' for a task that extends others, found {regime!r}", argument="regime"
+            f"expected regime 'memory' for a task that extends others, found {regime.name!r}", argument="regime"
         )
     names = {name}
     for task in topological(extends):

@@ -95,6 +95,8 @@ class Trace:
     first norm, in any precision. features: (B, D) the base class token after the final norm, None when the last layer
     was skipped. base: (B, base classes) the timm model's own answer, None without a classifier or when the last layer
     was skipped. backbone: the fingerprint of the one that made it, None for a trace assembled by the caller.
+    statistics: (B, n, S, D) of the tokens after each of the last n layers, see `Backbone.statistics`; None unless
+    requested.
     """
 
     keys: list[Tensor] = field(default_factory=list)
@@ -103,6 +105,7 @@ class Trace:
     base: Tensor | None = None
     inputs: list[Tensor] = field(default_factory=list)
     backbone: str | None = None
+    statistics: Tensor | None = None
 
     @property
     def layers(self) -> list[Kept]:

@@ -149,15 +149,12 @@ def test_train_skips_bad_images_and_says_so(workspace: Path, run: Run) -> None:
 def test_names_known_to_the_command_line_are_those_of_the_library() -> None:
     from memtok.cli import options, train
     from memtok.data import AUGMENTATIONS
-    from memtok.training import RECIPES, REGIMES
+    from memtok.training import RECIPES
     from memtok.training.settings import TRACE_PLACES
     from memtok.training.state import SELECT
 
-    assert set(train.REGIMES) == set(REGIMES)
-    assert set(train.WITH_MEMORY) == {name for name, row in REGIMES.items() if row.memory}
     assert set(train.RECIPES) == set(RECIPES)
     assert set(train.AUGMENTATIONS) == set(AUGMENTATIONS)
-    assert set(train.TRACEABLE) == {name for name, row in REGIMES.items() if row.composable}
     assert options.TRACE_PLACES == TRACE_PLACES
     assert set(train.SELECT) == set(SELECT)
 

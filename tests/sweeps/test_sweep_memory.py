@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import memtok
 from memtok.backbone import Backbone
 from memtok.errors import MemtokError
-from memtok.sweeps.memory import ESTIMATE_WITHIN, Budget, Sizes, find_limit, free_memory, stream_shape
+from memtok.sweeps.memory import ESTIMATE_WITHIN, Budget, Step, find_limit, free_memory
 from memtok.sweeps.space import Configuration
 from tests.tiny import tiny_backbone, tiny_images
 
@@ -23,21 +23,23 @@ def configurations(shape: tuple[str, int, int, int], count: int) -> list[Configu
     """`count` configurations of one shape."""
     regime, queries, memory, rank = shape
     return [
-        Configuration(
-            regime=regime,
-            memory=memory,
-            queries=queries,
-            adapter_rank=rank,
-            learning_rate=0.1,
-            weight_decay=0.0,
-            seed=seed,
+        Configuration.of(
+            {
+                "regime": regime,
+                "memory": memory,
+                "queries": queries,
+                "adapter_rank": rank,
+                "learning_rate": 0.1,
+                "weight_decay": 0.0,
+                "seed": seed,
+            }
         )
         for seed in range(count)
     ]
 
 
-def sizes(backbone: Backbone) -> Sizes:
-    return Sizes.of(backbone, images=IMAGES, classes=CLASSES, optimizer="adamw", precision="float32")
+def step(backbone: Backbone) -> Step:
+    return Step.of(backbone, images=IMAGES, classes=CLASSES, optimizer="adamw", precision="float32")
 
 
 def kept_bytes(backbone: Backbone, chosen: Sequence[Configuration]) -> int:
@@ -93,16 +95,14 @@ def larger() -> Backbone:
 def test_the_estimate_is_near_what_is_kept(larger: Backbone, shape: tuple[str, int, int, int]) -> None:
     few, many = (kept_bytes(larger, configurations(shape, count)) for count in (2, 6))
     real = (many - few) / 4
-    assert (
-        real / ESTIMATE_WITHIN < sizes(larger).kept(stream_shape(configurations(shape, 1)[0])) < real * ESTIMATE_WITHIN
-    )
+    assert real / ESTIMATE_WITHIN < step(larger).kept(configurations(shape, 1)[0]) < real * ESTIMATE_WITHIN
 
 
 def test_the_estimate_of_a_mixed_pass(larger: Backbone) -> None:
     chosen = [configurations(("memory", 1, cells, 0), 1)[0] for cells in (1, 5, 10, 20)]
     chosen += configurations(("head", 1, 0, 0), 1)
-    made = sizes(larger)
-    kept = sum(made.kept(stream_shape(each)) for each in chosen)
+    made = step(larger)
+    kept = sum(made.kept(each) for each in chosen)
     trace = 2 * larger.depth * larger.tokens * larger.dim * IMAGES * made.width  # keys and values
     real = kept_bytes(larger, chosen)
     assert real / ESTIMATE_WITHIN < kept + trace < real * ESTIMATE_WITHIN
@@ -113,9 +113,9 @@ def test_the_estimate_of_a_mixed_pass(larger: Backbone) -> None:
 def test_passes_fit_and_hold_all(backbone: Backbone) -> None:
     chosen = [*configurations(("memory", 1, 20, 0), 5), *configurations(("memory", 1, 1, 0), 9)]
     chosen += configurations(("head", 1, 0, 0), 3)
-    made = sizes(backbone)
-    limit = Budget(made, backbone, 0).need(chosen[:2]) + 1000
-    budget = Budget(made, backbone, limit)
+    made = step(backbone)
+    limit = Budget(made, 0).need(chosen[:2]) + 1000
+    budget = Budget(made, limit)
     passes = budget.passes(chosen)
     assert len(passes) > 2
     assert all(budget.need(one) <= limit for one in passes)
@@ -124,13 +124,13 @@ def test_passes_fit_and_hold_all(backbone: Backbone) -> None:
         assert [chosen.index(each) for each in one] == sorted(chosen.index(each) for each in one)
     alike = [one for one in passes if {each.memory for each in one} == {20}]
     assert len(alike) >= 2
-    assert len(Budget(made, backbone, 10**12).passes(chosen)) == 1
-    assert [len(one) for one in Budget(made, backbone, 10**12, together=7).passes(chosen)] == [7, 7, 3]
-    assert Budget(made, backbone, 10**12).passes([]) == []
+    assert len(Budget(made, 10**12).passes(chosen)) == 1
+    assert [len(one) for one in Budget(made, 10**12, together=7).passes(chosen)] == [7, 7, 3]
+    assert Budget(made, 10**12).passes([]) == []
 
 
 def test_one_that_does_not_fit_is_named(backbone: Backbone) -> None:
-    budget = Budget(sizes(backbone), backbone, 1000)
+    budget = Budget(step(backbone), 1000)
     with pytest.raises(MemtokError, match=r"expected .* of memory for memory-5-rate-0.1.*limit of 1 kB; raise"):
         budget.passes(configurations(("memory", 1, 5, 0), 1))
 

@@ -118,13 +118,13 @@ def test_several_passes_give_what_one_gives(quick: Quick, trained: Trained, tmp_
 
 def bytes_of_three() -> int:
     """Bytes of a pass of three configurations of the largest kind."""
-    from memtok.sweeps.memory import Sizes
+    from memtok.sweeps.memory import Step
     from memtok.sweeps.space import Space
     from tests.tiny import tiny_backbone
 
     backbone = tiny_backbone()
-    sizes = Sizes.of(backbone, images=16, classes=2, optimizer="adamw", precision="float32")
-    return Budget(sizes, backbone, 0).need(Space(learning_rates=[0.1, 0.2, 0.3], memory=[3]).grid())
+    step = Step.of(backbone, images=16, classes=2, optimizer="adamw", precision="float32")
+    return Budget(step, 0).need(Space(learning_rates=[0.1, 0.2, 0.3], memory=[3]).grid())
 
 
 def winner_name(result: Any) -> str:

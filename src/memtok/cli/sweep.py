@@ -32,7 +32,9 @@ from memtok.cli.output import check_apart, check_outputs, note, say, table, writ
 from memtok.cli.train import check_compiler
 from memtok.display import percent
 from memtok.launch import check_launch
-from memtok.sweeps.space import LARGEST, REGIMES, SEARCHES, Axis, Range
+from memtok.parts import OPTIONS
+from memtok.regimes import COMPOSABLE
+from memtok.sweeps.space import LARGEST, SEARCHES, Axis, Range
 
 if TYPE_CHECKING:
     from memtok.sweeps import SweepResult
@@ -47,7 +49,7 @@ EXAMPLES = """
 
 RECIPES = ("default", "paper", "reproduction")  # what memtok.training knows; a test compares the two
 SHOWN = 20  # lines of the table for each data set
-AXES = ("learning_rates", "weight_decays", "memory", "queries", "adapter_ranks", "seeds", "regimes")
+AXES = ("learning_rates", "weight_decays", *(option.axis for option in OPTIONS), "seeds", "regimes")
 
 
 def configure(parser: Parser) -> None:
@@ -62,13 +64,12 @@ def configure(parser: Parser) -> None:
     add_list(parser, "--learning-rates", "X", rates, numbers("--learning-rates", above_zero=True))
     decays = "weight decays, or a range (default: the recipe's)"
     add_list(parser, "--weight-decays", "X", decays, numbers("--weight-decays", above_zero=False))
-    add_list(
-        parser, "--memory", "N", "memory cells per layer, or a range such as 0..20 (default: 5)", counts("--memory")
-    )
-    add_list(parser, "--queries", "N", "class tokens, or a range (default: 1)", counts("--queries", 1))
-    add_list(parser, "--adapter-ranks", "N", "ranks of adapters, or a range (default: 0)", counts("--adapter-ranks"))
+    for option in OPTIONS:
+        flag = f"--{option.axis.replace('_', '-')}"
+        words = f"{option.help}, or a range such as {option.least}..{option.least + 8} (default: {option.default})"
+        add_list(parser, flag, "N", words, counts(flag, option.least))
     add_list(parser, "--seeds", "S", "seeds of the initial values (default: 0)", whole("--seeds"))
-    add_list(parser, "--regimes", "R", f"{', '.join(REGIMES)} (default: memory)", one_of("--regimes", REGIMES))
+    add_list(parser, "--regimes", "R", f"{', '.join(COMPOSABLE)} (default: memory)", one_of("--regimes", COMPOSABLE))
     search = "grid tries all, random draws --trials, optuna proposes them"
     add(parser, "--search", one_of("--search", SEARCHES), "S", search, "grid")
     add(parser, "--trials", whole("--trials", 1), "N", "configurations of a random or Optuna search")

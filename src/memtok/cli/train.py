@@ -34,8 +34,9 @@ from memtok.cli.output import check_apart, check_outputs, note_left_out, recall_
 from memtok.display import percent, shown_bytes
 from memtok.errors import MemtokError
 from memtok.launch import check_launch, is_first_process
-from memtok.parts import OPTIONS
+from memtok.parts import CHOICES, OPTIONS, choose
 from memtok.preprocessing import check_range
+from memtok.regimes import COMPOSABLE, REGIMES
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
@@ -53,11 +54,8 @@ EXAMPLES = """
 """
 
 # What memtok.training knows, without importing it; a test compares the two.
-REGIMES = ("memory", "head", "head+class", "memory-shared", "memory-propagated", "memory-additive", "full")
-WITH_MEMORY = ("memory", "memory-shared", "memory-propagated", "memory-additive")
 RECIPES = ("default", "paper", "reproduction")
 AUGMENTATIONS = ("inception", "crop", "none")
-TRACEABLE = ("memory", "head")
 SELECT = ("balanced", "top1", "loss")
 
 
@@ -74,10 +72,13 @@ def configure(parser: Parser) -> None:
     add_split(parser, "official where there is one, else 80-20; a folder as it is")
     add(parser, "--out", None, "FILE", "the task file, FILE.safetensors; state and metrics go into FILE.run beside it")
     add(parser, "--name", None, "NAME", "what the task is called (default: FILE without its ending)")
-    add(parser, "--regime", one_of("--regime", REGIMES), "R", ", ".join(REGIMES), "memory")
+    add(parser, "--regime", one_of("--regime", tuple(REGIMES)), "R", ", ".join(REGIMES), "memory")
     for option in OPTIONS:
         flag = f"--{option.name.replace('_', '-')}"
-        add(parser, flag, whole(flag, option.least), "N", option.help, option.default)
+        add(parser, flag, whole(flag, option.least), "N", f"{option.help} (default: {option.default})")
+    for choice in CHOICES:
+        flag, values = f"--{choice.name.replace('_', '-')}", ", ".join(choice.values)
+        add(parser, flag, one_of(flag, choice.values), "P", f"{choice.help}: {values} (default: {choice.values[0]})")
     add_list(parser, "--extends", "FILE", "task files that this task builds upon; they stay as they are")
     add(parser, "--recipe", one_of("--recipe", RECIPES), "R", ", ".join(RECIPES), "default")
     add(parser, "--steps", whole("--steps", 1), "N", "steps to train (default: as the recipe says)")
@@ -143,24 +144,24 @@ def run(options: Namespace) -> int:
 
 def check_regime(options: Namespace) -> None:
     """UsageError for options that the regime does not have."""
-    regime = options.regime
-    if options.memory and regime not in WITH_MEMORY:
-        raise UsageError(f"expected no --memory in regime {regime!r}, found {options.memory}; use --regime memory")
-    own_tokens = {
-        "--queries": options.queries != 1,
-        "--adapter-rank": options.adapter_rank,
-        "--extends": options.extends,
-    }
-    for flag, given in own_tokens.items():
-        if given and regime != "memory":
-            raise UsageError(f"expected no {flag} in regime {regime!r}, found one; use --regime memory")
-    if options.compare_head and regime in ("head", "full"):
-        raise UsageError(f"expected no --compare-head in regime {regime!r}, found one; leave it out")
-    if options.keep_traces and regime not in TRACEABLE:
+    regime = REGIMES[options.regime]
+    with arguments():
+        choose(regime, part_options(options))
+    if options.extends and not regime.streams:
+        raise UsageError(f"expected no --extends in regime {regime.name!r}, found one; use --regime memory")
+    if options.compare_head and regime.whole:
+        raise UsageError(f"expected no --compare-head in regime {regime.name!r}, found one; leave it out")
+    if options.keep_traces and not regime.composable:
         raise UsageError(
-            f"expected a composable task (--regime memory or head) with --keep-traces, found --regime {regime}, whose "
-            "image tokens change as it trains; leave --keep-traces out"
+            f"expected a composable task (--regime {' or '.join(COMPOSABLE)}) with --keep-traces, found --regime "
+            f"{regime.name}, whose image tokens change as it trains; leave --keep-traces out"
         )
+
+
+def part_options(options: Namespace) -> dict[str, Any]:
+    """The options and choices of the parts, None for those that were not given."""
+    names = *(option.name for option in OPTIONS), *(choice.name for choice in CHOICES)
+    return {name: options[name] for name in names}
 
 
 def check_settings(options: Namespace) -> dict[str, Any]:
@@ -232,18 +233,18 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
     tasks = load_files(options.extends or [], backbone)
     seen = {id(ancestor) for task in tasks for ancestor in task.ancestors()}
     extends = [task for task in tasks if id(task) not in seen]
-    check_extends(options.name, backbone, options.regime, extends)  # before the data is opened and its split written
+    check_extends(
+        options.name, backbone, REGIMES[options.regime], extends
+    )  # before the data is opened and its split written
     data = open_shown(options, RichProgress())
     trainable = create(
         backbone,
         regime=options.regime,
         name=options.name,
         classes=data.classes,
-        memory=options.memory,
-        queries=options.queries,
-        adapter_rank=options.adapter_rank,
         extends=extends,
         seed=options.seed,
+        **part_options(options),
     )
     wanted, taken = backbone.preprocessing.pixel_range, trainable.preprocessing.pixel_range
     if options.pixel_range is not None and wanted != taken:
@@ -348,7 +349,7 @@ def next_commands(name: str, out: str, options: Namespace) -> list[str]:
     backbone = "" if options.backbone is None else f" --backbone {shlex.quote(options.backbone)}"
     place = f" --data-dir {shlex.quote(options.data_dir)}" if options.data_dir else ""
     place += " --on-bad-image skip" if options.on_bad_image == "skip" else ""
-    if options.regime == "full":
+    if REGIMES[options.regime].whole:
         return [
             f"memtok evaluate --backbone {shlex.quote(out)} --data {shlex.quote('base=' + data)}{place}",
             f"memtok predict --backbone {shlex.quote(out)} --images PATH",

@@ -161,10 +161,10 @@ class Layer(ABC):
 
     # What a layer costs, in multiply-adds for one image.
 
-    def cost(self, tokens: int) -> int:
-        """Of the trunk's own N `tokens`: matrices, then scores and sums."""
+    def cost(self, tokens: int, seen: int | None = None) -> int:
+        """Of `tokens` that attend to `seen` keys each, by default to each other: matrices, then scores and sums."""
         matrices = sum(int(parameter.numel()) for parameter in self.block.parameters() if parameter.ndim == 2)
-        return tokens * matrices + 2 * tokens * tokens * self.inner
+        return tokens * matrices + 2 * tokens * (tokens if seen is None else seen) * self.inner
 
     def absorbing_cost(self, tokens: int) -> int:
         """What a query costs more with absorbed projections than without, over N `tokens` of the trunk.

@@ -177,7 +177,7 @@ def make_tasks(old: OldCheckpoint, backbone: Backbone) -> list[Task]:
                 name=stem if count == 1 else f"{stem}-{index + 1}",
                 classes=[str(label) for label in range(len(tensors["head.bias"]))],
                 tensors={key: value.to(backbone.device, torch.float32) for key, value in tensors.items()},
-                placement="after-norm",
+                choices={"placement": "after-norm"},
                 extends=[tasks[other] for other in old.extends[index]],
                 preprocessing=legacy_preprocessing(old, backbone),
                 record={"imported": old.file.origin, "arrangement": old.arrangement, "regime": "memory"},

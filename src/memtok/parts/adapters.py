@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memtok.parts.base import Option, Part, Sizes, Spec, Trunk, length
+from memtok.regimes import Regime
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,20 +25,44 @@ class Adapters(Part):
     `up` starts at zero, so that they start as no change.
     """
 
-    options = (Option("adapter_rank", 0, 0, "rank of adapters on the task's own tokens"),)
+    options = (
+        Option(
+            name="adapter_rank",
+            help="rank of adapters on the task's own tokens",
+            axis="adapter_ranks",
+            tag="rank",
+            fits=lambda regime: regime.streams,
+        ),
+    )
     names = tuple(f"adapters.{name}.{half}" for name in ADAPTED for half in ("down", "up"))
 
-    def specs(self, trunk: Trunk, regime: str, sizes: Sizes) -> dict[str, Spec]:
-        rank, layer, dim = sizes["adapter_rank"], trunk.layers[0], trunk.dim
-        widths = {"qkv": (dim, layer.projected), "proj": (layer.inner, dim), "mlp": (dim, dim)}
+    def specs(self, trunk: Trunk, regime: Regime, sizes: Sizes) -> dict[str, Spec]:
+        rank = sizes["adapter_rank"]
         found: dict[str, Spec] = {}
-        for name, (inputs, outputs) in widths.items() if rank else ():
+        for name, (inputs, outputs) in widths(trunk).items() if rank else ():
             found[f"adapters.{name}.down"] = Spec((trunk.depth, rank, inputs), inputs**-0.5)
             found[f"adapters.{name}.up"] = Spec((trunk.depth, outputs, rank))
         return found
 
     def sizes(self, tensors: Mapping[str, Any]) -> dict[str, int]:
         return {"adapter_rank": max(0, length(tensors.get("adapters.qkv.down"), 1, 3))}
+
+    def cost(self, trunk: Trunk, sizes: Sizes) -> int:
+        rows = trunk.depth * sizes["queries"] * sizes["adapter_rank"]
+        return rows * sum(inputs + outputs for inputs, outputs in widths(trunk).values())
+
+    def kept(self, trunk: Trunk, sizes: Sizes, images: int) -> int:
+        """What goes into adapters, and their low-rank middle; adapters of all layers are stacked once per step."""
+        t, rank, layer, dim = sizes["queries"], sizes["adapter_rank"], trunk.layers[0], trunk.dim
+        if not rank:
+            return 0
+        return trunk.depth * (images * t * (2 * dim + layer.inner + 3 * rank) + rank * 4 * (dim + layer.inner))
+
+
+def widths(trunk: Trunk) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of each adapted projection."""
+    layer, dim = trunk.layers[0], trunk.dim
+    return {"qkv": (dim, layer.projected), "proj": (layer.inner, dim), "mlp": (dim, dim)}
 
 
 def adapt(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memtok.parts.base import Part, Sizes, Spec, Trunk
+from memtok.regimes import Regime
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HEAD_STD = 0.02
 
@@ -15,12 +19,27 @@ class Head(Part):
 
     names = ("head.weight", "head.bias")
 
-    def specs(self, trunk: Trunk, regime: str, sizes: Sizes) -> dict[str, Spec]:
-        width = max(sizes["queries"], 1) * trunk.dim
+    def specs(self, trunk: Trunk, regime: Regime, sizes: Sizes) -> dict[str, Spec]:
         return {
-            "head.weight": Spec((sizes["classes"], width), HEAD_STD),
+            "head.weight": Spec((sizes["classes"], inputs(trunk, sizes)), HEAD_STD),
             "head.bias": Spec((sizes["classes"],), decays=False),
         }
 
     def sizes(self, tensors: Mapping[str, Any]) -> dict[str, int]:
         return {}
+
+    def logits(self, tensors: Mapping[str, Tensor], features: Tensor, statistics: Tensor | None) -> Tensor:
+        from torch.nn import functional as F
+
+        return F.linear(features, tensors["head.weight"], tensors["head.bias"])
+
+    def cost(self, trunk: Trunk, sizes: Sizes) -> int:
+        return inputs(trunk, sizes) * sizes["classes"]
+
+    def kept(self, trunk: Trunk, sizes: Sizes, images: int) -> int:
+        return images * (sizes["queries"] * trunk.dim + sizes["classes"])
+
+
+def inputs(trunk: Trunk, sizes: Sizes) -> int:
+    """How many numbers a head reads."""
+    return max(sizes["queries"], 1) * trunk.dim

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from memtok.parts.base import Option, Part, Sizes, Spec, Trunk, length
+from memtok.parts.base import Choice, Option, Part, Sizes, Spec, Trunk, length
+from memtok.regimes import Regime
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,13 +27,35 @@ class Memory(Part):
     """
 
     options = (
-        Option("memory", 0, None, "memory cells per layer (default: 5 where the regime has memory)"),
-        Option("queries", 1, 1, "class tokens"),
+        Option(
+            name="memory",
+            default=5,
+            help="memory cells per layer",
+            axis="memory",
+            tag="",
+            fits=lambda regime: regime.memory,
+        ),
+        Option(
+            name="queries",
+            least=1,
+            default=1,
+            help="class tokens",
+            axis="queries",
+            tag="queries",
+            fits=lambda regime: regime.streams,
+        ),
+    )
+    choices = (
+        Choice(
+            name="placement",
+            values=("before-norm", "after-norm"),
+            help="whether memory cells pass the norm of each layer before keys and values are projected",
+        ),
     )
     names = ("class_tokens", "memory")
 
-    def specs(self, trunk: Trunk, regime: str, sizes: Sizes) -> dict[str, Spec]:
-        layers = 1 if regime == "memory-propagated" else trunk.depth
+    def specs(self, trunk: Trunk, regime: Regime, sizes: Sizes) -> dict[str, Spec]:
+        layers = 1 if regime.enters and not regime.updated else trunk.depth
         return {
             "class_tokens": Spec((sizes["queries"], trunk.dim), MEMORY_STD, decays=False),
             "memory": Spec((layers, sizes["memory"], trunk.dim), MEMORY_STD, decays=False),
@@ -41,17 +64,31 @@ class Memory(Part):
     def sizes(self, tensors: Mapping[str, Any]) -> dict[str, int]:
         return {"memory": length(tensors["memory"], 1, 3), "queries": length(tensors["class_tokens"], 0, 2)}
 
-    def begin(self, trunk: Trunk, regime: str, drawn: dict[str, Tensor]) -> None:
+    def begin(self, trunk: Trunk, regime: Regime, drawn: dict[str, Tensor]) -> None:
         """The first class token is the base one exactly, further ones are near it; a backbone without has none to copy.
 
         The updates of `memory-additive` start as no change.
         """
-        if regime == "memory-additive":
+        if regime.updated:
             drawn["memory"][1:] = 0.0
         base = trunk.class_token
         if base is not None:
             drawn["class_tokens"][:1] = 0.0
             drawn["class_tokens"] += base.detach().cpu().float()
+
+    def cost(self, trunk: Trunk, sizes: Sizes) -> int:
+        t, seen = sizes["queries"], trunk.tokens + sizes["queries"] + sizes["memory"]
+        return sum(layer.cost(t, seen) for layer in trunk.layers)
+
+    def kept(self, trunk: Trunk, sizes: Sizes, images: int) -> int:
+        """Of the class tokens; keys and values of the cells are projected once per step."""
+        t, m, layer, dim = sizes["queries"], sizes["memory"], trunk.layers[0], trunk.dim
+        # Both norms keep their input, the MLP its hidden layer; attention keeps keys, values, and queries as they are
+        # and as laid out for the products with trunk and memory.
+        of_tokens = t * (2 * dim + 5 * layer.inner + layer.hidden)
+        # Probabilities as the softmax gives them, and as laid out for the same products.
+        of_attention = 2 * layer.heads * t * (trunk.tokens + t + m)
+        return trunk.depth * (images * (of_tokens + of_attention) + 3 * m * dim)
 
 
 def keys_and_values(layer: Layer, before: bool | Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:

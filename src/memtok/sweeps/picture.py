@@ -25,7 +25,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from memtok import plots
 from memtok.plots import INK, MUTED, PAPER
-from memtok.sweeps.space import FIELDS, OF_TOKENS, values_of
+from memtok.sweeps.space import FIELDS, OPTION_OF, applies, values_of
 from memtok.sweeps.trials import Trial
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ class Panel:
 
     def key(self, trial: Trial) -> float:
         """The value of its series, by which they are sorted: heads first, which have none."""
-        return -1.0 if trial.configuration.regime == "head" else float(getattr(trial.configuration, self.series))
+        used = applies(self.series, trial.configuration.regime)
+        return float(getattr(trial.configuration, self.series)) if used else -1.0
 
     def color(self, trial: Trial) -> Any:
         """The colour of its series, in equal steps of a scale over the data set."""
@@ -250,12 +251,12 @@ def panels_of(one: DataResult, name: str) -> list[Panel]:
         found = []
         for x in ("learning_rate", *(field for field in varying if field not in ("regime", "learning_rate"))):
             searched = set(one.order)  # heads have no tokens: over the cells only those of the search
-            trials = [trial for trial in one.trials if x not in OF_TOKENS or trial.configuration in searched]
+            trials = [trial for trial in one.trials if x not in OPTION_OF or trial.configuration in searched]
             found.append(Panel(one, f"{name}, by {WORDS[x]}", x, "memory", False, trials))
         return found
     wanted = [field for field in ("learning_rate", "weight_decay", "memory") if field in numbers]
     x = [*wanted, *numbers, "learning_rate"][0]
-    series = next((each for each in ("memory", "queries", "adapter_rank") if each in numbers and each != x), "memory")
+    series = next((each for each in OPTION_OF if each in numbers and each != x), "memory")
     rest = [field for field in numbers if field not in (x, series)]
     tokens = [each for each in everyone if each.regime != "head"]
     settings = sorted({tuple(getattr(each, field) for field in rest) for each in tokens}) or [()]
@@ -270,12 +271,8 @@ def panels_of(one: DataResult, name: str) -> list[Panel]:
 
 def belongs(trial: Trial, fixed: Mapping[str, Any]) -> bool:
     """Whether a trial has these values; a head, which has no tokens, belongs wherever they vary."""
-    head = trial.configuration.regime == "head"
-    return all(
-        getattr(trial.configuration, field) == value
-        for field, value in fixed.items()
-        if not (head and field in OF_TOKENS)
-    )
+    own = trial.configuration
+    return all(getattr(own, field) == value for field, value in fixed.items() if applies(field, own.regime))
 
 
 def trains(trial: Trial) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from memtok.errors import MemtokError
-from memtok.sweeps.space import FIELDS, OF_TOKENS, Configuration, Range, Space
+from memtok.sweeps.space import FIELDS, OPTION_OF, Configuration, Range, Space, applies
 from memtok.sweeps.trials import Trial
 
 BATCHES = 4  # a batch has at most a fourth of the trials, rounded up, so that later ones learn of earlier ones
@@ -161,11 +161,10 @@ class Proposals:
     def configuration(self, trial: Any) -> Configuration:
         """What Optuna proposes in a trial."""
         axes = self.space.axes()
-        values: dict[str, Any] = dict.fromkeys(OF_TOKENS, 0)
+        values: dict[str, Any] = {}
         for field in FIELDS:
-            if field in OF_TOKENS and values["regime"] == "head":
-                continue
-            values[field] = suggest(trial, field, axes[field])
+            if field == "regime" or applies(field, values["regime"]):
+                values[field] = suggest(trial, field, axes[field])
         return Configuration.of(values)
 
     def tell(self, trials: Mapping[Configuration, Trial]) -> None:
@@ -191,7 +190,7 @@ def suggest(trial: Any, field: str, axis: Any) -> Any:
     """One value of an axis, proposed."""
     if not isinstance(axis, Range):
         return axis[0] if len(axis) == 1 else trial.suggest_categorical(field, list(axis))
-    if field in OF_TOKENS:
+    if field in OPTION_OF:
         return trial.suggest_int(field, int(axis.low), int(axis.high))
     return trial.suggest_float(field, axis.low, axis.high, log=True)
 

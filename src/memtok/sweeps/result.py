@@ -14,7 +14,7 @@ from memtok.display import counted, markdown_table, percent
 from memtok.files import csv_text, write_csv, write_json, write_text
 from memtok.intervals import wilson
 from memtok.sweeps.choice import RULE, Choice, Setting, choose
-from memtok.sweeps.space import FIELDS, OF_TOKENS, Configuration, Space, values_of
+from memtok.sweeps.space import FIELDS, Configuration, Space, applies, values_of
 from memtok.sweeps.trials import Trial
 from memtok.training.settings import Plan
 
@@ -285,8 +285,8 @@ def words_of_test(test: Test | None) -> str:
 
 def cell(trial: Trial, field: str) -> str:
     """A value of a configuration; a head has no cells, tokens or adapters."""
-    unused = trial.configuration.regime == "head" and field in OF_TOKENS
-    return NONE if unused else show(getattr(trial.configuration, field))
+    used = applies(field, trial.configuration.regime)
+    return show(getattr(trial.configuration, field)) if used else NONE
 
 
 def show(value: Any) -> str:

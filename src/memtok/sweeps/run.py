@@ -22,8 +22,9 @@ from memtok.files import atomic_write, write_json
 from memtok.folders import check_fixed, locked, slug
 from memtok.metrics import Score
 from memtok.model import MemoryViT
+from memtok.parts import OPTIONS
 from memtok.sweeps.choice import choose
-from memtok.sweeps.memory import Budget, Sizes, find_limit
+from memtok.sweeps.memory import Budget, Step, find_limit
 from memtok.sweeps.progress import RichSweepListener, SweepListener
 from memtok.sweeps.proposals import Proposals
 from memtok.sweeps.result import DataResult, SweepResult, Test
@@ -47,9 +48,6 @@ def sweep(
     out: str | Path,
     learning_rates: Axis | None = None,
     weight_decays: Axis | None = None,
-    memory: Axis = (5,),
-    queries: Axis = (1,),
-    adapter_ranks: Axis = (0,),
     seeds: Axis = (0,),
     regimes: Axis = ("memory",),
     search: str = "grid",
@@ -66,8 +64,9 @@ def sweep(
     """Trains many configurations of a task over few passes of the trunk; returns them ranked, the best one tested.
 
     data: a source as on the command line or a DataSource; of several, each is a sweep with a winner of its own.
-    learning_rates ... regimes: the axes of the space, lists of values or `Range(low, high)`. Without rates three around
-        the recipe's are tried, or drawn from a tenth of it to ten times it. seeds: of the initial values only.
+    learning_rates ... regimes: the axes of the space, lists of values or `Range(low, high)`; the options of a task are
+        axes too: memory, queries, adapter_ranks. Without rates three around the recipe's are tried, or drawn from a
+        tenth of it to ten times it. seeds: of the initial values only.
     search: "grid", all of the product of lists; "random", `trials` drawn ones; "optuna", `trials` that Optuna proposes.
     halving: ETA of successive halving, of which one in ETA goes on at each rung; see docs/sweep.md. None stops nobody.
     memory_limit: GB that a pass may take (default: 60 % of what is free). together: most configurations in one pass.
@@ -88,11 +87,9 @@ def sweep(
         trials=trials,
         learning_rates=learning_rates,
         weight_decays=weight_decays,
-        memory=memory,
-        queries=queries,
-        adapter_ranks=adapter_ranks,
         seeds=seeds,
         regimes=regimes,
+        **{option.axis: shared.pop(option.axis) for option in OPTIONS if option.axis in shared},
     )
     settings = SweepSettings(
         space=space,
@@ -170,7 +167,7 @@ class Sweep:
             training["trace_dir"] = Path(training["trace_dir"]) / slug(spec)
         wanted = Settings(**training)
         plan = make_plan(wanted, "memory", source)
-        sizes = Sizes.of(
+        step = Step.of(
             self.backbone,
             images=-(-plan.batch_size // plan.accumulate),
             classes=len(source.classes),
@@ -186,7 +183,7 @@ class Sweep:
             folder=settings.out / "runs" / slug(spec),
             plan=plan,
             shared=training,
-            budget=Budget(sizes, self.backbone, limit, settings.together),
+            budget=Budget(step, limit, settings.together),
             eta=settings.halving,
             heads=settings.heads(),
             listener=self.listener,

@@ -93,8 +93,7 @@ class SweepSettings:
             return []
         usual = make_space(recipe=self.shared.get("recipe", "default"), search="grid", trials=None)
         rates, decays = (
-            getattr(usual if isinstance(getattr(space, axis), Range) else space, axis)
-            for axis in ("learning_rates", "weight_decays")
+            (usual if isinstance(space[axis], Range) else space)[axis] for axis in ("learning_rates", "weight_decays")
         )
         return Space(learning_rates=rates, weight_decays=decays, seeds=space.seeds, regimes=("head",)).grid()
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from memtok.errors import Argument, MemtokError
 from memtok.parts import OPTIONS
+from memtok.regimes import COMPOSABLE, REGIMES
 
-REGIMES = ("memory", "head")  # those that compose
 SEARCHES = ("grid", "random", "optuna")
 MOST = 100_000  # configurations of a sweep
 LARGEST = 3e38  # near the end of single precision
@@ -58,36 +58,46 @@ Axis = Sequence[Any] | Range
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """One run of a sweep: what is trained, and how. Rates and decays have six digits, so that names tell all."""
+    """One run of a sweep: what is trained, and how. Rates and decays have six digits, so that names tell all.
+
+    options: values of the options of all parts, by name; they are attributes too, such as `configuration.memory`.
+    """
 
     regime: str
-    memory: int
-    queries: int
-    adapter_rank: int
+    options: tuple[tuple[str, int], ...]
     learning_rate: float
     weight_decay: float
     seed: int
+
+    def __getattr__(self, name: str) -> int:
+        """The value of an option."""
+        for option, value in self.__dict__.get("options", ()):
+            if option == name:
+                return int(value)
+        raise AttributeError(name)
 
     @property
     def name(self) -> str:
         """Such as `memory-5-rate-0.01-decay-0-seed-0`; tells it from every other configuration."""
         parts = [self.regime]
-        if self.regime != "head":
-            parts += [str(self.memory)]
-            parts += [f"queries-{self.queries}"] * (self.queries != 1)
-            parts += [f"rank-{self.adapter_rank}"] * (self.adapter_rank != 0)
+        for option in OPTIONS:
+            value = getattr(self, option.name)
+            if option.fits(REGIMES[self.regime]) and not option.tag:
+                parts += [str(value)]
+            elif option.fits(REGIMES[self.regime]) and value != option.default:
+                parts += [f"{option.tag}-{value}"]
         parts += [f"rate-{self.learning_rate:g}", f"decay-{self.weight_decay:g}", f"seed-{self.seed}"]
         return "-".join(parts)
 
     @property
-    def shape(self) -> tuple[str, int, int, int]:
-        """Equal for configurations that are computed alike: regime, class tokens, cells, rank."""
-        return self.regime, self.queries, self.memory, self.adapter_rank
+    def shape(self) -> tuple[Any, ...]:
+        """Equal for configurations that are computed alike: regime and options."""
+        return self.regime, *self.options
 
     def sizes(self, classes: int) -> dict[str, int]:
         """The sizes of a task of so many classes, as `memtok.parts` knows them."""
-        found = {"classes": classes} | {option.name: getattr(self, option.name) for option in OPTIONS}
-        return found | ({"queries": 0} if self.regime == "head" else {})
+        found = {"classes": classes} | dict(self.options)
+        return found if REGIMES[self.regime].class_token else found | {"queries": 0}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -95,45 +105,79 @@ class Configuration:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Configuration:
-        """From values by name, such as `to_dict` gives; a head has no memory, and rates are rounded to six digits."""
-        given = {name: values[name] for name in FIELDS}
-        if given["regime"] == "head":
-            given |= {option.name: option.default or option.least for option in OPTIONS}
-        rounded = {name: float(f"{given[name]:.6g}") for name in ("learning_rate", "weight_decay")}
-        return cls(**(given | rounded))
+        """From values by name, such as `to_dict` gives; rates are rounded to six digits.
+
+        Options that are missing, or do not fit the regime, are as in a task without them.
+        """
+        regime = REGIMES[values["regime"]]
+        chosen = {option.name: option.absent(regime) for option in OPTIONS}
+        chosen |= {
+            option.name: values[option.name] for option in OPTIONS if option.fits(regime) and option.name in values
+        }
+        rounded = {name: float(f"{values[name]:.6g}") for name in ("learning_rate", "weight_decay")}
+        return cls(regime=regime.name, options=tuple(chosen.items()), seed=values["seed"], **rounded)
 
 
-# In the order in which a grid runs through them, the last one fastest. A new axis is a field above and a row here.
-OF_TOKENS = tuple(option.name for option in OPTIONS)  # what a head has none of
-FIELDS = ("regime", *OF_TOKENS, "learning_rate", "weight_decay", "seed")
+# In the order in which a grid runs through them, the last one fastest.
+FIELDS = ("regime", *(option.name for option in OPTIONS), "learning_rate", "weight_decay", "seed")
+OPTION_OF = {option.name: option for option in OPTIONS}
+WRITTEN_ALWAYS = ("memory", "queries", "adapter_ranks")  # axes in the settings of a sweep; others where they are given
 
 
-@dataclass(frozen=True, kw_only=True)
+def applies(field: str, regime: str) -> bool:
+    """Whether a field of a configuration means something in a regime: a head has no cells."""
+    return field not in OPTION_OF or OPTION_OF[field].fits(REGIMES[regime])
+
+
 class Space:
-    """What is searched. Every axis is a list or, but for regimes and seeds, a `Range`; making one checks all values."""
+    """What is searched. Every axis is a list or, but for regimes and seeds, a `Range`; making one checks all values.
 
-    learning_rates: Axis
-    weight_decays: Axis = (0.0,)
-    memory: Axis = (5,)
-    queries: Axis = (1,)
-    adapter_ranks: Axis = (0,)
-    seeds: Axis = (0,)
-    regimes: Axis = ("memory",)
-    search: str = "grid"
-    trials: int | None = None
+    options: axes of the options of all parts, such as `memory=[1, 5]` or `adapter_ranks=Range(0, 8)`; by default each
+    has its default alone.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        learning_rates: Axis,
+        weight_decays: Axis = (0.0,),
+        seeds: Axis = (0,),
+        regimes: Axis = ("memory",),
+        search: str = "grid",
+        trials: int | None = None,
+        **options: Axis,
+    ) -> None:
+        self.learning_rates, self.weight_decays, self.seeds, self.regimes = (
+            learning_rates,
+            weight_decays,
+            seeds,
+            regimes,
+        )
+        self.search, self.trials = search, trials
+        self.options = {option.axis: options.pop(option.axis, (option.default,)) for option in OPTIONS}
+        if options:
+            known = ", ".join(self.options)
+            raise MemtokError(f"expected axes of options among {known}, found {next(iter(options))!r}; choose one")
+        self.check()
+
+    def __getitem__(self, axis: str) -> Axis:
+        """An axis by name."""
+        found: Axis = self.options[axis] if axis in self.options else getattr(self, axis)
+        return found
+
+    def check(self) -> None:
+        """MemtokError for values that make no space."""
         if self.search not in SEARCHES:
             raise MemtokError(
                 f"expected a search among {', '.join(SEARCHES)}, found {self.search!r}; choose one", argument="search"
             )
         for name, check in CHECKS.items():
-            check_axis(name, getattr(self, name), check)
+            check_axis(name, self[name], check)
         if self.search == "grid":
             for name in CHECKS:
-                if isinstance(getattr(self, name), Range):
+                if isinstance(self[name], Range):
                     raise MemtokError(
-                        f"expected lists for a grid, found the range {getattr(self, name)} of {Argument(name)}; list "
+                        f"expected lists for a grid, found the range {self[name]} of {Argument(name)}; list "
                         "the values, or search random or optuna"
                     )
             if self.trials is not None:
@@ -154,15 +198,17 @@ class Space:
 
     def axes(self) -> dict[str, Axis]:
         """The axes by the field of a configuration, in the order of a grid."""
-        return {field: getattr(self, AXIS_OF[field]) for field in FIELDS}
+        return {field: self[AXIS_OF[field]] for field in FIELDS}
 
     @property
     def size(self) -> float:
         """How many configurations there are; infinite with a range of numbers that are not whole."""
         axes = self.axes()
-        others = math.prod(length(axes[field]) for field in ("learning_rate", "weight_decay", "seed"))
-        tokens = math.prod(length(axes[field]) for field in OF_TOKENS)
-        return others * sum(1.0 if regime == "head" else tokens for regime in ends(axes["regime"]))
+        fields = [field for field in FIELDS if field != "regime"]
+        return math.fsum(
+            math.prod(length(axes[field]) for field in fields if applies(field, regime))
+            for regime in ends(axes["regime"])
+        )
 
     def listed(self, seed: int) -> list[Configuration] | None:
         """All configurations of a grid or a random search; None where they depend on what is found."""
@@ -199,7 +245,8 @@ class Space:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, for the file that says what a sweep is."""
-        shown = {name: describe(getattr(self, name)) for name in CHECKS}
+        defaults = {option.axis: (option.default,) for option in OPTIONS if option.axis not in WRITTEN_ALWAYS}
+        shown = {name: describe(self[name]) for name in CHECKS if self[name] != defaults.get(name)}
         return {**shown, "search": self.search, "trials": self.trials}
 
 
@@ -207,14 +254,14 @@ def draw_value(generator: random.Random, field: str, axis: Axis) -> Any:
     """One value of an axis."""
     if not isinstance(axis, Range):
         return generator.choice(axis)
-    if field in OF_TOKENS:
+    if field in OPTION_OF:
         return generator.randint(int(axis.low), int(axis.high))
     return float(f"{math.exp(generator.uniform(math.log(axis.low), math.log(axis.high))):.6g}")
 
 
 def values_of(configurations: Iterable[Configuration], field: str) -> set[Any]:
-    """The values of a field; heads have none of those of tokens."""
-    return {getattr(each, field) for each in configurations if field not in OF_TOKENS or each.regime != "head"}
+    """The values of a field, of the configurations in which it means something."""
+    return {getattr(each, field) for each in configurations if applies(field, each.regime)}
 
 
 def unique(configurations: Iterator[Configuration]) -> list[Configuration]:
@@ -267,8 +314,8 @@ def check_numbers(name: str, axis: Axis) -> None:
 
 
 def check_counts(name: str, axis: Axis) -> None:
-    """Whole numbers: class tokens of 1 or more, cells, ranks and seeds of 0 or more. Seeds are listed."""
-    least = 1 if name == "queries" else 0
+    """Whole numbers: options from their least value on, seeds of 0 or more. Seeds are listed."""
+    least = next((option.least for option in OPTIONS if option.axis == name), 0)
     if name == "seeds" and isinstance(axis, Range):
         raise MemtokError(f"expected {Argument('seeds')} as a list, found the range {axis}; list them")
     for value in ends(axis):
@@ -283,10 +330,10 @@ def check_counts(name: str, axis: Axis) -> None:
 def check_regimes(name: str, axis: Axis) -> None:
     """Regimes that compose."""
     for value in ends(axis):
-        if value not in REGIMES:
+        if value not in COMPOSABLE:
             raise MemtokError(
-                f"expected {Argument(name)} among {', '.join(REGIMES)}, which share a pass, found {value!r}; train it "
-                "alone"
+                f"expected {Argument(name)} among {', '.join(COMPOSABLE)}, which share a pass, found {value!r}; train "
+                "it alone"
             )
 
 
@@ -304,9 +351,7 @@ def check_trials(trials: int | None, search: str) -> None:
 
 CHECKS: dict[str, Callable[[str, Axis], None]] = {
     "regimes": check_regimes,
-    "memory": check_counts,
-    "queries": check_counts,
-    "adapter_ranks": check_counts,
+    **{option.axis: check_counts for option in OPTIONS},
     "learning_rates": check_numbers,
     "weight_decays": check_numbers,
     "seeds": check_counts,

@@ -23,6 +23,7 @@ from memtok.backbone import Backbone
 from memtok.data import DataSource
 from memtok.errors import Argument, MemtokError
 from memtok.parts import parameters
+from memtok.regimes import REGIMES
 from memtok.sweeps.halving import find_rungs, going_on
 from memtok.sweeps.memory import Budget
 from memtok.sweeps.progress import SweepListener, cost
@@ -107,7 +108,7 @@ class Stages:
             configuration=configuration,
             state="training",
             looks=(),
-            trained_parameters=parameters(job.backbone, configuration.regime, sizes),
+            trained_parameters=parameters(job.backbone, REGIMES[configuration.regime], sizes),
             seconds=0.0,
             diverged_at=None,
             data=job.spec,
@@ -118,16 +119,14 @@ class Stages:
 
     def create(self, configuration: Configuration) -> Task:
         """A new task, called as its configuration."""
-        head = configuration.regime == "head"
+        options: Any = dict(configuration.options)
         return Task.create(
             self.job.backbone,
             name=configuration.name,
             classes=self.job.source.classes,
             regime=configuration.regime,
-            memory=None if head else configuration.memory,
-            queries=configuration.queries,
-            adapter_rank=configuration.adapter_rank,
             seed=configuration.seed,
+            **options,
         )
 
     # Work

@@ -21,11 +21,12 @@ from memtok.data.loader import BatchPlan
 from memtok.errors import Argument, MemtokError
 from memtok.intervals import Difference, Right, paired
 from memtok.metrics import answered, score_of
+from memtok.regimes import REGIMES
 from memtok.task import Task
 from memtok.traces import KeptBatch
 from memtok.training.feed import Feed, views_seen
 from memtok.training.recipes import images_seen
-from memtok.training.regimes import FullModel, Trainable
+from memtok.training.regimes import Trainable
 from memtok.training.settings import Plan
 from memtok.training.state import BALANCED, Validation
 from memtok.training.trainer import Trainer, found
@@ -69,7 +70,7 @@ def check_comparable(trainable: Trainable, wanted: bool | None) -> None:
 
 def comparable(trainable: Trainable) -> bool:
     """Whether it trains more than a head, beside a frozen backbone."""
-    return not isinstance(trainable, FullModel) and trainable.regime != "head"
+    return isinstance(trainable, Task) and (REGIMES[trainable.regime].class_token or trainable.layers_read > 0)
 
 
 def is_due(wanted: bool | None, trainable: Trainable, plan: Plan, feed: Feed, processes: int) -> bool:

@@ -12,14 +12,14 @@ from torch import Tensor
 from memtok.errors import MemtokError
 from memtok.training.device import OneProcess, add_up, add_up_gradients
 from memtok.training.recipes import learning_rate_at
-from memtok.training.regimes import Trainable, without_decay
+from memtok.training.regimes import Trainable
 from memtok.training.settings import Plan
 
 
 class Optimizer:
     """SGD or AdamW over the parameters of N tasks; each task has its own learning rate, weight decay and clipping.
 
-    The parameters of `without_decay` do not decay. Plans differ in learning rate and weight decay only.
+    The parameters of a task's `without_decay` do not decay. Plans differ in learning rate and weight decay only.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Optimizer:
 
 def parameter_groups(task: Trainable, plan: Plan) -> list[dict[str, Any]]:
     """The parameters of a task that decay, and those that do not, with their learning rate; empty groups left out."""
-    spared = without_decay(task)
+    spared = task.without_decay()
     parameters = list(task.parameters())
     kinds = (
         (plan.weight_decay, [parameter for parameter in parameters if parameter not in spared]),

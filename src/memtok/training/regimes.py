@@ -1,7 +1,4 @@
-"""What can be trained: one row per regime. Six are tasks beside a frozen backbone, `full` trains all of it.
-
-Regimes are those of Table 2 and Figure 2b of Sandler et al., CVPR 2022 (arXiv 2203.15243).
-"""
+"""What is trained: a `Task` beside a frozen backbone, or a `FullModel`, and its forward pass; see memtok/regimes.py."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -21,40 +18,15 @@ from memtok.checks import check_classes, check_name, new_classes
 from memtok.errors import Argument, MemtokError
 from memtok.model import MemoryViT
 from memtok.outputs import Outputs
+from memtok.parts import Options, choose
 from memtok.parts.head import HEAD_STD
 from memtok.preprocessing import Preprocessing
 from memtok.reference import variant_outputs
+from memtok.regimes import FULL, find_regime
 from memtok.surroundings import plain_torch
-from memtok.task import REGIMES as TASK_REGIMES
 from memtok.task import Task, topological
 from memtok.traces import KeptBatch
 from memtok.training.compiler import Compiler
-
-FULL = "full"
-
-
-@dataclass(frozen=True)
-class Regime:
-    """trains: what learns, in words. memory: whether it has cells. composable: whether it may share a pass."""
-
-    trains: str
-    memory: bool
-    composable: bool
-
-
-# A new regime of tasks is one row here and one in memtok.task.
-REGIMES: dict[str, Regime] = {
-    name: Regime(trains, *TASK_REGIMES.get(name, (False, False)))
-    for name, trains in {
-        "memory": "class token, memory cells in every layer and head; the backbone never sees them",
-        "head": "a linear head on the base class token",
-        "head+class": "a head and a copy of the class token that takes the place of the base one",
-        "memory-shared": "as memory, but every token sees class token and memory",
-        "memory-propagated": "memory that enters at the first layer and walks through the others as tokens do",
-        "memory-additive": "as memory-propagated, with a learned update in every layer",
-        FULL: "the whole backbone and a head; saves a whole model",
-    }.items()
-}
 
 
 class FullModel(nn.Module):
@@ -101,6 +73,12 @@ class FullModel(nn.Module):
         logits: Tensor = self.vit(images)
         return logits
 
+    def without_decay(self) -> set[nn.Parameter]:
+        """Parameters that weight decay leaves alone: tokens, positions, and vectors such as biases and norms."""
+        tokens = [getattr(self.vit, name, None) for name in ("cls_token", "reg_token", "dist_token", "pos_embed")]
+        vectors = [parameter for parameter in self.vit.parameters() if parameter.ndim <= 1]
+        return {parameter for parameter in (*tokens, *vectors) if isinstance(parameter, nn.Parameter)}
+
     def save(self, path: str | Path) -> None:
         """Writes a `.safetensors` file that `load_backbone` reads, atomically."""
         save_checkpoint(self.vit, self.preprocessing, path, classes=self.classes, record=self.record)
@@ -130,35 +108,18 @@ def create(
     regime: str = "memory",
     name: str,
     classes: Sequence[str],
-    memory: int | None = None,
-    queries: int = 1,
-    adapter_rank: int = 0,
     extends: Sequence[Task] = (),
-    placement: str = "before-norm",
     seed: int | None = None,
+    **options: Unpack[Options],
 ) -> Trainable:
     """A new Task, or FullModel in regime `full`; the arguments are those of `Task.create`."""
-    if regime not in REGIMES:
+    rules = find_regime(regime)
+    if not rules.whole:
+        return Task.create(backbone, name=name, classes=classes, extends=extends, regime=regime, seed=seed, **options)
+    choose(rules, options)  # which a whole model has none of
+    if extends:
         raise MemtokError(
-            f"expected a regime among {', '.join(REGIMES)}, found {regime!r}; choose one of these", argument="regime"
-        )
-    if regime != FULL:
-        return Task.create(
-            backbone,
-            name=name,
-            classes=classes,
-            memory=memory,
-            queries=queries,
-            adapter_rank=adapter_rank,
-            extends=extends,
-            regime=regime,
-            placement=placement,
-            seed=seed,
-        )
-    if memory or queries != 1 or adapter_rank or extends:
-        raise MemtokError(
-            f"expected neither {Argument('memory')}, {Argument('queries')}, {Argument('adapter_rank')} nor "
-            f"{Argument('extends')} in regime 'full', found one; leave it out, or use regime 'memory'"
+            f"expected no {Argument('extends')} in regime {regime!r}, found some; leave it out, or use regime 'memory'"
         )
     return FullModel.create(backbone, name=name, classes=classes, seed=seed)
 
@@ -221,16 +182,6 @@ def answers(model: MemoryViT, batch: Tensor | KeptBatch) -> Outputs:
 def frozen_parts(trainable: Trainable) -> tuple[nn.Module, ...]:
     """What the forward pass needs beside the trainable itself."""
     return () if isinstance(trainable, FullModel) else (trainable.backbone, *trainable.ancestors())
-
-
-def without_decay(trainable: Trainable) -> set[nn.Parameter]:
-    """Parameters that weight decay leaves alone: tokens, positions, memory, and vectors such as biases and norms."""
-    if isinstance(trainable, FullModel):
-        vit = trainable.vit
-        tokens = [getattr(vit, name, None) for name in ("cls_token", "reg_token", "dist_token", "pos_embed")]
-        vectors = [parameter for parameter in vit.parameters() if parameter.ndim <= 1]
-        return {parameter for parameter in (*tokens, *vectors) if isinstance(parameter, nn.Parameter)}
-    return trainable.without_decay()
 
 
 def check_trainable(trainable: Trainable) -> None:

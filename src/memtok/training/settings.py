@@ -16,9 +16,9 @@ from memtok.data import AUGMENTATIONS, DataSource, check_split, steps_per_epoch
 from memtok.data.loader import check_workers
 from memtok.data.splits import check_seed
 from memtok.errors import Argument, MemtokError
+from memtok.regimes import REGIMES
 from memtok.training.compiler import check_compile
 from memtok.training.recipes import Recipe, find_recipe
-from memtok.training.regimes import FULL
 from memtok.training.state import BALANCED, SELECT
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -199,7 +199,7 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
     if steps > MOST:
         raise MemtokError(f"expected a run of {MOST:,} steps at most, found more; lower {Argument('epochs')}")
     validate_every = settings.validate_every or math.ceil(steps / VALIDATIONS)
-    peak = recipe.full_learning_rate if regime == FULL else recipe.learning_rate
+    peak = recipe.full_learning_rate if REGIMES[regime].whole else recipe.learning_rate
     augment = settings.augment or data.augment
     views = kept_views(settings, augment)
     flip = augment != "none" and (data.flip if settings.flip is None else settings.flip)
