@@ -78,10 +78,11 @@ def main() -> None:
     memtok.train_together(
         list(tasks.values()), data, steps=options.steps, batch_size=64, keep_traces="ram", views=1, progress=True
     )
-    answers = memtok.evaluate(memtok.MemoryViT(backbone, list(tasks.values())), data)["tasks"]
+    model = memtok.MemoryViT(backbone, list(tasks.values()))
+    answers = memtok.evaluate(model, dict.fromkeys(model.names, data)).tasks
     for name in starts(vit):
         for cells in options.cells:
-            found = [100 * answers[tasks[name, cells, seed].name]["top1"] for seed in options.seeds]
+            found = [100 * answers[tasks[name, cells, seed].name].top1 for seed in options.seeds]
             shown = " ".join(f"{one:.1f}" for one in found)
             print(f"{name:32s} {cells} cells  {shown}  mean {sum(found) / len(found):.1f}", flush=True)
 

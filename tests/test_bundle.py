@@ -19,6 +19,7 @@ import memtok
 from memtok.bundle import read_stored, write_stored
 from memtok.errors import MemtokError
 from memtok.header import read_header
+from memtok.regimes import TASK_REGIMES
 from tests.tiny import tiny_backbone, tiny_images, tiny_task
 
 
@@ -58,7 +59,7 @@ def test_round_trip(tmp_path_factory, name, memory, queries, rank, classes, seed
     assert_same(memtok.load_task(path, backbone), task)
 
 
-@pytest.mark.parametrize("regime", ["head", "head+class", "memory-shared", "memory-propagated", "memory-additive"])
+@pytest.mark.parametrize("regime", [name for name in TASK_REGIMES if name != "memory"])
 def test_round_trip_of_every_regime(backbone: memtok.Backbone, tmp_path: Path, regime: str) -> None:
     task = tiny_task(backbone, regime=regime)
     task.save(tmp_path / "a.safetensors")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import memtok
-from tests.tiny import tiny_backbone, tiny_images, tiny_task
+from tests.tiny import VARIANTS, tiny_backbone, tiny_images, tiny_task
 
 
 def mixed(backbone: memtok.Backbone) -> list[memtok.Task]:
@@ -47,7 +47,7 @@ KINDS: dict[str, Callable[[memtok.Backbone], list[memtok.Task]]] = {
     "mixed": mixed,
 } | {
     regime: lambda backbone, regime=regime: [tiny_task(backbone, regime=regime)]  # type: ignore[misc]
-    for regime in ("head+class", "memory-shared", "memory-propagated", "memory-additive")
+    for regime in VARIANTS
 }
 
 

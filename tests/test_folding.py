@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import memtok
-from tests.tiny import tiny_backbone, tiny_images, tiny_task
+from tests.tiny import VARIANTS, tiny_backbone, tiny_images, tiny_task
 
 
 def model_of(**more: Any) -> memtok.MemoryViT:
@@ -177,7 +177,7 @@ def test_a_change_shows_at_once_outside_and_after_the_block_inside(
     check(again)
 
 
-@pytest.mark.parametrize("regime", ["head+class", "memory-shared", "memory-propagated", "memory-additive"])
+@pytest.mark.parametrize("regime", VARIANTS)
 def test_a_model_of_a_variant_stands_still_as_well(regime: str) -> None:
     backbone = tiny_backbone()
     model = memtok.MemoryViT(backbone, [tiny_task(backbone, regime=regime)])

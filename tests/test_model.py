@@ -11,7 +11,7 @@ import torch
 
 import memtok
 from memtok.errors import MemtokError
-from tests.tiny import bytes_of, tiny_backbone, tiny_images, tiny_task, tiny_vit
+from tests.tiny import VARIANTS, bytes_of, tiny_backbone, tiny_images, tiny_task, tiny_vit
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -162,7 +162,7 @@ def test_two_tasks_of_one_name(backbone: memtok.Backbone) -> None:
             compose()
 
 
-@pytest.mark.parametrize("regime", ["head+class", "memory-shared", "memory-propagated", "memory-additive"])
+@pytest.mark.parametrize("regime", VARIANTS)
 def test_tasks_that_image_tokens_see_stand_alone(backbone: memtok.Backbone, regime: str) -> None:
     task, other = tiny_task(backbone, "seen", regime=regime), tiny_task(backbone, "b")
     model = memtok.MemoryViT(backbone, [task])
@@ -268,7 +268,7 @@ def test_attention_adds_up_and_equals_the_reference(backbone: memtok.Backbone) -
             torch.testing.assert_close(part, other, **CLOSE)
 
 
-@pytest.mark.parametrize("regime", ["head+class", "memory-shared", "memory-propagated", "memory-additive"])
+@pytest.mark.parametrize("regime", VARIANTS)
 def test_attention_of_the_variants_adds_up(backbone: memtok.Backbone, regime: str) -> None:
     task = tiny_task(backbone, regime=regime)
     look = memtok.MemoryViT(backbone, [task])(tiny_images(), attention=True).attention["pets"]
@@ -469,7 +469,7 @@ def test_embeddings_are_what_the_heads_read(backbone: memtok.Backbone) -> None:
     assert tokens[0].untyped_storage().data_ptr() == tokens[1].untyped_storage().data_ptr()  # views, no copies
 
 
-@pytest.mark.parametrize("regime", ["head+class", "memory-shared", "memory-propagated", "memory-additive"])
+@pytest.mark.parametrize("regime", VARIANTS)
 def test_embeddings_of_the_variants(backbone: memtok.Backbone, regime: str) -> None:
     task = tiny_task(backbone, regime=regime)
     with torch.no_grad():
@@ -529,7 +529,7 @@ def test_images_get_the_gradient_of_the_dense_form(kind: str, trains: bool) -> N
         assert not model(asking).base.requires_grad
 
 
-@pytest.mark.parametrize("regime", ["head+class", "memory-shared", "memory-propagated", "memory-additive"])
+@pytest.mark.parametrize("regime", VARIANTS)
 def test_images_get_a_gradient_from_the_variants(regime: str) -> None:
     """Against differences, for the dense form is the only one that they have."""
     backbone = memtok.load_backbone(tiny_vit(), dtype=torch.float64)

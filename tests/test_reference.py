@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import memtok
-from tests.tiny import tiny_backbone, tiny_images, tiny_task
+from tests.tiny import VARIANTS, tiny_backbone, tiny_images, tiny_task
 
 
 def test_attention_mask_is_table_1() -> None:
@@ -52,7 +52,7 @@ def test_memory_of_no_cells_makes_all_variants_alike() -> None:
     backbone = tiny_backbone()
     images = tiny_images()
     answers = []
-    for regime in ("head+class", "memory-shared", "memory-propagated", "memory-additive"):
+    for regime in VARIANTS:
         task = tiny_task(backbone, regime=regime, memory=0)
         answers.append(memtok.MemoryViT(backbone, [task])(images)["pets"])
     for answer in answers[1:]:

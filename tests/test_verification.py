@@ -18,7 +18,7 @@ import memtok
 from memtok.errors import MemtokError
 from memtok.layout import Layout
 from memtok.verification import VerifyReport, own_forward
-from tests.tiny import bytes_of, randomize_, tiny_backbone, tiny_images, tiny_task, tiny_vit
+from tests.tiny import VARIANTS, bytes_of, randomize_, tiny_backbone, tiny_images, tiny_task, tiny_vit
 
 VIT = tiny_vit()
 
@@ -101,7 +101,7 @@ def test_without_tasks_and_without_classifier() -> None:
 
 
 def test_tasks_that_do_not_compose_are_checked_one_by_one(backbone: memtok.Backbone) -> None:
-    regimes = ("head+class", "memory-shared", "memory-propagated", "memory-additive")
+    regimes = VARIANTS
     tasks = [tiny_task(backbone, regime, seed=number, regime=regime) for number, regime in enumerate(regimes)]
     report = verify(backbone, [tiny_task(backbone, "pets"), *tasks])
     assert report.ok

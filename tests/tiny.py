@@ -9,6 +9,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import memtok
+from memtok.regimes import REGIMES, TASK_REGIMES
+
+VARIANTS = tuple(name for name in TASK_REGIMES if not REGIMES[name].composable)
+"""Regimes whose image tokens attend to the task; each stands alone."""
 
 
 def tiny_vit(seed: int = 0, **changes: Any) -> VisionTransformer:

@@ -122,6 +122,19 @@ class Backbone(nn.Module):
         return token
 
     @property
+    def start_token(self) -> Tensor:
+        """(D,) what the class token of a new task starts from: the base one, if there is one.
+
+        Else the mean of the patches as they enter the first layer, of an image that is 0 after normalisation: the bias
+        of the patch embedding and the mean position. docs/method.md has the measurement.
+        """
+        if self.class_token is not None:
+            return self.class_token
+        grey = torch.zeros(1, CHANNELS, *self.preprocessing.image_size, device=self.device, dtype=self.dtype)
+        with torch.no_grad():
+            return self.family.enter(self.vit, grey)[0, self.prefix_tokens :].mean(dim=0)
+
+    @property
     def class_position(self) -> Tensor | None:
         """(D,) the position embedding of the class position, None where the backbone has none for the class."""
         return self.family.class_position(self.vit)

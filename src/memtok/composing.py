@@ -11,9 +11,9 @@ from memtok.preprocessing import Preprocessing
 from memtok.task import Task, topological
 
 
-def sizes_of(task: Task) -> tuple[object, ...]:
-    """What a model's layout is made for."""
-    return task.regime, tuple(task.sizes.items()), tuple(task.extends)
+def built_for(task: Task) -> tuple[object, ...]:
+    """What a model's layout is made for; MemtokError for a task that does not fit its backbone."""
+    return task.regime, task.check(), tuple(task.extends)
 
 
 def two_of_one_name(name: str) -> MemtokError:

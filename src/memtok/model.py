@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from memtok.backbone import INPUTS, KEYS_AND_VALUES, NOTHING, Backbone
 from memtok.compiling import Compiled, shared_layers
 from memtok.composing import (
+    built_for,
     check_agreement,
     check_tasks,
     common_preprocessing,
@@ -21,7 +22,6 @@ from memtok.composing import (
     named,
     refuse_alone,
     resolve_extends,
-    sizes_of,
     two_of_one_name,
 )
 from memtok.errors import MemtokError
@@ -70,7 +70,8 @@ class MemoryViT(nn.Module):
         self.streams = (
             TaskStreams(composable, extends, backbone.device) if any(task.queries for task in composable) else None
         )
-        self._built_for = tuple(sizes_of(task) for task in tasks)
+        self._built_for = tuple(built_for(task) for task in tasks)
+        self._reads = tuple(task.layers_read for task in tasks)
         self._folding = Folding()
         self._compiled: Compiled | None = None
 
@@ -199,9 +200,8 @@ class MemoryViT(nn.Module):
     def _check(self) -> None:
         """MemtokError unless the tasks are those that this model was built for: of these sizes, and told apart."""
         named(self.tasks)
-        for task, built_for in zip(self.tasks, self._built_for, strict=True):
-            task.check()
-            if sizes_of(task) != built_for:
+        for task, expected in zip(self.tasks, self._built_for, strict=True):
+            if built_for(task) != expected:
                 raise MemtokError(
                     f"expected {task.name!r} with the sizes and the extended tasks that it had when this model was "
                     "made, found others; make the model anew with MemoryViT(backbone, tasks)"
@@ -211,9 +211,10 @@ class MemoryViT(nn.Module):
         self, images: Tensor, keep: str, base: bool, visit: Callable[[int, Kept], None] | None = None
     ) -> Trace:
         """The trunk's pass. It goes to its end for the base, or for a head that reads its features."""
-        answered = [self.tasks[position] for position in self._answered]
-        outputs = base or self.streams is None or any(not task.queries for task in answered)
-        statistics = max((task.layers_read for task in answered), default=0)
+        tasks = self.tasks
+        reads_features = any(not tasks[position].queries for position in self._answered)
+        outputs = base or self.streams is None or reads_features
+        statistics = max((self._reads[position] for position in self._answered), default=0)
         run = self._compiled.trunk if self._compiled else None
         return self.backbone.trace(images, keep=keep, outputs=outputs, statistics=statistics, visit=visit, run=run)
 

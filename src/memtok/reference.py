@@ -20,7 +20,7 @@ from memtok.backbone import Backbone, gradients_of
 from memtok.errors import MemtokError
 from memtok.layers import Adapt, Layer, Positions, unadapted
 from memtok.outputs import Outputs, TaskAttention
-from memtok.regimes import REGIMES
+from memtok.regimes import REGIMES, UPDATED
 from memtok.task import Task, topological
 
 
@@ -111,7 +111,7 @@ def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor,
             raise MemtokError(f"expected composable tasks, found {task.name!r} of regime {task.regime!r}")
     everyone = topological(tasks)
     extended = {id(ancestor) for task in everyone for ancestor in task.ancestors()}
-    own = {id(task): task.named(frozen=id(task) in extended) for task in everyone}
+    own = {id(task): task.in_layers(frozen=id(task) in extended) for task in everyone}
 
     images = backbone.check_images(images)
     trunk = backbone.enter(images)  # (B, N, D)
@@ -229,7 +229,7 @@ def variant_outputs(backbone: Backbone, task: Task, images: Tensor, *, attention
         x = torch.cat([x, memory[0].expand(batch, -1, -1)], dim=1)  # (B, N + m, D)
     weights = []
     for index, (layer, positions) in enumerate(zip(backbone.layers, backbone.positions(), strict=True)):
-        if regime.updated and index:
+        if regime.cells == UPDATED and index:
             x = torch.cat([x[:, :count], x[:, count:] + memory[index]], dim=1)
         cells = x.new_zeros(0, backbone.dim) if regime.enters else placed_memory(task, memory[index], layer)
         x, probabilities = dense_layer(layer, x, positions, range(count), count, cells)

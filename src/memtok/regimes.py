@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 from memtok.errors import MemtokError
 
+NONE, BESIDE, ENTERING, UPDATED = "none", "beside", "entering", "updated"
+"""What memory cells do: there are none; each layer has keys and values of its own; cells enter before the first layer
+and pass through all layers as tokens do; the same, and every further layer adds a learned update to them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Regime:
@@ -17,19 +21,26 @@ class Regime:
 
     trains: what learns, in words. composable: image tokens never attend to the task, so it may share a pass with
     others; a task that is not composable runs on `reference.variant_outputs`. class_token: whether it has class tokens
-    of its own; else its head reads the backbone's features. memory: whether it has memory cells. enters: they enter
-    before the first layer and pass through all layers as tokens do, instead of standing beside each layer. updated:
-    every further layer adds a learned update to cells that entered. whole: a copy of the backbone trains; no task.
+    of its own; else its head reads the backbone's features. cells: `NONE`, `BESIDE`, `ENTERING` or `UPDATED`. whole: a
+    copy of the backbone trains; no task.
     """
 
     name: str
     trains: str
     composable: bool = False
     class_token: bool = True
-    memory: bool = False
-    enters: bool = False
-    updated: bool = False
+    cells: str = NONE
     whole: bool = False
+
+    @property
+    def memory(self) -> bool:
+        """Whether it has memory cells."""
+        return self.cells != NONE
+
+    @property
+    def enters(self) -> bool:
+        """Whether memory cells pass through the layers as tokens do."""
+        return self.cells in (ENTERING, UPDATED)
 
     @property
     def streams(self) -> bool:
@@ -46,25 +57,24 @@ REGIMES: dict[str, Regime] = {
             name="memory",
             trains="class token, memory cells in every layer and head; the backbone never attends to them",
             composable=True,
-            memory=True,
+            cells=BESIDE,
         ),
         Regime(name="head", trains="a linear head on the backbone's features", composable=True, class_token=False),
         Regime(name="head+class", trains="a head and a copy of the class token that takes the place of the base one"),
         Regime(
-            name="memory-shared", trains="as memory, but every token attends to class token and memory", memory=True
+            name="memory-shared",
+            trains="as memory, but every token attends to class token and memory",
+            cells=BESIDE,
         ),
         Regime(
             name="memory-propagated",
             trains="memory that enters before the first layer and passes through all layers as tokens do",
-            memory=True,
-            enters=True,
+            cells=ENTERING,
         ),
         Regime(
             name="memory-additive",
             trains="as memory-propagated, with a learned update in every layer",
-            memory=True,
-            enters=True,
-            updated=True,
+            cells=UPDATED,
         ),
         Regime(name=FULL, trains="the whole backbone and a head; saves a whole model", class_token=False, whole=True),
     )
@@ -72,7 +82,6 @@ REGIMES: dict[str, Regime] = {
 
 TASK_REGIMES = tuple(name for name, regime in REGIMES.items() if not regime.whole)
 COMPOSABLE = tuple(name for name, regime in REGIMES.items() if regime.composable)
-WITH_STREAMS = tuple(name for name, regime in REGIMES.items() if regime.streams)
 
 
 def find_regime(name: str) -> Regime:

@@ -116,7 +116,7 @@ class TaskStreams(nn.Module):
     def values(self, backbone: Backbone, tasks: Sequence[Task]) -> Values:
         """What the tasks own, gathered in the order of the rows; memory as keys and values."""
         # No gradient reaches a task that another one extends.
-        own = {p: tasks[p].named(frozen=p in self.layout.extended) for p in self.layout.order}
+        own = {p: tasks[p].in_layers(frozen=p in self.layout.extended) for p in self.layout.order}
         start = torch.cat([own[position]["class_tokens"] for position in self.layout.order]).to(backbone.dtype)
         # (L, M, D). Unbound at once: the gradient of an index is as large as what it indexes, and full of zeros.
         cells = torch.cat([own[position]["memory"] for position in self.layout.order], dim=1).to(backbone.dtype)

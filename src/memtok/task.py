@@ -22,6 +22,7 @@ from memtok.checks import check_choice, check_classes, check_count, check_name, 
 from memtok.errors import Argument, MemtokError
 from memtok.parts import (
     CHOICES,
+    IN_LAYERS,
     OPTIONS,
     PARTS,
     TENSORS,
@@ -36,6 +37,13 @@ from memtok.parts import (
 from memtok.preprocessing import Preprocessing
 from memtok.regimes import REGIMES, Regime, task_regime
 from memtok.surroundings import plain_torch
+
+GROUPS: dict[str, dict[str, str]] = {
+    group: {name: name.partition(".")[2].replace(".", "_") for name in TENSORS if name.startswith(f"{group}.")}
+    for group in dict.fromkeys(name.partition(".")[0] for name in TENSORS if "." in name)
+    if group != "head"
+}
+"""Tensors of a task that lie in a ParameterDict: attribute -> name in a task file -> key, such as `qkv_down`."""
 
 
 class Task(nn.Module):
@@ -102,13 +110,9 @@ class Task(nn.Module):
         head = nn.Linear(width, classes, device="meta")
         head.weight, head.bias = own.pop("head.weight"), own.pop("head.bias")
         self.class_tokens, self.memory, self.head = own.pop("class_tokens"), own.pop("memory"), head
-        groups = {name.partition(".")[0]: nn.ParameterDict() for name in TENSORS if "." in name}
-        for group, parameters in groups.items():
-            if group != "head":
-                setattr(self, group, parameters)
-        for key in sorted(own):
-            group, _, rest = key.partition(".")
-            groups[group][rest.replace(".", "_")] = own[key]
+        for group, keys in GROUPS.items():
+            chosen = {key: own[name] for name, key in sorted(keys.items()) if name in own}
+            setattr(self, group, nn.ParameterDict(chosen))
 
     @classmethod
     def create(
@@ -132,8 +136,10 @@ class Task(nn.Module):
         memory: cells per layer, 0 or more (default: 5). queries: class tokens, 1 or more. adapter_rank: 0 for none.
         placement: "before-norm" (default) or "after-norm", whether memory passes each layer's norm.
 
+        readout: how many of the last layers' class token and mean of the patches the head reads too (default: 0).
+
         Memory is drawn from N(0, 0.02). The first class token is a copy of the base one, further ones are copies with
-        N(0, 0.02) added. Raises MemtokError for values that make no task.
+        N(0, 0.02) added; see `Backbone.start_token` for backbones without class token. Raises MemtokError for values that make no task.
         """
         if not isinstance(backbone, Backbone):
             raise MemtokError(
@@ -172,8 +178,11 @@ class Task(nn.Module):
             self.check(**{name: value})
         super().__setattr__(name, value)
 
-    def check(self, **replaced: Any) -> None:
-        """MemtokError unless its tensors fit its backbone, its regime and its classes; `replaced`: some by others."""
+    def check(self, **replaced: Any) -> dict[str, int]:
+        """Its sizes; MemtokError unless its tensors fit its backbone, its regime and its classes.
+
+        replaced: some tensors by others.
+        """
         for choice in CHOICES:
             check_choice(choice.name, getattr(self, choice.name), choice.values)
         head = replaced.pop("head", self.head)
@@ -183,7 +192,7 @@ class Task(nn.Module):
                 "task.head.weight and task.head.bias, or make another task"
             )
         tensors = self.named() | {"head.weight": head.weight, "head.bias": head.bias} | replaced
-        check_shapes(self.name, self.backbone, REGIMES[self.regime], len(self.classes), tensors)
+        return check_shapes(self.name, self.backbone, REGIMES[self.regime], len(self.classes), tensors)
 
     @property
     def name(self) -> str:
@@ -238,14 +247,18 @@ class Task(nn.Module):
         self.check()
         return {key: value.detach().to(torch.float32) for key, value in self.named().items()}
 
-    def named(self, *, frozen: bool = False) -> dict[str, Tensor]:
-        """Its parameters under the names of a task file; `frozen`: detached, so that no gradient reaches them."""
+    def named(self) -> dict[str, Tensor]:
+        """Its parameters under the names of a task file."""
         found: dict[str, Tensor] = {"class_tokens": self.class_tokens, "memory": self.memory}
         found |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
-        for name in TENSORS:
-            group, _, rest = name.partition(".")
-            if name not in found and (key := rest.replace(".", "_")) in getattr(self, group):
-                found[name] = getattr(self, group)[key]
+        for group, keys in GROUPS.items():
+            own = getattr(self, group)
+            found |= {name: own[key] for name, key in keys.items() if key in own} if len(own) else {}
+        return found
+
+    def in_layers(self, *, frozen: bool) -> dict[str, Tensor]:
+        """Of `named` what acts inside the layers; `frozen`: detached, so that no gradient reaches it."""
+        found = {name: tensor for name, tensor in self.named().items() if name in IN_LAYERS}
         return {name: tensor.detach() for name, tensor in found.items()} if frozen else found
 
     @property
@@ -288,12 +301,6 @@ class Task(nn.Module):
 
         statistics: (B, n, S, D) of the last layers, see `Backbone.statistics`, for a task that reads some.
         """
-        count = self.layers_read
-        if count and (statistics is None or statistics.shape[1] < count):
-            raise MemtokError(
-                f"expected the statistics of {count} layers for {self.name!r}, found "
-                f"{0 if statistics is None else statistics.shape[1]}; make the trace with a model that has this task"
-            )
         precision = self.head.weight.dtype
         given = None if statistics is None else statistics.to(precision)
         added = contributions(self.named(), features.flatten(1).to(precision), given)
@@ -394,8 +401,10 @@ def check_tensors(name: str, backbone: Backbone, regime: Regime, classes: int, t
             raise MemtokError(f"expected finite numbers in {key} of task {name!r}, found others; train it again")
 
 
-def check_shapes(name: str, backbone: Backbone, regime: Regime, classes: int, tensors: Mapping[str, Any]) -> None:
-    """MemtokError unless `tensors` are all that such a task has, in their shapes."""
+def check_shapes(
+    name: str, backbone: Backbone, regime: Regime, classes: int, tensors: Mapping[str, Any]
+) -> dict[str, int]:
+    """The sizes of such a task; MemtokError unless `tensors` are all that it has, in their shapes."""
     for key in ("class_tokens", "memory", "head.weight", "head.bias"):
         if not isinstance(tensors.get(key), Tensor):
             raise MemtokError(f"expected the tensor {key} in task {name!r}, found none; the file is not whole")
@@ -428,6 +437,9 @@ def check_shapes(name: str, backbone: Backbone, regime: Regime, classes: int, te
                 f"expected {option.name} {option.least} in task {name!r} of regime {regime.name!r}, found {size}; not "
                 "this format"
             )
+    for part in PARTS:
+        part.check(backbone, sizes)
+    return sizes
 
 
 def check_extends(name: str, backbone: Backbone, regime: Regime, extends: Sequence[Task]) -> tuple[Task, ...]:

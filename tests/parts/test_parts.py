@@ -51,6 +51,18 @@ def test_an_option_that_does_not_fit_the_regime_is_refused(regime: str, option: 
     assert caught.value.argument == option.name
 
 
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_choice_that_does_not_fit_the_regime_is_refused(regime: str) -> None:
+    for choice in CHOICES:
+        other = {choice.name: choice.values[1]}
+        if choice.fits(REGIMES[regime]):
+            assert choose(REGIMES[regime], other)[1][choice.name] == choice.values[1]
+            continue
+        with pytest.raises(memtok.MemtokError) as caught:
+            choose(REGIMES[regime], other)
+        assert caught.value.argument == choice.name
+
+
 def test_an_option_that_no_part_has_is_refused() -> None:
     with pytest.raises(memtok.MemtokError, match="'cells'"):
         memtok.Task.create(tiny_backbone(), name="pets", classes=["cat"], cells=3)  # type: ignore[call-arg]

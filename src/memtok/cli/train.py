@@ -72,7 +72,8 @@ def configure(parser: Parser) -> None:
     add_split(parser, "official where there is one, else 80-20; a folder as it is")
     add(parser, "--out", None, "FILE", "the task file, FILE.safetensors; state and metrics go into FILE.run beside it")
     add(parser, "--name", None, "NAME", "what the task is called (default: FILE without its ending)")
-    add(parser, "--regime", one_of("--regime", tuple(REGIMES)), "R", ", ".join(REGIMES), "memory")
+    regimes = "; ".join(f"{regime.name}: {regime.trains}" for regime in REGIMES.values())
+    add(parser, "--regime", one_of("--regime", tuple(REGIMES)), "R", regimes, "memory")
     for option in OPTIONS:
         flag = f"--{option.name.replace('_', '-')}"
         add(parser, flag, whole(flag, option.least), "N", f"{option.help} (default: {option.default})")

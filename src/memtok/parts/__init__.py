@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHOICES",
+    "IN_LAYERS",
     "OPTIONS",
     "PARTS",
     "TENSORS",
@@ -43,6 +44,7 @@ PARTS: tuple[Part, ...] = (Memory(), Head(), Adapters(), Readout())
 """In the order in which their tensors are drawn: a new part comes last."""
 
 TENSORS = tuple(name for part in PARTS for name in part.names)
+IN_LAYERS = frozenset(name for part in PARTS if part.in_layers for name in part.names)
 OPTIONS = tuple(option for part in PARTS for option in part.options)
 CHOICES = tuple(choice for part in PARTS for choice in part.choices)
 
@@ -82,6 +84,12 @@ def choose(regime: Regime, given: Mapping[str, Any]) -> tuple[dict[str, int], di
     for choice in CHOICES:
         word = given.get(choice.name)
         words[choice.name] = check_choice(choice.name, choice.values[0] if word is None else word, choice.values)
+        if words[choice.name] != choice.values[0] and not choice.fits(regime):
+            raise MemtokError(
+                f"expected {Argument(choice.name, choice.values[0])} in regime {regime.name!r}, found "
+                f"{Argument(choice.name, word)}; leave it out",
+                argument=choice.name,
+            )
     return sizes, words
 
 

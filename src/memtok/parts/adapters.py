@@ -30,10 +30,12 @@ class Adapters(Part):
             name="adapter_rank",
             help="rank of adapters on the task's own tokens",
             axis="adapter_ranks",
+            heading="rank of adapters",
             tag="rank",
             fits=lambda regime: regime.streams,
         ),
     )
+    in_layers = True
     names = tuple(f"adapters.{name}.{half}" for name in ADAPTED for half in ("down", "up"))
 
     def specs(self, trunk: Trunk, regime: Regime, sizes: Sizes) -> dict[str, Spec]:

@@ -41,6 +41,9 @@ class Trunk(Protocol):
     @property
     def class_token(self) -> Tensor | None: ...
 
+    @property
+    def start_token(self) -> Tensor: ...
+
 
 def always(regime: Regime) -> bool:
     """Fits every regime."""
@@ -52,9 +55,9 @@ class Option:
     """A whole number that sizes a part: a keyword of `Task.create`, an option of `train`, an axis of `sweep`.
 
     least: the smallest value, which a task has where the option does not fit its regime. default: where it does. help:
-    for the command line. axis: its name as an axis of a sweep. tag: what stands before the value in the name of a
-    sweep's configuration; with an empty one the value always stands there, else only where it is not the default. fits:
-    which regimes it is for.
+    for the command line. axis: its name as an axis of a sweep, the plural if there is one. heading: in tables and plots
+    of a sweep. tag: what stands before the value in the name of a sweep's configuration; with an empty one the value
+    always stands there, else only where it is not the default. fits: which regimes it is for.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Option:
     default: int = 0
     help: str
     axis: str
+    heading: str
     tag: str
     fits: Callable[[Regime], bool] = always
 
@@ -74,12 +78,13 @@ class Option:
 class Choice:
     """One of several words that says how a part works: a keyword of `Task.create`, and a field in a task file's header.
 
-    The first of `values` is the default.
+    The first of `values` is the default, and the only one where it does not fit the regime.
     """
 
     name: str
     values: tuple[str, ...]
     help: str
+    fits: Callable[[Regime], bool] = always
 
 
 @dataclass(frozen=True)
@@ -97,14 +102,15 @@ class Spec:
 class Part(ABC):
     """One capacity. A part without state: the tensors lie in the task.
 
-    options: what it is sized by. choices: what else is recorded of it. names: all tensors that it may have, as a task
-    file calls them. No name is the end of another one behind a dot, so that in a file of several tasks
+    options: what it is sized by. choices: what else is recorded of it. in_layers: whether its tensors act inside the
+    layers, on the task's own tokens, and not after them. names: all tensors that it may have, as a task file calls them. No name is the end of another one behind a dot, so that in a file of several tasks
     `tasks.NAME.TENSOR` is read in one way only.
     """
 
     options: tuple[Option, ...] = ()
     choices: tuple[Choice, ...] = ()
     names: tuple[str, ...] = ()
+    in_layers: bool = False
 
     @abstractmethod
     def specs(self, trunk: Trunk, regime: Regime, sizes: Sizes) -> dict[str, Spec]:
@@ -112,7 +118,7 @@ class Part(ABC):
 
     @abstractmethod
     def sizes(self, tensors: Mapping[str, Any]) -> dict[str, int]:
-        """The options that these tensors, by name, were made with; -1 for one whose tensor has no such shape."""
+        """The options that these tensors, by name, were made with; 0 for one whose tensor is missing or misshapen."""
 
     def check(self, trunk: Trunk, sizes: Sizes) -> None:  # noqa: B027 - most fit every backbone
         """MemtokError for sizes that this backbone cannot have."""
@@ -137,7 +143,10 @@ class Part(ABC):
         return 0
 
     def kept(self, trunk: Trunk, sizes: Sizes, images: int) -> int:
-        """How many numbers of the forward pass over so many images it keeps for the gradient."""
+        """How many numbers of the forward pass over so many images it keeps for the gradient, its parameters left out.
+
+        What another part counts is not counted again.
+        """
         return 0
 
 

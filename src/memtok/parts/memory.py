@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from memtok.parts.base import Choice, Option, Part, Sizes, Spec, Trunk, length
-from memtok.regimes import Regime
+from memtok.regimes import ENTERING, UPDATED, Regime
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,7 @@ class Memory(Part):
             default=5,
             help="memory cells per layer",
             axis="memory",
+            heading="cells",
             tag="",
             fits=lambda regime: regime.memory,
         ),
@@ -41,6 +42,7 @@ class Memory(Part):
             default=1,
             help="class tokens",
             axis="queries",
+            heading="queries",
             tag="queries",
             fits=lambda regime: regime.streams,
         ),
@@ -50,12 +52,14 @@ class Memory(Part):
             name="placement",
             values=("before-norm", "after-norm"),
             help="whether memory cells pass the norm of each layer before keys and values are projected",
+            fits=lambda regime: regime.memory and not regime.enters,
         ),
     )
     names = ("class_tokens", "memory")
+    in_layers = True
 
     def specs(self, trunk: Trunk, regime: Regime, sizes: Sizes) -> dict[str, Spec]:
-        layers = 1 if regime.enters and not regime.updated else trunk.depth
+        layers = 1 if regime.cells == ENTERING else trunk.depth
         return {
             "class_tokens": Spec((sizes["queries"], trunk.dim), MEMORY_STD, decays=False),
             "memory": Spec((layers, sizes["memory"], trunk.dim), MEMORY_STD, decays=False),
@@ -65,16 +69,14 @@ class Memory(Part):
         return {"memory": length(tensors["memory"], 1, 3), "queries": length(tensors["class_tokens"], 0, 2)}
 
     def begin(self, trunk: Trunk, regime: Regime, drawn: dict[str, Tensor]) -> None:
-        """The first class token is the base one exactly, further ones are near it; a backbone without has none to copy.
+        """The first class token is the base one exactly, further ones are near it; see `Backbone.start_token`.
 
         The updates of `memory-additive` start as no change.
         """
-        if regime.updated:
+        if regime.cells == UPDATED:
             drawn["memory"][1:] = 0.0
-        base = trunk.class_token
-        if base is not None:
-            drawn["class_tokens"][:1] = 0.0
-            drawn["class_tokens"] += base.detach().cpu().float()
+        drawn["class_tokens"][:1] = 0.0
+        drawn["class_tokens"] += trunk.start_token.detach().cpu().float()
 
     def cost(self, trunk: Trunk, sizes: Sizes) -> int:
         t, seen = sizes["queries"], trunk.tokens + sizes["queries"] + sizes["memory"]

@@ -29,6 +29,7 @@ class Readout(Part):
             name="readout",
             help="last layers whose class token and mean of the patches the head reads too",
             axis="readouts",
+            heading="readout",
             tag="readout",
             fits=lambda regime: regime.composable,
         ),
@@ -55,8 +56,14 @@ class Readout(Part):
 
     def logits(self, tensors: Mapping[str, Tensor], features: Tensor, statistics: Tensor | None) -> Tensor | None:
         weight = tensors.get("readout.weight")
-        if weight is None or statistics is None:
+        if weight is None:
             return None
+        count = 0 if statistics is None else statistics.shape[1]
+        if statistics is None or count < weight.shape[1]:
+            raise MemtokError(
+                f"expected the statistics of {weight.shape[1]} layers for a readout, found those of {count}; make the "
+                "trace with a model that has all tasks to answer"
+            )
         # As rows of one product: the last n of as many layers as the trace has.
         return statistics[:, -weight.shape[1] :].flatten(1) @ weight.flatten(1).T
 

@@ -143,7 +143,7 @@ def choose(trials: Iterable[Trial], order: Sequence[Configuration], plan: Plan) 
 
     best = min(candidates, key=quality)
     tied = tuple(one for one in sorted(candidates, key=quality) if one is best or best.minus(one).tied)
-    heads = complete([one for one in settings if one.configuration.regime == "head"])
+    heads = complete([one for one in settings if one.configuration.is_head])
     return Choice(
         best=best,
         tied=tied,

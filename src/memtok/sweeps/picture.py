@@ -24,6 +24,7 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import ScaledTranslation
 
 from memtok import plots
+from memtok.parts import OPTIONS
 from memtok.plots import INK, MUTED, PAPER
 from memtok.sweeps.space import FIELDS, OPTION_OF, applies, values_of
 from memtok.sweeps.trials import Trial
@@ -42,9 +43,7 @@ PANEL_HEIGHT = 150.0  # points, about; it decides only how near to each other tw
 MOST_COLORS = 6  # of a scale in the legend
 LOGARITHMIC = ("learning_rate", "weight_decay")
 WORDS = {
-    "memory": "cells",
-    "queries": "queries",
-    "adapter_rank": "adapter rank",
+    **{option.name: option.heading for option in OPTIONS},
     "learning_rate": "learning rate",
     "weight_decay": "weight decay",
     "seed": "seed",

@@ -13,6 +13,7 @@ from typing import Any
 from memtok.display import counted, markdown_table, percent
 from memtok.files import csv_text, write_csv, write_json, write_text
 from memtok.intervals import wilson
+from memtok.parts import OPTIONS
 from memtok.sweeps.choice import RULE, Choice, Setting, choose
 from memtok.sweeps.space import FIELDS, Configuration, Space, applies, values_of
 from memtok.sweeps.trials import Trial
@@ -22,9 +23,7 @@ FORMAT_VERSION = 1
 NONE = "–"
 HEADINGS = {
     "regime": "regime",
-    "memory": "cells",
-    "queries": "queries",
-    "adapter_rank": "rank of adapters",
+    **{option.name: option.heading for option in OPTIONS},
     "learning_rate": "rate",
     "weight_decay": "decay",
     "seed": "seed",

@@ -90,6 +90,12 @@ class Configuration:
         return "-".join(parts)
 
     @property
+    def is_head(self) -> bool:
+        """Whether it is a head alone, which others are compared with: no class tokens, and nothing of any option."""
+        least = all(value == OPTION_OF[name].least for name, value in self.options)
+        return not REGIMES[self.regime].class_token and least
+
+    @property
     def shape(self) -> tuple[Any, ...]:
         """Equal for configurations that are computed alike: regime and options."""
         return self.regime, *self.options

@@ -21,6 +21,7 @@ from memtok.data.loader import BatchPlan
 from memtok.errors import Argument, MemtokError
 from memtok.intervals import Difference, Right, paired
 from memtok.metrics import answered, score_of
+from memtok.parts import OPTIONS
 from memtok.regimes import REGIMES
 from memtok.task import Task
 from memtok.traces import KeptBatch
@@ -70,7 +71,10 @@ def check_comparable(trainable: Trainable, wanted: bool | None) -> None:
 
 def comparable(trainable: Trainable) -> bool:
     """Whether it trains more than a head, beside a frozen backbone."""
-    return isinstance(trainable, Task) and (REGIMES[trainable.regime].class_token or trainable.layers_read > 0)
+    if not isinstance(trainable, Task):
+        return False
+    sizes = trainable.sizes
+    return REGIMES[trainable.regime].class_token or any(sizes[option.name] > option.least for option in OPTIONS)
 
 
 def is_due(wanted: bool | None, trainable: Trainable, plan: Plan, feed: Feed, processes: int) -> bool:
