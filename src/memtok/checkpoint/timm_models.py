@@ -51,12 +51,12 @@ def read_timm_name(name: str, size: tuple[int, int] | None) -> Found:
 
 
 def read_timm_object(model: nn.Module, size: tuple[int, int] | None) -> Found:
-    """A copy of a timm model in memory, as it stands, in float32 on the CPU."""
+    """A copy of a timm model in memory, as it is, in float32 on the CPU."""
     check_supported(model)
     vit = copy.deepcopy(model).cpu().float()
     fill_tables(vit)  # in half precision they are rounded
-    told = has_timm_preprocessing(pretrained_config(vit))
-    origin = "checkpoint" if told else "usual for timm's Vision Transformers (the object has no pretrained_cfg)"
+    has_own = has_timm_preprocessing(pretrained_config(vit))
+    origin = "checkpoint" if has_own else "usual for timm's Vision Transformers (the object has no pretrained_cfg)"
     return _found(vit, size or _own_size(vit), origin)
 
 

@@ -248,7 +248,7 @@ def mlp_ratio(hidden: int, dim: int) -> float:
 
 
 def is_there(module: nn.Module | None) -> bool:
-    """Whether an optional module of timm is there and no identity."""
+    """Whether an optional module of timm exists and is no identity."""
     return module is not None and not isinstance(module, nn.Identity)
 
 
