@@ -79,7 +79,7 @@ class Outcome:
         rows = []
         for task in self.tasks:
             means = [self.mean(task, key) for key in used]
-            shown = ["" if mean is None else f"{100 * mean:.1f}" for mean in means]
+            shown = ["" if mean is None else percent(mean, 1, unit="") for mean in means]
             rows.append([task, *([extends[task]] if chained else []), *shown])
         return headings, rows
 

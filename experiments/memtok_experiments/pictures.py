@@ -179,6 +179,7 @@ def draw_before_after(tasks: Sequence[BeforeAfter], path: str | Path) -> None:
     series = [row for row in series if any(value is not None for value in row[2])]
     with new_figure(max(4.6, 1.2 + 2.2 * len(tasks)), 3.4) as figure:
         axes = figure.subplots()
+        axes.tick_params(axis="y", labelcolor=INK)
         width = 0.84 / len(series)
         for number, (label, paint, values) in enumerate(series):
             bars = [

@@ -85,7 +85,7 @@ class Meter:
     def line(self) -> str:
         """How far it is, in a line."""
         assert self.total
-        share = f"{100 * self.done / self.total:.0f} %"
+        share = percent(self.done / self.total, 0)
         amount = f"{self.done:,.0f} of {self.total:,.0f} ({share})" if self.counted else share
         return ", ".join([f"{self.what}: {amount}", *(figure for figure in self.figures if figure), *self.time_left()])
 
