@@ -39,7 +39,7 @@ class Noise:
 
 
 class Scene:
-    """A context manager that restores accelerate's global state at its end. Everything is made on first use.
+    """A context manager; what its `stack` holds ends with it. Everything is made on first use.
 
     changes: arguments of timm's model that no size names, such as depth.
     """

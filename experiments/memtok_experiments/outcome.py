@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from memtok.display import markdown_table
+from memtok.display import markdown_table, percent
 from memtok.files import csv_text, write_csv, write_json, write_text
 
 

@@ -77,8 +77,3 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right:
     yield "|" + "".join("---:|" if name in right else "---|" for name in columns)
     for row in rows:
         yield line(row)
-
-
-def markdown_text(text: str) -> str:
-    """Text that stays within its cell or its line of Markdown."""
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

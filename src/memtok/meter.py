@@ -10,7 +10,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from memtok.display import duration
+from memtok.display import duration, percent
 from memtok.errors import printable
 
 # Off a terminal: a line whenever so many seconds went by without one, and at 1 %, 10 %, 20 % ... unless that comes

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from memtok import plots
 from memtok.errors import MemtokError
+from memtok_experiments import pictures
 from memtok_experiments.pictures import BeforeAfter, draw, draw_before_after
 from memtok_experiments.records import Score
 from memtok_experiments.table import make_table
