@@ -62,13 +62,16 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]], right: 
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
+def markdown_text(text: str) -> str:
+    """A text on one line, without characters that would end a cell or begin HTML."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+
+
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> Iterator[str]:
     """The lines of a table in GitHub's Markdown; the columns named in `right` hold numbers."""
 
     def line(cells: Sequence[str]) -> str:
-        return (
-            "| " + " | ".join(" ".join(cell.replace("|", "\\|").replace("<", "&lt;").split()) for cell in cells) + " |"
-        )
+        return f"| {' | '.join(map(markdown_text, cells))} |"
 
     yield line(columns)
     yield "|" + "".join("---:|" if name in right else "---|" for name in columns)

@@ -93,10 +93,6 @@ def style(theme: Theme) -> Any:  # matplotlib's own type lists every key
     }
 
 
-# The names by which the pictures of `reproduce` and `bench` know the style of a file.
-PNG_INK, PNG_MUTED, PNG_LINE, PNG_PAPER, PNG_RC = INK, MUTED, LINE, PAPER, style(LIGHT)
-
-
 @contextmanager
 def new_figure(width: float, height: float, theme: Theme = LIGHT) -> Iterator[Figure]:
     """A figure in inches, to be drawn and written inside the block."""
@@ -118,9 +114,9 @@ def legend(figure: Figure, handles: Sequence[Any], columns: int, **options: Any)
     figure.legend(handles=list(handles), **style)
 
 
-def title(axes: Axes, text: str) -> None:
+def title(axes: Axes, text: str, **options: Any) -> None:
     """A title with names from outside in it: no control characters, and a `$` is no formula."""
-    axes.set_title(printable(text), parse_math=False)
+    axes.set_title(printable(text), parse_math=False, **options)
 
 
 def png_bytes(figure: Figure, dpi: float = DPI) -> bytes:

@@ -37,6 +37,7 @@ from memtok.parts import (
 from memtok.preprocessing import Preprocessing
 from memtok.regimes import REGIMES, Regime, task_regime
 from memtok.surroundings import plain_torch
+from memtok.writing import write_tasks
 
 GROUPS: dict[str, dict[str, str]] = {
     group: {name: name.partition(".")[2].replace(".", "_") for name in TENSORS if name.startswith(f"{group}.")}
@@ -139,7 +140,8 @@ class Task(nn.Module):
         readout: how many of the last layers' class token and mean of the patches the head reads too (default: 0).
 
         Memory is drawn from N(0, 0.02). The first class token is a copy of the base one, further ones are copies with
-        N(0, 0.02) added; see `Backbone.start_token` for backbones without class token. Raises MemtokError for values that make no task.
+        N(0, 0.02) added; see `Backbone.start_token` for backbones without class token. Raises MemtokError for values
+        that make no task.
         """
         if not isinstance(backbone, Backbone):
             raise MemtokError(
@@ -292,9 +294,7 @@ class Task(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Writes a task file, atomically; see `memtok.bundle`."""
-        from memtok.bundle import save_task  # bundle builds on this module
-
-        save_task(self, path)
+        write_tasks([(header_of(self), self.tensors())], path)
 
     def forward(self, features: Tensor, statistics: Tensor | None = None) -> Tensor:
         """(B, classes) logits from its class tokens after the final norm, (B, max(queries, 1), D).
@@ -321,6 +321,24 @@ class Task(nn.Module):
         memo[id(self)] = clone
         clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return clone
+
+
+def header_of(task: Task) -> dict[str, Any]:
+    """What a file says of a task beside its tensors."""
+    sees = {"sees": len(task.ancestors())} if task.extends else {}
+    return {
+        "name": task.name,
+        "classes": list(task.classes),
+        "regime": task.regime,
+        "composable": task.composable,
+        **task.choices,
+        "backbone": {"fingerprint": task.backbone.fingerprint, "source": task.backbone.source},
+        "preprocessing": task.preprocessing.to_dict(),
+        "extends": [{"name": ancestor.name, "fingerprint": ancestor.fingerprint} for ancestor in task.extends],
+        **sees,
+        "fingerprint": task.fingerprint,
+        "record": task.record,
+    }
 
 
 def content_fingerprint(

@@ -103,8 +103,9 @@ class Part(ABC):
     """One capacity. A part without state: the tensors lie in the task.
 
     options: what it is sized by. choices: what else is recorded of it. in_layers: whether its tensors act inside the
-    layers, on the task's own tokens, and not after them. names: all tensors that it may have, as a task file calls them. No name is the end of another one behind a dot, so that in a file of several tasks
-    `tasks.NAME.TENSOR` is read in one way only.
+    layers, on the task's own tokens, and not after them. names: all tensors that it may have, as a task file calls
+    them. No name is the end of another one behind a dot, so that in a file of several tasks `tasks.NAME.TENSOR` is read
+    in one way only.
     """
 
     options: tuple[Option, ...] = ()

@@ -23,6 +23,7 @@ from memtok.folders import check_fixed, locked, slug
 from memtok.metrics import Score
 from memtok.model import MemoryViT
 from memtok.parts import OPTIONS
+from memtok.sweeps import picture
 from memtok.sweeps.choice import choose
 from memtok.sweeps.memory import Budget, Step, find_limit
 from memtok.sweeps.progress import RichSweepListener, SweepListener
@@ -142,6 +143,7 @@ class Sweep:
                         found.append(self.run_data(job))
                 result = SweepResult(tuple(found), settings.out)
                 result.save()
+                picture.draw(result, result.picture)
         return result
 
     def open(self, one: Data) -> DataSource:
