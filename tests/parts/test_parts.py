@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 import memtok
 from memtok.parts import CHOICES, OPTIONS, PARTS, TENSORS, Options, choose, cost, kept, parameters
 from memtok.regimes import REGIMES, TASK_REGIMES
+from tests.layers.small_models import small_model
 from tests.tiny import tiny_backbone, tiny_task
 
 
@@ -81,3 +83,15 @@ def test_costs_of_the_parts_are_those_of_their_products() -> None:
     assert cost(backbone, head.sizes) == 32 * 3
     assert kept(backbone, task.sizes, 8) > kept(backbone, head.sizes, 8) > 0
     assert math.isclose(kept(backbone, task.sizes, 800), 100 * kept(backbone, task.sizes, 8), rel_tol=0.05)
+
+
+def test_a_class_token_starts_from_the_base_one_or_from_the_mean_patch() -> None:
+    made = {"name": "pets", "classes": ["cat", "dog"], "seed": 0}
+    backbone = tiny_backbone()
+    assert torch.equal(memtok.Task.create(backbone, **made).class_tokens[0], backbone.vit.cls_token[0, 0])
+    vit = small_model("no class token, mean")
+    without = memtok.load_backbone(vit)
+    expected = vit.patch_embed.proj.bias + vit.pos_embed[0, without.prefix_tokens :].mean(dim=0)
+    two = memtok.Task.create(without, **made, queries=2)
+    torch.testing.assert_close(two.class_tokens[0], expected)
+    assert 0 < float((two.class_tokens[1] - expected).detach().std()) < 0.05
