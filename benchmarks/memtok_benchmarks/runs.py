@@ -49,7 +49,7 @@ class Runner:
         """One step a call on a batch that lies in memory."""
         batch, labels, _ = next(iter(self.feed.training(0, 1)))
         if isinstance(batch, KeptBatch):  # its memory is used again
-            batch = KeptBatch(batch.inputs.clone(), batch.features.clone())
+            batch = batch.clone()
         return counted(lambda number: self.trainer.step(number, batch, labels))
 
 

@@ -13,7 +13,7 @@ from memtok.backbone import Backbone
 from memtok.data.sources import ArrayStore, ImageSet
 from memtok.data.transforms import training_pixels
 from memtok.preprocessing import Preprocessing
-from memtok.traces import DiskStore, Manifest, MemoryStore, Store, TraceReader, describe
+from memtok.traces import DiskStore, KeptBatch, Manifest, MemoryStore, Store, TraceReader, describe
 
 COUNT = 10
 
@@ -77,9 +77,10 @@ def everything(reader: TraceReader, **arguments: Any) -> list[tuple[torch.Tensor
     ]
 
 
-def records_of(manifest: Manifest, count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, list[bytes]]:
-    """Random inputs (L, count, N, D), features (count, D), and hashes, to write."""
+def records_of(manifest: Manifest, count: int, seed: int = 0) -> tuple[KeptBatch, list[bytes]]:
+    """Records with random numbers, and hashes, to write."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(manifest.layers, count, manifest.tokens, manifest.dim, generator=generator).half()
-    features = torch.randn(count, manifest.dim, generator=generator)
-    return inputs, features, [bytes([seed, index] * 4) for index in range(count)]
+    records = KeptBatch.empty(manifest.tensors, count)
+    for values in records.tensors.values():
+        values.copy_(torch.randn(values.shape, generator=generator))
+    return records, [bytes([seed, index] * 4) for index in range(count)]

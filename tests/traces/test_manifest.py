@@ -19,7 +19,8 @@ from memtok.data import from_dataset
 from memtok.data.sources import FileStore, ImageSet
 from memtok.errors import MemtokError
 from memtok.traces import Manifest
-from memtok.traces.manifest import MANIFEST, SHARD_BYTES, minor, record_bytes, spread, trace_shape, weights_digest
+from memtok.traces.manifest import MANIFEST, minor, spread, weights_digest
+from memtok.traces.record import record_type, trace_tensors
 from tests.clocks import with_the_old_time
 from tests.tiny import tiny_backbone
 from tests.traces.helpers_traces import disk_store, manifest_of, pictures
@@ -82,7 +83,7 @@ def test_traces_of_an_earlier_format_are_refused(backbone: Backbone, images: Ima
     disk_store(folder, manifest).close()
     (folder / MANIFEST).write_text(json.dumps(asdict(manifest) | {"format": 2}))
     with pytest.raises(
-        MemtokError, match=r"expected traces of format 4 in .*, found format 2; name another folder, or"
+        MemtokError, match=r"expected traces of format 5 in .*, found format 2; name another folder, or"
     ):
         disk_store(folder, manifest)
     assert replace(manifest, format=2).digest != manifest.digest  # so that in the cache it is another folder
@@ -161,16 +162,21 @@ def test_labels_do_not_count(backbone: Backbone, images: ImageSet) -> None:
 
 def test_sizes() -> None:
     # ViT-B/32 at 224 px: 12 layers, 50 tokens, 768 wide.
-    assert record_bytes(12, 50, 768) == 12 * 50 * 768 * 2 + 768 * 4 == 924_672
-    assert record_bytes(1, 1, 1) == 64
-    assert SHARD_BYTES // record_bytes(12, 50, 768) == 1161
+    tensors: Any = {"features": ("float32", (768,)), "inputs": ("float16", (12, 50, 768))}
+    assert record_type(tensors).itemsize == 12 * 50 * 768 * 2 + 768 * 4 == 924_672
+    tensors["statistics"] = ("float32", (3, 2, 768))  # one more, as it is described
+    assert record_type(tensors).itemsize == 924_672 + 3 * 2 * 768 * 4
 
 
 @pytest.mark.parametrize("changes", [{}, {"reg_tokens": 2, "class_token": True}, {"patch_size": 16}])
 def test_shape_is_that_of_a_trace(changes: dict[str, Any]) -> None:
     backbone = tiny_backbone(**changes)
     trace = backbone.trace(torch.zeros(3, 3, 32, 32), keep="inputs", outputs=True)
-    assert trace_shape(backbone) == (len(trace.inputs), *trace.inputs[0].shape[1:])
+    assert trace.features is not None
+    assert trace_tensors(backbone) == {
+        "features": ("float32", trace.features.shape[1:]),
+        "inputs": ("float16", torch.stack(trace.inputs, dim=1).shape[1:]),
+    }
 
 
 def test_files_are_known_by_their_bytes(backbone: Backbone, tmp_path: Path) -> None:

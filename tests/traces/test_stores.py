@@ -17,7 +17,7 @@ import torch
 from memtok.backbone import Backbone
 from memtok.data.sources import ImageSet
 from memtok.errors import MemtokError
-from memtok.traces import DiskStore, Manifest, MemoryStore, Store, disk
+from memtok.traces import DiskStore, KeptBatch, Manifest, MemoryStore, Store, disk
 from memtok.traces.sizes import default_limit, free_memory, taken_bytes
 from tests.tiny import tiny_backbone
 from tests.traces.helpers_traces import disk_store, manifest_of, pictures, ram_store, records_of
@@ -29,24 +29,22 @@ def manifest(backbone: Backbone, images: ImageSet) -> Manifest:
     return replace(manifest_of(backbone, images), shard_records=4)
 
 
-def put(store: Store, rows: list[int], seed: int = 0, fit: list[bool] | None = None) -> tuple[Any, Any]:
+def put(store: Store, rows: list[int], seed: int = 0, fit: list[bool] | None = None) -> KeptBatch:
     """Writes random records; returns them."""
-    inputs, features, hashes = records_of(store.manifest, len(rows), seed)
-    store.write(np.array(rows), inputs, features, hashes, np.array(fit if fit is not None else [True] * len(rows)))
-    return inputs, features
+    records, hashes = records_of(store.manifest, len(rows), seed)
+    store.write(np.array(rows), records, hashes, np.array(fit if fit is not None else [True] * len(rows)))
+    return records
 
 
-def got(store: Store, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def got(store: Store, rows: list[int]) -> KeptBatch:
     """Reads records."""
-    manifest = store.manifest
-    inputs = torch.full((manifest.layers, len(rows), manifest.tokens, manifest.dim), torch.nan, dtype=torch.float16)
-    features = torch.full((len(rows), manifest.dim), torch.nan)
-    store.read(np.array(rows), inputs, features, np.arange(len(rows)))
-    return inputs, features
+    batch = KeptBatch.empty(store.manifest.tensors, len(rows))
+    store.read(np.array(rows), batch, np.arange(len(rows)))
+    return batch
 
 
-def same(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor]) -> bool:
-    return torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+def same(one: KeptBatch, other: KeptBatch) -> bool:
+    return all(torch.equal(values, other.tensors[name]) for name, values in one.tensors.items())
 
 
 def there(store: Store) -> list[int]:
@@ -68,8 +66,7 @@ def test_round_trip(store: Store) -> None:
     assert there(store) == [0, 4, 7, 9]
     assert same(got(store, [7, 0, 4]), written)
     assert same(got(store, [9]), more)
-    order = [2, 1, 0]
-    assert same(got(store, [4, 0, 7]), (written[0][:, order], written[1][order]))
+    assert same(got(store, [4, 0, 7]), written[[2, 1, 0]])
     assert store.kept == 4
     assert store.bytes == 4 * store.manifest.record_bytes
     assert store.pixels(7) == bytes([1, 0] * 4)
@@ -98,13 +95,13 @@ def test_limit(backbone: Backbone, manifest: Manifest, tmp_path: Path) -> None:
         store.close()
     store = MemoryStore(manifest, torch.device("cpu"))
     assert store.allow(chosen, 10**9) == 4  # memory for these four, wherever they are numbered
-    assert store.inputs.shape[0] == 4
+    assert len(store.kept_records) == 4
     written = put(store, [8, 2], seed=3)
     assert same(got(store, [8, 2]), written)
 
 
 def test_more_memory_than_there_is(manifest: Manifest) -> None:
-    huge = replace(manifest, layers=2**20, tokens=2**20, dim=2**10)
+    huge = replace(manifest, images=2**20, tensors={"features": ("float32", (2**28,))})
     with pytest.raises(MemtokError, match="of memory on cpu for traces, found less"):
         ram_store(huge)
 
@@ -137,7 +134,7 @@ def test_a_damaged_record_counts_as_missing(manifest: Manifest, tmp_path: Path, 
     store = disk_store(tmp_path, manifest)
     put(store, [4, 5, 6])
     store.close()
-    offset = manifest.record_bytes + (5 if place == "features" else 4 * manifest.dim + 100)
+    offset = manifest.record_bytes + (5 if place == "features" else 4 * manifest.tensors["features"][1][0] + 100)
     with (tmp_path / "traces-00001.bin").open("r+b") as stream:
         stream.seek(offset)
         byte = stream.read(1)
@@ -291,8 +288,8 @@ def write_until_killed(folder: Path, manifest: Manifest, last: int) -> None:
     """Writes record after record, and is killed with record `last` on its way to the disk in another thread."""
     store = disk_store(folder, manifest)
     for row in range(last + 1):
-        inputs, features, hashes = records_of(manifest, 1, row % 200)
-        store.write(np.array([row]), inputs, features, hashes, np.array([True]))
+        records, hashes = records_of(manifest, 1, row % 200)
+        store.write(np.array([row]), records, hashes, np.array([True]))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -315,7 +312,7 @@ def test_killed_while_writing(tmp_path: Path, last: int) -> None:
     assert len(found) <= last + 1
     assert len(found) == store.reused
     for row in found[-3:]:
-        assert same(got(store, [row]), records_of(manifest, 1, row % 200)[:2])
+        assert same(got(store, [row]), records_of(manifest, 1, row % 200)[0])
     written = put(store, [19_999])
     assert there(store)[-1] == 19_999  # and it goes on
     assert same(got(store, [19_999]), written)

@@ -14,7 +14,7 @@ from memtok.backbone import Backbone
 from memtok.data import batches, training_transform
 from memtok.data.sources import ArrayStore, ImageSet
 from memtok.errors import MemtokError
-from memtok.traces import Store, disk
+from memtok.traces import KeptBatch, Store, disk
 from memtok.traces import reader as reader_module
 from tests.tiny import tiny_backbone
 from tests.traces.helpers_traces import disk_store, everything, manifest_of, pictures, ram_store, reader_of
@@ -79,14 +79,13 @@ def test_traces_are_those_of_the_images_in_the_order_of_the_loader(
             continue
         trace = backbone.trace(wanted, keep="inputs", outputs=True)
         assert trace.features is not None
-        torch.testing.assert_close(inputs.float(), torch.stack(trace.inputs), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(inputs.float(), torch.stack(trace.inputs, dim=1), rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(features, trace.features, rtol=1e-5, atol=1e-5)
         del indices
     by_record = {}
     for step, (inputs, _, indices) in enumerate(found):
-        for place_in_batch, index in enumerate(indices):
-            key = (step // 3 % views, index)
-            assert torch.equal(by_record.setdefault(key, inputs[:, place_in_batch]), inputs[:, place_in_batch])
+        for one, index in zip(inputs, indices, strict=True):
+            assert torch.equal(by_record.setdefault((step // 3 % views, index), one), one)
     assert len(by_record) == 10 * views
 
 
@@ -99,7 +98,7 @@ def test_images_are_normalised_as_the_task_says(backbone: Backbone, images: Imag
     for (inputs, features, _), (wanted, _, _) in zip(found, live, strict=True):
         trace = backbone.trace(wanted, keep="inputs", outputs=True)
         assert trace.features is not None
-        torch.testing.assert_close(inputs.float(), torch.stack(trace.inputs), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(inputs.float(), torch.stack(trace.inputs, dim=1), rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(features, trace.features, rtol=1e-5, atol=1e-5)
 
 
@@ -193,13 +192,13 @@ def test_the_range_of_a_trace_is_looked_at_once(
         backbone.vit.blocks[1].norm1.weight.fill_(23_000.0)  # beyond for images 4 and 5
     manifest = manifest_of(backbone, images)
     looked: list[int] = []
-    original = reader_module.within_half
+    original = reader_module.within_range
 
-    def within_half(half: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        looked.append(len(features))
-        return original(half, features)
+    def within_range(records: KeptBatch) -> torch.Tensor:
+        looked.append(len(records))
+        return original(records)
 
-    monkeypatch.setattr(reader_module, "within_half", within_half)
+    monkeypatch.setattr(reader_module, "within_range", within_range)
     store: Store = ram_store(manifest, 5) if place == "ram" else disk_store(tmp_path, manifest, 5)
     reader = reader_of(backbone, images, store)
     everything(reader, steps=3)
@@ -208,9 +207,7 @@ def test_the_range_of_a_trace_is_looked_at_once(
     later = everything(reader, start_step=3, steps=9)
     assert looked == []
     assert all(inputs.isfinite().all() for inputs, _, _ in later)
-    exact = {
-        index for inputs, _, found in later for row, index in enumerate(found) if inputs[:, row].abs().max() > 65504
-    }
+    exact = {index for inputs, _, found in later for row, index in enumerate(found) if inputs[row].abs().max() > 65504}
     assert exact == {4, 5}
     store.close()
 
@@ -341,7 +338,7 @@ def test_parts_of_a_batch(backbone: Backbone, images: ImageSet) -> None:
     batch, _, _ = next(reader.batches(batch_size=10))
     parts = batch.to(torch.device("cpu")).tensor_split(3)
     assert [len(part) for part in parts] == [4, 3, 3]
-    assert torch.equal(torch.cat([part.inputs for part in parts], dim=1), batch.inputs)
+    assert torch.equal(torch.cat([part.inputs for part in parts]), batch.inputs)
     assert torch.equal(torch.cat([part.features for part in parts]), batch.features)
     trace = parts[1].trace(torch.float32)
     assert [tuple(layer.shape) for layer in trace.inputs] == [(3, 17, 32)] * 2

@@ -10,7 +10,8 @@ from memtok.display import shown_bytes
 from memtok.traces.disk import DiskStore
 from memtok.traces.manifest import Manifest, describe
 from memtok.traces.opened import OpenStores
-from memtok.traces.reader import KeptBatch, TraceReader
+from memtok.traces.reader import TraceReader
+from memtok.traces.record import KeptBatch
 from memtok.traces.sizes import default_limit
 from memtok.traces.store import MemoryStore, Store
 

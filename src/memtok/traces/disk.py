@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from torch import Tensor
 
 from memtok.errors import MemtokError
 from memtok.files import atomic_write, first_line
 from memtok.traces.manifest import MANIFEST, Manifest
+from memtok.traces.record import KeptBatch, record_type
 from memtok.traces.store import KEPT, UNFIT, Flags, Notify, Rows, Store
 
 MARK = np.dtype([("checksum", "<u4"), ("state", "<u4"), ("pixels", "V8")])
@@ -52,6 +52,7 @@ class DiskStore(Store):
     def __init__(self, folder: Path, manifest: Manifest, notify: Notify) -> None:
         super().__init__(manifest)
         self.folder, self.where, self.notify = folder, str(folder), notify
+        self.record = record_type(manifest.tensors)
         self.lock = FileLock(folder / LOCK, thread_local=False)
         self.writes = False
         self.waiting: list[Future[None]] = []
@@ -171,9 +172,8 @@ class DiskStore(Store):
         found: Flags = self.marks["state"][rows] == UNFIT
         return found
 
-    def read(self, rows: Rows, inputs: Tensor, features: Tensor, at: Rows) -> None:
-        manifest = self.manifest
-        target, target_features = inputs.numpy(), features.numpy()
+    def read(self, rows: Rows, batch: KeptBatch, at: Rows) -> None:
+        targets = {name: values.numpy() for name, values in batch.tensors.items()}
         for row, place in zip(rows, at, strict=True):
             block = self.block(int(row))
             if block is None:
@@ -181,10 +181,9 @@ class DiskStore(Store):
                     f"expected the traces in {self.folder} to stay while they are used, found a shard cut short; start "
                     "again"
                 )
-            split = 4 * manifest.dim
-            target_features[place] = block[:split].view(np.float32)
-            numbers = block[split : split + 2 * manifest.layers * manifest.tokens * manifest.dim].view(np.float16)
-            target[:, place] = numbers.reshape(manifest.layers, manifest.tokens, manifest.dim)
+            record = block.view(self.record)[0]
+            for name, target in targets.items():
+                target[place] = record[name]
 
     def pixels(self, row: int) -> bytes:
         found: bytes = self.marks["pixels"][row].tobytes()
@@ -223,13 +222,15 @@ class DiskStore(Store):
     def writable(self, rows: Rows) -> Flags:
         return super().writable(rows) & (self.writes and self.trouble is None)
 
-    def write(self, rows: Rows, inputs: Tensor, features: Tensor, pixels: list[bytes], fit: Flags) -> None:
+    def write(self, rows: Rows, records: KeptBatch, pixels: list[bytes], fit: Flags) -> None:
         marks = np.zeros(len(rows), dtype=MARK)
         marks["state"] = np.where(fit, KEPT, UNFIT)
         blocks: list[NDArray[np.uint8] | None] = []
-        inputs, features = inputs.detach().cpu(), features.detach().float().cpu()  # in one piece from a GPU
+        packed = np.empty(len(rows), dtype=self.record)
+        for name, values in records.tensors.items():
+            packed[name] = values.detach().cpu().numpy()  # in one piece from a GPU
         for place, row in enumerate(rows):
-            block = self.packed(inputs[:, place], features[place]) if fit[place] else None
+            block = packed[place : place + 1].view(np.uint8) if fit[place] else None
             blocks.append(block)
             marks["pixels"][place] = np.void(pixels[place])
             if block is not None:
@@ -239,13 +240,6 @@ class DiskStore(Store):
         self.waiting.append(self.pool.submit(self.save, rows.copy(), blocks, marks))
         while len(self.waiting) > MOST_WAITING:
             self.waiting.pop(0).result()
-
-    def packed(self, inputs: Tensor, features: Tensor) -> NDArray[np.uint8]:
-        """The bytes of a record: features (D,), inputs (L, N, D), zeros."""
-        block = np.zeros(self.manifest.record_bytes, dtype=np.uint8)
-        parts = np.frombuffer(features.numpy().tobytes() + inputs.numpy().tobytes(), dtype=np.uint8)
-        block[: len(parts)] = parts
-        return block
 
     def save(self, rows: Rows, blocks: list[NDArray[np.uint8] | None], marks: NDArray[Any]) -> None:
         """Writes and flushes the data, shard by shard, then the marks. In a thread of its own."""

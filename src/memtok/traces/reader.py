@@ -25,39 +25,9 @@ from memtok.data.splits import Indices
 from memtok.data.transforms import Normaliser, Transform
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
-from memtok.trace import Kept, Trace
+from memtok.trace import Kept
+from memtok.traces.record import KeptBatch
 from memtok.traces.store import Flags, Notify, Rows, Store, sent
-
-
-@dataclass(frozen=True)
-class KeptBatch:
-    """The traces of a batch: inputs of attention (L, B, N, D) in float16, features (B, D) in float32.
-
-    inputs are float32 where an image of the batch is beyond half precision. Like a tensor of images it has a length,
-    is cut along the images, and moves between devices.
-    """
-
-    inputs: Tensor
-    features: Tensor
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def tensor_split(self, count: int) -> list[KeptBatch]:
-        """`count` parts, as `Tensor.tensor_split` cuts them."""
-        pairs = zip(self.inputs.tensor_split(count, dim=1), self.features.tensor_split(count), strict=True)
-        return [KeptBatch(inputs, features) for inputs, features in pairs]
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> KeptBatch:
-        """The same on another device."""
-        return KeptBatch(
-            self.inputs.to(device, non_blocking=non_blocking), self.features.to(device, non_blocking=non_blocking)
-        )
-
-    def trace(self, dtype: torch.dtype) -> Trace:
-        """What the tasks of a model answer from, in the precision of the backbone."""
-        return Trace(features=self.features.to(dtype), inputs=list(self.inputs))  # (B, N, D) each, widened when read
-
 
 KeptBatches = Iterator[tuple[KeptBatch, Tensor, Tensor]]
 """Traces, labels (B,) int64, indices in the image set (B,) int64."""
@@ -100,7 +70,7 @@ class TraceReader:
         self.samples = Samples(images, transform, store.manifest.seed or 0)
         self.indices = np.arange(len(images)) if indices is None else indices
         self.device = backbone.device
-        self.rooms: dict[int, tuple[Tensor, Tensor]] = {}
+        self.rooms: dict[int, KeptBatch] = {}
         # Of every record: whether its trace was looked at here, and whether half precision can hold it.
         self.tested, self.fit = (np.zeros(store.manifest.records, dtype=bool) for _ in range(2))
 
@@ -200,39 +170,34 @@ class TraceReader:
     def fetch(self, keys: list[Key], number: int) -> Fetched:
         """Reads what is kept of a batch."""
         rows = self.rows_of(keys)
-        inputs, features = self.room(len(keys), number)
+        batch = self.room(len(keys), number)
         there = self.store.usable(rows)
         at = np.flatnonzero(there)
-        self.store.read(rows[at], inputs, features, at)
-        return Fetched(keys, rows, inputs, features, there)
+        self.store.read(rows[at], batch, at)
+        return Fetched(keys, rows, batch, there)
 
-    def room(self, count: int, number: int) -> tuple[Tensor, Tensor]:
-        """Memory for batch `number`: inputs (L, B, N, D) float16, features (B, D) float32."""
-        manifest, memory = self.store.manifest, self.store.memory
-        shape = manifest.layers, count, manifest.tokens, manifest.dim
+    def room(self, count: int, number: int) -> KeptBatch:
+        """Memory for batch `number`."""
+        tensors, memory = self.store.manifest.tensors, self.store.memory
         if self.device.type != "cpu":
             # Pinned memory is not given out again before the GPU has fetched what lies in it.
-            pinned = memory.type == "cpu"
-            return (
-                torch.empty(shape, dtype=torch.float16, device=memory, pin_memory=pinned),
-                torch.empty((count, manifest.dim), dtype=torch.float32, device=memory, pin_memory=pinned),
-            )
+            return KeptBatch.empty(tensors, count, memory, pin_memory=memory.type == "cpu")
         # Two in turn: fresh memory would cost as much as the reading.
         room = self.rooms.get(number % 2)
-        if room is None or room[0].shape[1] < count:
-            room = torch.empty(shape, dtype=torch.float16), torch.empty((count, manifest.dim), dtype=torch.float32)
-            self.rooms[number % 2] = room
-        return room[0][:, :count], room[1][:count]
+        if room is None or len(room) < count:
+            room = self.rooms[number % 2] = KeptBatch.empty(tensors, count)
+        return room[:count]
 
     def completed(self, fetched: Fetched, images: dict[Key, Tensor]) -> KeptBatch:
         """The batch with what was missing computed, and kept where it may be."""
         missing = np.flatnonzero(~fetched.there)
         if len(missing):  # may have been written since it was looked for
             late = missing[self.store.usable(fetched.rows[missing])]
-            self.store.read(fetched.rows[late], fetched.inputs, fetched.features, late)
+            self.store.read(fetched.rows[late], fetched.batch, late)
             missing = np.setdiff1d(missing, late)
         if len(missing):
-            fetched = fetched.to(self.device)  # where the others are computed
+            # Where the others are computed. What was read lies in pinned memory, and the copy is asynchronous.
+            fetched = replace(fetched, batch=fetched.batch.to(self.device, non_blocking=True))
         rows = fetched.rows[missing]
         keep = self.store.writable(rows) & ~self.store.unfit(rows)
         beyond = self.compute(fetched, missing[keep], images, keep=True)
@@ -241,48 +206,48 @@ class TraceReader:
         exact = self.compute(fetched, rest, images, keep=False)
         self.report(len(exact))
         if not exact:
-            return KeptBatch(fetched.inputs, fetched.features)
-        inputs = fetched.inputs.float()
-        for place, values in exact:
-            inputs[:, place] = values
-        return KeptBatch(inputs, fetched.features)
+            return fetched.batch
+        batch = KeptBatch({name: values.float() for name, values in fetched.batch.tensors.items()})
+        for place, record in exact:
+            for name, values in batch.tensors.items():
+                values[place] = record.tensors[name]
+        return batch
 
     def compute(
         self, fetched: Fetched, places: Rows, images: dict[Key, Tensor], *, keep: bool
-    ) -> list[tuple[int, Tensor]]:
+    ) -> list[tuple[int, KeptBatch]]:
         """Runs the trunk on some images of a batch and puts the traces in their places.
 
-        Returns place and trace (L, N, D) in float32 of those that half precision cannot hold.
+        Returns place and trace as it was computed of those that half precision cannot hold.
         """
-        beyond: list[tuple[int, Tensor]] = []
+        beyond: list[tuple[int, KeptBatch]] = []
         for start in range(0, len(places), self.part):
             at = places[start : start + self.part]
             pixels = self.decoded([fetched.keys[place] for place in at], images)
-            inputs, features = self.traced(pixels)
-            half = inputs.half()
+            exact = self.traced(pixels)
+            rounded = KeptBatch(
+                {name: exact.tensors[name].to(values.dtype) for name, values in fetched.batch.tensors.items()}
+            )
             index = sent(torch.from_numpy(at), self.device)
-            fetched.inputs[:, index] = half
-            fetched.features[index] = features
+            for name, values in fetched.batch.tensors.items():
+                values[index] = rounded.tensors[name]
             rows = fetched.rows[at]
             if keep or not self.tested[rows].all():  # once for each, because this waits for a GPU
-                self.fit[rows] = within_half(half, features).cpu().numpy()
+                self.fit[rows] = within_range(rounded).cpu().numpy()
                 self.tested[rows] = True
             fit = self.fit[rows]
             if keep:
-                self.store.write(rows, half, features, [pixel_hash(one) for one in pixels], fit)
-            beyond += [(int(at[place]), inputs[:, place].float()) for place in np.flatnonzero(~fit)]
+                self.store.write(rows, rounded, [pixel_hash(one) for one in pixels], fit)
+            beyond += [(int(at[place]), exact[place]) for place in np.flatnonzero(~fit)]
         return beyond
 
-    def traced(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs of attention (L, b, N, D) and features (b, D) of pixels (b, 3, H, W), on the device of the backbone.
-
-        inputs are in the precision of the trunk, features in float32.
-        """
+    def traced(self, pixels: Tensor) -> KeptBatch:
+        """The traces of pixels (b, 3, H, W), on the device of the backbone, in the precision that it computes in."""
         images = self.normalise(sent(pixels, self.device))
         with self.autocast():
             trace = self.backbone.trace(images, keep=INPUTS, outputs=True, run=self.layer)
         assert trace.features is not None
-        return torch.stack(trace.inputs), trace.features.float()
+        return KeptBatch({"features": trace.features, "inputs": torch.stack(trace.inputs, dim=1)})
 
     def decoded(self, keys: Sequence[Key], images: dict[Key, Tensor] | None = None) -> Tensor:
         """The pixels (b, 3, H, W) of these keys: those that are at hand, and others read here."""
@@ -318,19 +283,14 @@ class Fetched:
 
     keys: list[Key]
     rows: Rows
-    inputs: Tensor
-    features: Tensor
+    batch: KeptBatch
     there: Flags
 
-    def to(self, device: torch.device) -> Fetched:
-        """The same on another device; what was read lies in pinned memory then, and the copy is asynchronous."""
-        inputs, features = (part.to(device, non_blocking=True) for part in (self.inputs, self.features))
-        return replace(self, inputs=inputs, features=features)
 
-
-def within_half(half: Tensor, features: Tensor) -> Tensor:
-    """(b,) bool: whether inputs (L, b, N, D), rounded to half precision, and features (b, D) are finite."""
-    return half.isfinite().all(dim=3).all(dim=2).all(dim=0) & features.isfinite().all(dim=1)
+def within_range(records: KeptBatch) -> Tensor:
+    """(b,) bool: whether all numbers of a record are finite after they were rounded."""
+    finite = [values.isfinite().flatten(1).all(dim=1) for values in records.tensors.values()]
+    return torch.stack(finite).all(dim=0)
 
 
 def pixel_hash(pixels: Tensor) -> bytes:

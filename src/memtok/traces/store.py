@@ -1,7 +1,6 @@
 """Where traces are kept: the common part of all places, and the two that are memory.
 
-Letters for shapes: B images of a batch, L layers, N tokens of the trunk, D width of a token. A record is the trace of
-one image in one view; records are numbered as `Manifest.records` says.
+A record is the trace of one image in one view; records are numbered as `Manifest.records` says.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from torch import Tensor
 from memtok.display import shown_bytes
 from memtok.errors import MemtokError
 from memtok.traces.manifest import Manifest
+from memtok.traces.record import KeptBatch
 
 Rows = NDArray[np.int64]
 """Numbers of records, (k,)."""
@@ -58,15 +58,15 @@ class Store(ABC):
         """Which of the records are known to be beyond half precision: they are computed each time."""
 
     @abstractmethod
-    def read(self, rows: Rows, inputs: Tensor, features: Tensor, at: Rows) -> None:
-        """Copies usable records to the places `at` (k,) of a batch: inputs (L, B, N, D) float16, features (B, D).
+    def read(self, rows: Rows, batch: KeptBatch, at: Rows) -> None:
+        """Copies usable records to the places `at` (k,) of a batch.
 
         The batch lies in `memory`. On a GPU it is asynchronous, in the order of the caller's stream.
         """
 
     @abstractmethod
-    def write(self, rows: Rows, inputs: Tensor, features: Tensor, pixels: list[bytes], fit: Flags) -> None:
-        """Keeps records that are missing: inputs (L, k, N, D) float16, features (k, D) float32, on any device.
+    def write(self, rows: Rows, records: KeptBatch, pixels: list[bytes], fit: Flags) -> None:
+        """Keeps k records that are missing, on any device.
 
         pixels: 8 bytes for each, a hash of the transformed image. fit: where False, the record is only marked as unfit.
         """
@@ -133,10 +133,8 @@ class MemoryStore(Store):
         super().allot(rows, limit)
         count = int(self.allowed.sum())
         self.slots = np.cumsum(self.allowed) - 1  # where the record lies
-        shape = (count, manifest.layers, manifest.tokens, manifest.dim)
         try:
-            self.inputs = torch.empty(shape, dtype=torch.float16, device=self.memory)
-            self.features = torch.empty((count, manifest.dim), dtype=torch.float32, device=self.memory)
+            self.kept_records = KeptBatch.empty(manifest.tensors, count, self.memory)
         except RuntimeError as error:  # torch's way to say that memory is out
             size = shown_bytes(count * manifest.record_bytes)
             raise MemtokError(
@@ -152,27 +150,27 @@ class MemoryStore(Store):
         found: Flags = self.state[rows] == UNFIT
         return found
 
-    def read(self, rows: Rows, inputs: Tensor, features: Tensor, at: Rows) -> None:
+    def read(self, rows: Rows, batch: KeptBatch, at: Rows) -> None:
         slots = self.slots[rows]
-        if self.memory.type == "cpu":
-            # By numpy: another thread may do this ahead, and must not take torch's threads from the training.
-            source, target = self.inputs.numpy(), inputs.numpy()
-            for slot, place in zip(slots, at, strict=True):
-                target[:, place] = source[slot]
-            features.numpy()[at] = self.features.numpy()[slots]
-        else:
-            numbers, places = (sent(torch.from_numpy(part), self.memory) for part in (slots, at))
-            inputs[:, places] = self.inputs.index_select(0, numbers).transpose(0, 1)
-            features[places] = self.features.index_select(0, numbers)
+        on_cpu = self.memory.type == "cpu"
+        numbers, places = (sent(torch.from_numpy(part), self.memory) for part in (slots, at))
+        for name, kept in self.kept_records.tensors.items():
+            if on_cpu:
+                # By numpy: another thread may do this ahead, and must not take torch's threads from the training.
+                source, target = kept.numpy(), batch.tensors[name].numpy()
+                for slot, place in zip(slots, at, strict=True):
+                    target[place] = source[slot]
+            else:
+                batch.tensors[name][places] = kept.index_select(0, numbers)
 
-    def write(self, rows: Rows, inputs: Tensor, features: Tensor, pixels: list[bytes], fit: Flags) -> None:
+    def write(self, rows: Rows, records: KeptBatch, pixels: list[bytes], fit: Flags) -> None:
         self.state[rows[~fit]] = UNFIT
         for row, found in zip(rows, pixels, strict=True):
             self.hashes[row] = np.void(found)
         numbers = sent(torch.from_numpy(self.slots[rows[fit]]), self.memory)
-        chosen = sent(torch.from_numpy(np.flatnonzero(fit)), inputs.device)
-        self.inputs[numbers] = inputs[:, chosen].transpose(0, 1).to(self.memory)
-        self.features[numbers] = features[chosen].to(self.memory)
+        chosen = sent(torch.from_numpy(np.flatnonzero(fit)), records.features.device)
+        for name, kept in self.kept_records.tensors.items():
+            kept[numbers] = records.tensors[name][chosen].to(self.memory)
         self.state[rows[fit]] = KEPT
 
     def kept_flags(self) -> Flags:

@@ -25,7 +25,7 @@ from memtok.display import shown_bytes
 from memtok.errors import Argument, MemtokError
 from memtok.task import Task
 from memtok.traces import KeptBatch, Manifest, OpenStores, Store, TraceReader, describe
-from memtok.traces.manifest import record_bytes, trace_shape
+from memtok.traces.record import record_type, trace_tensors
 from memtok.traces.sizes import default_limit, default_trace_dir, taken_bytes
 from memtok.training.compiler import Compiler
 from memtok.training.device import OneProcess
@@ -297,7 +297,7 @@ def traces_in_memory(backbone: Backbone, plan: Plan, settings: Settings, device:
     """
     if settings.keep_traces is None:
         return 0
-    size = record_bytes(*trace_shape(backbone))
+    size = record_type(trace_tensors(backbone)).itemsize
     room = 2 * plan.batch_size * size
     if (settings.keep_traces, device.type) in (("ram", "cpu"), ("gpu", "cuda")):
         given = settings.trace_limit
