@@ -54,7 +54,7 @@ class Runner:
 
 
 def runner(scene: Scene, source: DataSource, batch: int, folder: Path | None) -> Runner:
-    """A run of the default recipe, live, or with its traces kept in `folder`."""
+    """A run of the default recipe before its first step, live, or with its traces cached in `folder`."""
     sizes = scene.sizes
     settings = Settings(
         steps=STEPS,
@@ -70,4 +70,5 @@ def runner(scene: Scene, source: DataSource, batch: int, folder: Path | None) ->
     )
     plan = make_plan(settings, task.regime, source)
     feed = make_feed([task], source, plan, settings, scene.accelerator, scene.device, Progress())
+    feed.prepare(0, plan.steps_per_epoch)
     return Runner(feed, Trainer([task], [plan], scene.accelerator, scene.device), plan.steps_per_epoch)

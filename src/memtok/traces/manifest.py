@@ -29,7 +29,6 @@ from memtok.traces.record import Tensors, record_type, trace_tensors
 
 FORMAT = 5  # since a record is a list of tensors; up to 4 it had an order of its own
 MANIFEST = "manifest.json"
-SHARD_BYTES = 1 << 30  # of a file with traces, at most (one record at least)
 SMALL = 1 << 16  # numbers; smaller tensors of a trunk are all hashed
 LARGE = 3  # of the others, these many are
 
@@ -44,7 +43,6 @@ class Manifest:
     drawn. images: how many. identities, content: `sha256:` over the names of the images in order, and over their
     content. precision: that the trunk computes in. torch, timm: their versions, without the
     patch. tensors: of a record, see record.py.
-    shard_records: records in one file.
     """
 
     format: int = FORMAT
@@ -62,7 +60,6 @@ class Manifest:
     torch: str
     timm: str
     tensors: Tensors
-    shard_records: int
 
     @property
     def records(self) -> int:
@@ -123,7 +120,6 @@ def describe(
     not count.
     """
     varied = augment != "none"
-    tensors = trace_tensors(backbone)
     precision = str(backbone.dtype).removeprefix("torch.")
     return Manifest(
         backbone=backbone.fingerprint,
@@ -139,8 +135,7 @@ def describe(
         precision=precision if autocast is None else f"{precision} under {autocast}",
         torch=minor(torch.__version__),
         timm=minor(timm.__version__),
-        tensors=tensors,
-        shard_records=max(1, SHARD_BYTES // record_type(tensors).itemsize),
+        tensors=trace_tensors(backbone),
     )
 
 

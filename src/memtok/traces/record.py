@@ -88,7 +88,7 @@ class KeptBatch:
         return KeptBatch({name: values.clone() for name, values in self.tensors.items()})
 
     def trace(self, dtype: torch.dtype) -> Trace:
-        """What the tasks of a model answer from; features in `dtype`, that of the backbone, inputs widened when read."""
+        """What the tasks of a model answer from. dtype: of the backbone, for features; inputs are widened when read."""
         layers = self.inputs.unbind(1)  # (B, N, D) each
         if self.inputs.dtype == dtype:  # no widening makes them contiguous
             layers = tuple(layer.contiguous() for layer in layers)
