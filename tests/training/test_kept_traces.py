@@ -187,10 +187,11 @@ def test_views(backbone: Backbone, data: DataSource, computed: list[int]) -> Non
 
 
 @pytest.mark.twice
-def test_stopped_and_resumed(backbone: Backbone, data: DataSource, tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"keep_traces": "disk", "augment": "crop", "views": 2, "save_every": 1}
-    straight, expected = trained(backbone, data, trace_dir=tmp_path / "a", **arguments)
-    out, folder = tmp_path / "digits.safetensors", tmp_path / "b"
+@pytest.mark.parametrize("place", ["disk", "ram"])
+def test_stopped_and_resumed(backbone: Backbone, data: DataSource, tmp_path: Path, place: str) -> None:
+    arguments: dict[str, Any] = {"keep_traces": place, "augment": "crop", "views": 2, "save_every": 1}
+    straight, expected = trained(backbone, data, trace_dir=tmp_path / "a" if place == "disk" else None, **arguments)
+    out, folder = tmp_path / "digits.safetensors", tmp_path / "b" if place == "disk" else None
     for stop in (4, 9, 13, 21):  # 9: goes on with the last batch of an epoch, which is smaller
         with pytest.raises(KeyboardInterrupt):
             trained(backbone, data, trace_dir=folder, out=out, resume=True, progress=Recorder(stop), **arguments)

@@ -124,7 +124,7 @@ class TraceReader:
             store.verify(rows, lambda done, total: caching("checking traces", done, total))
             return store.missing(rows)
 
-        if store.trouble is None and len(missing()):
+        if len(missing()) and store.trouble is None:
             with store.filling(self.notify) as writable:
                 left = missing()  # without those that another process wrote just now
                 if writable and len(left):

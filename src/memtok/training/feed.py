@@ -202,10 +202,15 @@ class KeptFeed(Feed):
         )
 
     def prepare(self, start_step: int, end_step: int | None = None) -> None:
-        """Caches the traces of the validation images and of these steps, those that are missing and have room."""
+        """Caches the traces of the validation images and of these steps, those that are missing and have room.
+
+        Where a step is left, those of the steps before as well: a run that goes on after its cache in memory was lost
+        computes them in the same batches as a run that was never stopped, so with the same last bit.
+        """
         images = self.held_out.plan(batch_size=self.validation_size)
         self.held_out.fill(images, self.workers, self.progress.caching)
-        self.train.fill(self.steps(start_step, end_step), self.workers, self.progress.caching)
+        if start_step < (self.plan.steps if end_step is None else end_step):
+            self.train.fill(self.steps(0, end_step), self.workers, self.progress.caching)
 
     def training(self, start_step: int, end_step: int | None = None) -> Batches:
         yield from self.train.batches(self.steps(start_step, end_step), self.workers)
