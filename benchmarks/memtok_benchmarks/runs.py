@@ -48,13 +48,13 @@ class Runner:
     def alone(self) -> Run:
         """One step per call on a batch in memory."""
         batch, labels, _ = next(iter(self.feed.training(0, 1)))
-        if isinstance(batch, KeptBatch):  # its buffers are reused
-            batch = KeptBatch(batch.inputs.clone(), batch.features.clone())
+        if isinstance(batch, KeptBatch):  # its memory is used again
+            batch = batch.clone()
         return counted(lambda number: self.trainer.step(number, batch, labels))
 
 
 def runner(scene: Scene, source: DataSource, batch: int, folder: Path | None) -> Runner:
-    """A run of the default recipe, live, or with its traces kept in `folder`."""
+    """A run of the default recipe before its first step, live, or with its traces cached in `folder`."""
     sizes = scene.sizes
     settings = Settings(
         steps=STEPS,
@@ -70,4 +70,5 @@ def runner(scene: Scene, source: DataSource, batch: int, folder: Path | None) ->
     )
     plan = make_plan(settings, task.regime, source)
     feed = make_feed([task], source, plan, settings, scene.accelerator, scene.device, Progress())
+    feed.prepare(0, plan.steps_per_epoch)
     return Runner(feed, Trainer([task], [plan], scene.accelerator, scene.device), plan.steps_per_epoch)

@@ -88,10 +88,11 @@ def test_an_epoch_from_traces_decodes_nothing_and_runs_no_trunk(
     monkeypatch.setattr(Backbone, "trace", trace)
     monkeypatch.setattr(type(source.train.store), "read", reading)
     assert traces.fill(scene, source, tmp_path / "traces") == 2304
-    assert (sum(computed), len(decoded)) == (8, 8)
+    assert (sum(computed), len(decoded)) == (12, 12)  # those of the validation as well
     kept, live = (runner(scene, source, 4, folder) for folder in (tmp_path / "traces", None))
     parameters = [each for run in (kept, live) for each in run.trainer.tasks[0].parameters()]
     with closing(kept.feed), closing(live.feed):
+        assert sum(computed) == 12
         from_traces, from_files = kept.epochs(), live.epochs()
         for run, images in ((from_traces, 0), (from_traces, 0), (from_files, 8), (from_files, 8)):
             before = [parameter.detach().clone() for parameter in parameters]

@@ -1,4 +1,4 @@
-"""What the tests of kept traces share: pictures in memory, and stores and readers over them."""
+"""What the tests of cached traces share: pictures in memory, and stores and readers over them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 
 from memtok.backbone import Backbone
 from memtok.data.sources import ArrayStore, ImageSet
-from memtok.data.transforms import training_pixels
 from memtok.preprocessing import Preprocessing
-from memtok.traces import DiskStore, Manifest, MemoryStore, Store, TraceReader, describe
+from memtok.traces import DiskStore, KeptBatch, Manifest, MemoryStore, Store, TraceReader, describe
+from memtok.traces.store import Group
 
 COUNT = 10
+ORDER: dict[str, Any] = {"batch_size": 4, "shuffle": True, "seed": 3}
 
 
 def pictures(count: int = COUNT, seed: int = 0) -> ImageSet:
@@ -34,13 +35,19 @@ def manifest_of(
     return describe(backbone, preprocessing, images, **settings)
 
 
-def disk_store(
-    folder: Path, manifest: Manifest, records: int | None = None, said: list[str] | None = None
-) -> DiskStore:
-    """A store in `folder` that may hold so many records, all by default; what it says goes into `said`."""
-    store = DiskStore(folder, manifest, (said if said is not None else []).append)
+def disk_store(folder: Path, manifest: Manifest, records: int | None = None) -> DiskStore:
+    """A store in `folder` that may hold so many records, all by default."""
+    store = DiskStore(folder, manifest)
     allow(store, records)
     return store
+
+
+def make_folder(folder: Path, manifest: Manifest) -> None:
+    """Makes a store on disk without records."""
+    store = disk_store(folder, manifest)
+    with store.filling([].append) as writable:
+        assert writable
+    store.close()
 
 
 def ram_store(manifest: Manifest, records: int | None = None) -> MemoryStore:
@@ -60,26 +67,40 @@ def reader_of(
     backbone: Backbone, images: ImageSet, store: Store, said: list[str] | None = None, **more: Any
 ) -> TraceReader:
     """A reader of images as the manifest of the store varies them."""
-    manifest = store.manifest
-    preprocessing = more.pop("preprocessing", Preprocessing.from_dict(manifest.preprocessing))
-    transform = training_pixels(preprocessing, manifest.augment, manifest.flip)
     notify = (said if said is not None else []).append
     settings: dict[str, Any] = {"autocast": nullcontext, "part": 64, "notify": notify} | more
-    return TraceReader(backbone, preprocessing, images, transform, store, **settings)
+    return TraceReader(backbone, images, store, **settings)
 
 
-def everything(reader: TraceReader, **arguments: Any) -> list[tuple[torch.Tensor, torch.Tensor, list[int]]]:
+def fill(reader: TraceReader, workers: int = 0, **arguments: Any) -> list[tuple[str, int, int]]:
+    """One pass for the batches of ORDER, unless told otherwise; what was said of its progress."""
+    said: list[tuple[str, int, int]] = []
+    plan = reader.plan(**(ORDER | arguments))
+    reader.fill(plan, workers, lambda what, done, total: said.append((what, done, total)))
+    return said
+
+
+def read(reader: TraceReader, workers: int = 0, **arguments: Any) -> list[tuple[torch.Tensor, torch.Tensor, list[int]]]:
     """Copies of all batches: inputs, features, indices."""
-    settings: dict[str, Any] = {"batch_size": 4, "shuffle": True, "seed": 3} | arguments
     return [
         (batch.inputs.clone(), batch.features.clone(), indices.tolist())
-        for batch, _, indices in reader.batches(**settings)
+        for batch, _, indices in reader.batches(reader.plan(**(ORDER | arguments)), workers)
     ]
 
 
-def records_of(manifest: Manifest, count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, list[bytes]]:
-    """Random inputs (L, count, N, D), features (count, D), and hashes, to write."""
+def everything(
+    reader: TraceReader, workers: int = 0, **arguments: Any
+) -> list[tuple[torch.Tensor, torch.Tensor, list[int]]]:
+    """The same after a pass, as in a run."""
+    fill(reader, workers, **arguments)
+    return read(reader, workers, **arguments)
+
+
+def group_of(manifest: Manifest, rows: list[int], seed: int = 0, fit: list[bool] | None = None) -> Group:
+    """Records with random numbers, and hashes, to write."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(manifest.layers, count, manifest.tokens, manifest.dim, generator=generator).half()
-    features = torch.randn(count, manifest.dim, generator=generator)
-    return inputs, features, [bytes([seed, index] * 4) for index in range(count)]
+    records = KeptBatch.empty(manifest.tensors, len(rows))
+    for values in records.tensors.values():
+        values.copy_(torch.randn(values.shape, generator=generator))
+    pixels = np.frombuffer(b"".join(bytes([seed, index] * 4) for index in range(len(rows))), dtype="V8")
+    return Group(np.array(rows), records, pixels, np.array([True] * len(rows) if fit is None else fit))

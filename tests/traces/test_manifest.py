@@ -19,10 +19,11 @@ from memtok.data import from_dataset
 from memtok.data.sources import FileStore, ImageSet
 from memtok.errors import MemtokError
 from memtok.traces import Manifest
-from memtok.traces.manifest import MANIFEST, SHARD_BYTES, minor, record_bytes, spread, trace_shape, weights_digest
+from memtok.traces.manifest import MANIFEST, minor, spread, weights_digest
+from memtok.traces.record import record_type, trace_tensors
 from tests.clocks import with_the_old_time
 from tests.tiny import tiny_backbone
-from tests.traces.helpers_traces import disk_store, manifest_of, pictures
+from tests.traces.helpers_traces import disk_store, make_folder, manifest_of, pictures
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def changed(value: Any) -> Any:
 @pytest.mark.parametrize("name", [field.name for field in fields(Manifest)])
 def test_any_difference_is_refused_by_name(backbone: Backbone, images: ImageSet, folder: Path, name: str) -> None:
     manifest = manifest_of(backbone, images, augment="crop", flip=True, views=2)
-    disk_store(folder, manifest).close()
+    make_folder(folder, manifest)
     disk_store(folder, manifest).close()  # the same one is taken
     content = json.loads((folder / MANIFEST).read_text())
     content[name] = changed(content[name])
@@ -60,12 +61,12 @@ def test_any_difference_is_refused_by_name(backbone: Backbone, images: ImageSet,
         assert "mean" not in line
     content = asdict(manifest)
     (folder / MANIFEST).write_text(json.dumps(content))
-    disk_store(folder, manifest).close()  # the lock was given back
+    make_folder(folder, manifest)  # the lock was given back
 
 
 def test_a_missing_or_an_extra_field_is_refused(backbone: Backbone, images: ImageSet, folder: Path) -> None:
     manifest = manifest_of(backbone, images)
-    disk_store(folder, manifest).close()
+    make_folder(folder, manifest)
     for content in (asdict(manifest) | {"colour": 1}, {"format": 2}, asdict(manifest) | {"format": 1}, {}):
         (folder / MANIFEST).write_text(json.dumps(content))
         with pytest.raises(MemtokError, match="expected traces"):
@@ -79,10 +80,10 @@ def test_a_missing_or_an_extra_field_is_refused(backbone: Backbone, images: Imag
 def test_traces_of_an_earlier_format_are_refused(backbone: Backbone, images: ImageSet, folder: Path) -> None:
     """Up to format 2 the trunk's input was normalised as the backbone says, whatever the task said."""
     manifest = manifest_of(backbone, images)
-    disk_store(folder, manifest).close()
+    make_folder(folder, manifest)
     (folder / MANIFEST).write_text(json.dumps(asdict(manifest) | {"format": 2}))
     with pytest.raises(
-        MemtokError, match=r"expected traces of format 4 in .*, found format 2; name another folder, or"
+        MemtokError, match=r"expected traces of format 5 in .*, found format 2; name another folder, or"
     ):
         disk_store(folder, manifest)
     assert replace(manifest, format=2).digest != manifest.digest  # so that in the cache it is another folder
@@ -161,16 +162,21 @@ def test_labels_do_not_count(backbone: Backbone, images: ImageSet) -> None:
 
 def test_sizes() -> None:
     # ViT-B/32 at 224 px: 12 layers, 50 tokens, 768 wide.
-    assert record_bytes(12, 50, 768) == 12 * 50 * 768 * 2 + 768 * 4 == 924_672
-    assert record_bytes(1, 1, 1) == 64
-    assert SHARD_BYTES // record_bytes(12, 50, 768) == 1161
+    tensors: Any = {"features": ("float32", (768,)), "inputs": ("float16", (12, 50, 768))}
+    assert record_type(tensors).itemsize == 12 * 50 * 768 * 2 + 768 * 4 == 924_672
+    tensors["statistics"] = ("float32", (3, 2, 768))  # one more, as it is described
+    assert record_type(tensors).itemsize == 924_672 + 3 * 2 * 768 * 4
 
 
 @pytest.mark.parametrize("changes", [{}, {"reg_tokens": 2, "class_token": True}, {"patch_size": 16}])
 def test_shape_is_that_of_a_trace(changes: dict[str, Any]) -> None:
     backbone = tiny_backbone(**changes)
     trace = backbone.trace(torch.zeros(3, 3, 32, 32), keep="inputs", outputs=True)
-    assert trace_shape(backbone) == (len(trace.inputs), *trace.inputs[0].shape[1:])
+    assert trace.features is not None
+    assert trace_tensors(backbone) == {
+        "features": ("float32", trace.features.shape[1:]),
+        "inputs": ("float16", torch.stack(trace.inputs, dim=1).shape[1:]),
+    }
 
 
 def test_files_are_known_by_their_bytes(backbone: Backbone, tmp_path: Path) -> None:
@@ -226,7 +232,8 @@ FOREIGN = {
     "a folder": {"cats/1.png": "x"},
     "a download": {"letter.txt": "x", ".movie.mkv.part": "half of it", ".marks.bin.old.part": "x"},
     "only a download": {".movie.mkv.part": "half of it"},
-    "nearly a store": {"traces-of-cats.txt": "x", "marks.bin.txt": "x"},
+    "nearly a store": {"traces-of-cats.txt": "x", "lock": ""},
+    "shards of nobody knows what": {"traces-00000.bin": "x", "lock": ""},
     "another manifest": {"manifest.json": '{"name": "a web page"}', ".index.html.part": "x", "lock": "theirs"},
     "no manifest": {"manifest.json": "<html>", ".manifest.json.x.part": "x"},
 }
@@ -247,9 +254,9 @@ def test_a_folder_of_something_else_is_left_as_it_was(
 
 
 def test_nothing_is_added_to_the_folder_of_other_traces(backbone: Backbone, images: ImageSet, folder: Path) -> None:
-    disk_store(folder, manifest_of(backbone, images)).close()
+    make_folder(folder, manifest_of(backbone, images))
     (folder / "lock").unlink(missing_ok=True)
-    (folder / ".marks.bin.x.part").write_text("x")
+    (folder / ".traces-00000.bin.part").write_text("x")
     before = sorted(path.name for path in folder.iterdir())
     with pytest.raises(MemtokError, match="expected traces with backbone"):
         disk_store(folder, manifest_of(tiny_backbone(seed=1), images))
@@ -260,15 +267,15 @@ def test_only_own_remains_are_removed(backbone: Backbone, images: ImageSet, fold
     """What a killed process left of its temporary files goes; files that somebody put into a store stay."""
     manifest = manifest_of(backbone, images)
     folder.mkdir()
-    remains = [folder / name for name in (".marks.bin.abc_12.part", ".manifest.json.x1.part")]
+    remains = [folder / name for name in (".traces-00000.bin.part", ".manifest.json.x1.part")]
     for path in remains:
         path.write_text("x")
-    disk_store(folder, manifest).close()  # a folder that did not become a store yet
+    make_folder(folder, manifest)  # a folder that did not become a store yet
     assert not any(path.exists() for path in remains)
     theirs = folder / ".movie.mkv.part"
     for path in (*remains, theirs):
         path.write_text("x")
-    disk_store(folder, manifest).close()
+    make_folder(folder, manifest)
     assert not any(path.exists() for path in remains)
     assert theirs.read_text() == "x"
 

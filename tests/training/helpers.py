@@ -58,6 +58,9 @@ class Recorder(Progress):
     def reading(self, done: int, total: int) -> None:
         self.calls.append(("reading", (done, total)))
 
+    def caching(self, what: str, done: int, total: int) -> None:
+        self.calls.append(("caching", (what, done, total)))
+
     def message(self, text: str) -> None:
         self.calls.append(("message", text))
 

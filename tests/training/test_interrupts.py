@@ -146,7 +146,7 @@ def test_without_a_file_nothing_waits(backbone: memtok.Backbone, data: DataSourc
 
 
 @pytest.mark.twice
-def test_a_signal_while_kept_traces_are_filled(backbone: memtok.Backbone, data: DataSource, tmp_path: Path) -> None:
+def test_a_signal_in_training_from_kept_traces(backbone: memtok.Backbone, data: DataSource, tmp_path: Path) -> None:
     traces: dict[str, Any] = {"keep_traces": "disk", "trace_dir": tmp_path / "traces"}
     undisturbed, out = tmp_path / "a" / "digits.safetensors", tmp_path / "b" / "digits.safetensors"
     quick(

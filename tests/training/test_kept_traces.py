@@ -116,6 +116,60 @@ def test_the_trunk_runs_once_per_image(backbone: Backbone, data: DataSource, fol
     assert computed == []
 
 
+class Stopping(Recorder):
+    """Stops the pass before the first step when so many records are done, of those of training."""
+
+    def __init__(self, stop: int) -> None:
+        super().__init__()
+        self.done = stop
+
+    def caching(self, what: str, done: int, total: int) -> None:
+        super().caching(what, done, total)
+        if what == "caching traces" and total > 100 and done >= self.done:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.twice
+def test_a_pass_that_was_stopped_goes_on(
+    backbone: Backbone, data: DataSource, folder: Path, out: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trunk runs once more on the images of one shard only, and the result is that of an undisturbed run."""
+    monkeypatch.setattr("memtok.traces.disk.SHARD_BYTES", 64 * 2304)  # two groups of 32 images
+    arguments: dict[str, Any] = {
+        "keep_traces": "disk",
+        "augment": "crop",
+        "views": 2,
+        "steps": 18,
+        "validate_every": 18,
+    }
+    straight, expected = trained(backbone, data, trace_dir=folder.with_name("other"), **arguments)
+    for stop, images in ((160, 29 + 160), (96, 96), (326, 326)):
+        before = len(computed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(backbone, data, trace_dir=folder, out=out, resume=True, progress=Stopping(stop), **arguments)
+        assert sum(computed[before:]) == images
+    before = len(computed)
+    task, result = trained(backbone, data, trace_dir=folder, out=out, resume=True, **arguments)
+    assert fingerprint(task) == fingerprint(straight)
+    assert [row.get("loss") for row in result.history] == [row.get("loss") for row in expected.history]
+    assert sum(computed[before:]) == 518 - (2 + 1 + 5) * 64
+
+
+def test_the_pass_is_over_before_the_first_step(backbone: Backbone, data: DataSource, computed: list[int]) -> None:
+    class Listener(Recorder):
+        def start(self, info: Any) -> None:
+            super().start(info)
+            computed.clear()
+
+    listener = Listener()
+    trained(backbone, data, keep_traces="ram", progress=listener)
+    assert computed == []
+    count = len(data.validation)
+    said = listener.said("caching")
+    assert said[:2] == [("caching traces", 0, count), ("caching traces", count, count)]
+    assert said[2:] == [("caching traces", min(done, 259), 259) for done in range(0, 259 + 32, 32)]
+
+
 @pytest.mark.twice
 def test_views(backbone: Backbone, data: DataSource, computed: list[int]) -> None:
     """Epoch e shows view e % views: what the live run shows in that epoch, so one epoch is the same up to rounding."""
@@ -133,10 +187,11 @@ def test_views(backbone: Backbone, data: DataSource, computed: list[int]) -> Non
 
 
 @pytest.mark.twice
-def test_stopped_and_resumed(backbone: Backbone, data: DataSource, tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"keep_traces": "disk", "augment": "crop", "views": 2, "save_every": 1}
-    straight, expected = trained(backbone, data, trace_dir=tmp_path / "a", **arguments)
-    out, folder = tmp_path / "digits.safetensors", tmp_path / "b"
+@pytest.mark.parametrize("place", ["disk", "ram"])
+def test_stopped_and_resumed(backbone: Backbone, data: DataSource, tmp_path: Path, place: str) -> None:
+    arguments: dict[str, Any] = {"keep_traces": place, "augment": "crop", "views": 2, "save_every": 1}
+    straight, expected = trained(backbone, data, trace_dir=tmp_path / "a" if place == "disk" else None, **arguments)
+    out, folder = tmp_path / "digits.safetensors", tmp_path / "b" if place == "disk" else None
     for stop in (4, 9, 13, 21):  # 9: goes on with the last batch of an epoch, which is smaller
         with pytest.raises(KeyboardInterrupt):
             trained(backbone, data, trace_dir=folder, out=out, resume=True, progress=Recorder(stop), **arguments)

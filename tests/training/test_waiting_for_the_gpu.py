@@ -59,6 +59,7 @@ def steps(
         feed = make_feed([task], data, plan, settings, accelerator, place, Progress())
         stack.enter_context(closing(feed))
         trainer = Trainer([task], [plan], accelerator, place)
+        feed.prepare(0)
         batches = feed.training(0)
         found = []
         for number in range(plan.steps):

@@ -1,9 +1,9 @@
-"""Row `traces`: the second epoch of a run that keeps its traces, over an epoch of a run that does not.
+"""Row `traces`: an epoch of a run from cached traces, over an epoch of a run that runs the trunk.
 
 Both are runs of a user: JPEG files in a temporary folder, the feed and the step of memtok's own training loop, augment
 none, no validation. Whole epochs are timed in turns, their start included, and divided by their steps. Live: files are
-decoded and transformed, the trunk runs, the task is trained. Kept: the same from traces on disk that the epoch before
-left, which the system still has in memory (its page cache is warm).
+decoded and transformed, the trunk runs, the task is trained. Kept: the same from traces on disk that were cached
+before, which the system still has in memory (its page cache is warm).
 """
 
 from __future__ import annotations
@@ -106,10 +106,9 @@ def at(scene: Scene, source: DataSource, folder: Path, batch: int, *, alone: boo
 
 
 def fill(scene: Scene, source: DataSource, folder: Path) -> int:
-    """Keeps the traces of all images, as a first epoch does, and returns the bytes of one."""
+    """Caches the traces of all images, as a run does before its first step, and returns the bytes of one."""
     filling = runner(scene, source, scene.sizes.batch, folder)
     with closing(filling.feed):
-        filling.epochs()()
         return check_filled(filling.feed, source).record_bytes
 
 

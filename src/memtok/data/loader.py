@@ -130,6 +130,11 @@ class BatchPlan:
             )
 
     def __iter__(self) -> Iterator[list[Key]]:
+        for epoch, places in self.places():
+            yield [(epoch, index) for index in places.tolist()]
+
+    def places(self) -> Iterator[tuple[int, Indices]]:
+        """The same as the epoch and the indices (b,) of each batch."""
         per_epoch = steps_per_epoch(self.images, self.batch_size, self.drop_last)
         end = per_epoch if self.steps is None else self.steps
         order, order_of = np.empty(0, dtype=np.int64), -1
@@ -140,7 +145,7 @@ class BatchPlan:
             start = number * self.batch_size
             rows = order[start : start + self.batch_size]
             share = rows[self.shard[0] :: self.shard[1]]
-            yield [(epoch, int(index)) for index in (share if len(share) else rows[:1])]
+            yield epoch, share if len(share) else rows[:1]
 
     def _order(self, epoch: int) -> Indices:
         return shuffled(self.images, self.seed, epoch, ORDER) if self.shuffle else np.arange(self.images)

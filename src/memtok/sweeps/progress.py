@@ -138,6 +138,9 @@ class _Steps(Progress):
     def message(self, text: str) -> None:
         self.listener.message(text)
 
+    def caching(self, what: str, done: int, total: int) -> None:
+        self.listener.advanced(self.listener.done, f"{what} {percent(done / total, 0)}")
+
     def start(self, info: RunInfo) -> None:
         self.step(info.start_step)
 

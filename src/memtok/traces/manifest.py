@@ -25,11 +25,10 @@ from memtok.digests import digest_of
 from memtok.errors import MemtokError
 from memtok.files import write_json
 from memtok.preprocessing import Preprocessing
+from memtok.traces.record import Tensors, record_type, trace_tensors
 
-FORMAT = 4  # since files are known by their bytes; before, by size and time
+FORMAT = 5  # since a record is a list of tensors; up to 4 it had an order of its own
 MANIFEST = "manifest.json"
-SHARD_BYTES = 1 << 30  # of a file with traces, at most (one record at least)
-ALIGNMENT = 64  # bytes; records begin at multiples of it
 SMALL = 1 << 16  # numbers; smaller tensors of a trunk are all hashed
 LARGE = 3  # of the others, these many are
 
@@ -43,8 +42,7 @@ class Manifest:
     the images are varied; view v of an image is what training sees in epoch v with this seed; seed None: nothing is
     drawn. images: how many. identities, content: `sha256:` over the names of the images in order, and over their
     content. precision: that the trunk computes in. torch, timm: their versions, without the
-    patch. layers (L), tokens (N), dim (D): of a trace.
-    shard_records: records in one file.
+    patch. tensors: of a record, see record.py.
     """
 
     format: int = FORMAT
@@ -61,10 +59,7 @@ class Manifest:
     precision: str
     torch: str
     timm: str
-    layers: int
-    tokens: int
-    dim: int
-    shard_records: int
+    tensors: Tensors
 
     @property
     def records(self) -> int:
@@ -73,8 +68,8 @@ class Manifest:
 
     @property
     def record_bytes(self) -> int:
-        """Bytes of one record: features in float32, inputs of attention in float16, and what aligns the next one."""
-        return record_bytes(self.layers, self.tokens, self.dim)
+        """Bytes of one record."""
+        return record_type(self.tensors).itemsize
 
     @property
     def digest(self) -> str:
@@ -125,7 +120,6 @@ def describe(
     not count.
     """
     varied = augment != "none"
-    layers, tokens, dim = trace_shape(backbone)
     precision = str(backbone.dtype).removeprefix("torch.")
     return Manifest(
         backbone=backbone.fingerprint,
@@ -141,10 +135,7 @@ def describe(
         precision=precision if autocast is None else f"{precision} under {autocast}",
         torch=minor(torch.__version__),
         timm=minor(timm.__version__),
-        layers=layers,
-        tokens=tokens,
-        dim=dim,
-        shard_records=max(1, SHARD_BYTES // record_bytes(layers, tokens, dim)),
+        tensors=trace_tensors(backbone),
     )
 
 
@@ -170,17 +161,6 @@ def weights_digest(backbone: Backbone) -> str:
 def minor(version: str) -> str:
     """`2.15` of `2.15.0+cu132`."""
     return ".".join(version.split(".")[:2])
-
-
-def trace_shape(backbone: Backbone) -> tuple[int, int, int]:
-    """(L, N, D) of the trace of one image."""
-    return backbone.depth, backbone.tokens, backbone.dim
-
-
-def record_bytes(layers: int, tokens: int, dim: int) -> int:
-    """Bytes of the record of one image in one view."""
-    exact = 4 * dim + 2 * layers * tokens * dim
-    return -(-exact // ALIGNMENT) * ALIGNMENT
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

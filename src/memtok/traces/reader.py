@@ -1,17 +1,16 @@
-"""Batches of traces in the order that training wants: read where they are kept, computed and kept where they are not.
+"""Batches of traces in the order of training: cached by one pass before it, then only read.
 
-Whatever is trained on went through half precision, whether it was read or computed just now, so that a run that fills
-a store and a run that finds it filled see the same numbers.
+What is trained on went through the precision of the store, whether it was read or had to be computed at its step, so
+that it does not depend on what was cached when.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,62 +21,32 @@ from memtok.data.content import spread
 from memtok.data.loader import BatchPlan, Key, Samples, load, steps_per_epoch
 from memtok.data.sources import ImageSet
 from memtok.data.splits import Indices
-from memtok.data.transforms import Normaliser, Transform
+from memtok.data.transforms import Normaliser, training_pixels
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
-from memtok.trace import Kept, Trace
-from memtok.traces.store import Flags, Notify, Rows, Store, sent
-
-
-@dataclass(frozen=True)
-class KeptBatch:
-    """The traces of a batch: inputs of attention (L, B, N, D) in float16, features (B, D) in float32.
-
-    inputs are float32 where an image of the batch is beyond half precision. Like a tensor of images it has a length,
-    is cut along the images, and moves between devices.
-    """
-
-    inputs: Tensor
-    features: Tensor
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def tensor_split(self, count: int) -> list[KeptBatch]:
-        """`count` parts, as `Tensor.tensor_split` cuts them."""
-        pairs = zip(self.inputs.tensor_split(count, dim=1), self.features.tensor_split(count), strict=True)
-        return [KeptBatch(inputs, features) for inputs, features in pairs]
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> KeptBatch:
-        """The same on another device."""
-        return KeptBatch(
-            self.inputs.to(device, non_blocking=non_blocking), self.features.to(device, non_blocking=non_blocking)
-        )
-
-    def trace(self, dtype: torch.dtype) -> Trace:
-        """What the tasks of a model answer from, in the precision of the backbone."""
-        return Trace(features=self.features.to(dtype), inputs=list(self.inputs))  # (B, N, D) each, widened when read
-
+from memtok.trace import Kept
+from memtok.traces.record import KeptBatch
+from memtok.traces.store import UNFIT, Flags, Group, Notify, Rows, Store, sent
 
 KeptBatches = Iterator[tuple[KeptBatch, Tensor, Tensor]]
 """Traces, labels (B,) int64, indices in the image set (B,) int64."""
 
+Caching = Callable[[str, int, int], object]
+"""Receives how far a pass is: what is done, of how many records, and of how many in all."""
+
 
 class TraceReader:
-    """The traces of an image set, out of a store that it fills as it goes.
+    """The traces of an image set: `fill` caches them in a store, `batches` reads them.
 
-    preprocessing: of the task, which may differ from the backbone's. transform: to uint8 pixels, made of it as the
-    manifest says. autocast: the context that the trunk runs in. part: images that it runs on at once. indices: which
-    images are asked for, all by default; batches then hold no others. run: a compiled `run_layer`. Raises MemtokError
-    for a preprocessing that is not the store's.
+    Images are transformed as the manifest of the store says. autocast: the context that the trunk runs in. part: images
+    that it runs on at once. indices: which images are asked for, all by default; batches then hold no others. run: a
+    compiled `run_layer`.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        preprocessing: Preprocessing,
         images: ImageSet,
-        transform: Transform,
         store: Store,
         *,
         autocast: Callable[[], AbstractContextManager[object]],
@@ -88,249 +57,208 @@ class TraceReader:
     ) -> None:
         self.backbone, self.images, self.store, self.notify = backbone, images, store, notify
         self.autocast, self.part, self.layer = autocast, part, run
-        self.views = store.manifest.views
-        kept = Preprocessing.from_dict(store.manifest.preprocessing)
-        if preprocessing != kept:
-            difference = preprocessing.difference(kept)
-            raise MemtokError(
-                f"expected traces of the task's preprocessing in {store.where}, found {difference}; describe the store "
-                "with the preprocessing of the task"
-            )
+        manifest = store.manifest
+        preprocessing = Preprocessing.from_dict(manifest.preprocessing)
+        transform = training_pixels(preprocessing, manifest.augment, manifest.flip)
+        self.views = manifest.views
         self.normalise = Normaliser(preprocessing)
-        self.samples = Samples(images, transform, store.manifest.seed or 0)
+        self.samples = Samples(images, transform, manifest.seed or 0)
         self.indices = np.arange(len(images)) if indices is None else indices
         self.device = backbone.device
-        self.rooms: dict[int, tuple[Tensor, Tensor]] = {}
-        # Of every record: whether its trace was looked at here, and whether half precision can hold it.
-        self.tested, self.fit = (np.zeros(store.manifest.records, dtype=bool) for _ in range(2))
+        self.rooms: dict[int, KeptBatch] = {}
+
+    # Which records
+
+    def plan(
+        self, *, batch_size: int, seed: int = 0, shuffle: bool = False, start_step: int = 0, steps: int | None = None
+    ) -> BatchPlan:
+        """The batches of the steps from `start_step` on, as `memtok.data.batches` has them."""
+        end = steps_per_epoch(len(self.indices), batch_size) if steps is None else steps
+        plan = BatchPlan(len(self.indices), batch_size, seed, shuffle, start_step, end, False, (0, 1))
+        plan.check()
+        return plan
+
+    def rows(self, plan: BatchPlan) -> Iterator[Rows]:
+        """The records of each batch: epoch e shows view e % views."""
+        for epoch, places in plan.places():
+            yield epoch % self.views * len(self.images) + self.indices[places]
+
+    def all_rows(self, plan: BatchPlan) -> Rows:
+        """The records of all its batches, each once, in their order."""
+        assert plan.steps is not None
+        again = plan.start_step + (self.views + 1) * steps_per_epoch(plan.images, plan.batch_size)
+        shortened = replace(plan, steps=min(plan.steps, again))  # from there on it shows the same records again
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self.rows(shortened)]))
+
+    def keys(self, rows: Rows) -> list[Key]:
+        """(view, index in the image set) of records."""
+        return [divmod(row, len(self.images)) for row in rows.tolist()]
+
+    # Before training
 
     def check_content(self) -> None:
         """MemtokError if an image is no longer what its trace was made from; checks a few, evenly spaced."""
-        manifest = self.store.manifest
-        kept = np.flatnonzero(self.store.kept_flags())
+        kept = np.flatnonzero(self.store.usable(np.arange(self.store.manifest.records)))
         kept = kept[spread(len(kept))]
+        self.store.verify(kept, lambda done, total: None)
         for row in kept[self.store.usable(kept)]:
-            view, index = divmod(int(row), manifest.images)
-            if pixel_hash(self.decoded([(view, index)])[0]) != self.store.pixels(int(row)):
+            found = self.samples.__getitems__(self.keys(row[None]))
+            if not isinstance(found, list):
+                raise found.error
+            if pixel_hash(found[0][0]) != self.store.pixels[row].tobytes():
+                name = self.images.identity(row % len(self.images))
                 raise MemtokError(
-                    f"expected image {self.images.identity(index)!r} as it was when its trace was kept, found other "
-                    f"pixels; delete the traces in {self.store.where}, or name another folder"
+                    f"expected image {name!r} as it was when its trace was kept, found other pixels; delete the traces "
+                    f"in {self.store.where}, or name another folder"
                 )
 
-    def batches(
-        self,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        shuffle: bool = False,
-        start_step: int = 0,
-        steps: int | None = None,
-        workers: int = 0,
-    ) -> KeptBatches:
-        """As `memtok.data.batches`, with traces in the place of images: epoch e shows view e % views.
+    def fill(self, plan: BatchPlan, workers: int, caching: Caching) -> None:
+        """Caches the records of a plan that are missing, as far as the store may hold them, in one pass of the trunk.
 
-        A batch is valid until the next one is asked for. Images are decoded, by `workers` processes, only where a
-        trace is missing.
+        `workers` processes decode images meanwhile. Raises MemtokError when an image cannot be read, with its path;
+        what was cached until then stays on disk, and so it does when the process is killed.
         """
-        plan = BatchPlan(len(self.indices), batch_size, seed, shuffle, start_step, steps, False, (0, 1))
-        plan.check()
-        per_epoch = steps_per_epoch(plan.images, batch_size)
-        end = per_epoch if steps is None else steps
-        step = start_step
-        with ThreadPoolExecutor(1, thread_name_prefix="memtok-read-ahead") as pool:
-            while step < end:
-                stop, needs_images = self.stretch(step, per_epoch, end)
-                part = replace(plan, start_step=step, steps=stop)
-                yield from self.run(part, workers if needs_images else None, pool)
-                step = stop
+        rows, store = self.all_rows(plan), self.store
 
-    def stretch(self, step: int, per_epoch: int, end: int) -> tuple[int, bool]:
-        """Up to which step one way of loading is right, and whether images have to be decoded until then."""
-        epoch = step // per_epoch
-        rows = self.rows_of([(epoch % self.views, int(index)) for index in self.indices])
-        if self.store.kept_flags()[rows].all():
-            return min(end, (epoch + 1) * per_epoch), False
-        if not self.store.writable(rows).all():
-            return end, True  # some are computed every time
-        return min(end, max(epoch + 1, self.views) * per_epoch), True
+        def missing() -> Rows:
+            store.verify(rows, lambda done, total: caching("checking traces", done, total))
+            return store.missing(rows)
 
-    def keys_of(self, batch: Sequence[Key]) -> list[Key]:
-        """(view, index in the image set) of the images of a batch."""
-        return [(epoch % self.views, int(self.indices[index])) for epoch, index in batch]
-
-    def rows_of(self, keys: Sequence[Key]) -> Rows:
-        """The records of these images."""
-        return np.array([view * len(self.images) + index for view, index in keys], dtype=np.int64)
-
-    def run(self, plan: BatchPlan, workers: int | None, pool: ThreadPoolExecutor) -> KeptBatches:
-        """The batches of a plan. workers: None where no image is expected to be missing."""
-        wanted = (self.missing_of(keys) for keys in map(self.keys_of, plan))
-        loaded = None if workers is None else load(self.samples, wanted, workers)
-        ahead = map(self.keys_of, plan)
-        fetching = self.begin(next(ahead), 0, pool)
-        for number, _ in enumerate(plan):
-            fetched = fetching()
-            following = next(ahead, None)
-            if following is not None:
-                fetching = self.begin(following, number + 1, pool)
-            images: dict[Key, Tensor] = {}
-            if loaded is not None:
-                pixels, _, indices = next(loaded)
-                view = fetched.keys[0][0]  # all of a batch are of one epoch
-                images = {(view, index): one for index, one in zip(indices.tolist(), pixels, strict=True)}
-            batch = self.completed(fetched, images)
-            indices = torch.tensor([index for _, index in fetched.keys])
-            labels = torch.from_numpy(self.images.labels[indices.numpy()])
-            yield batch, labels if self.device.type == "cpu" else labels.pin_memory(), indices
-
-    def missing_of(self, keys: list[Key]) -> list[Key]:
-        """Those of which the trace is missing."""
-        return [key for key, there in zip(keys, self.store.usable(self.rows_of(keys)), strict=True) if not there]
-
-    def begin(self, keys: list[Key], number: int, pool: ThreadPoolExecutor) -> Callable[[], Fetched]:
-        """Begins to read batch `number`; the function that comes back gives it.
-
-        From main memory or a disk it is read while the batch before is trained on. Where it lies on the GPU, reading is
-        a few kernels that are started when the batch is due, by the thread and in the stream that then use it.
-        """
-        if self.store.memory.type == "cpu":
-            return pool.submit(self.fetch, keys, number).result
-        return partial(self.fetch, keys, number)
-
-    def fetch(self, keys: list[Key], number: int) -> Fetched:
-        """Reads what is kept of a batch."""
-        rows = self.rows_of(keys)
-        inputs, features = self.room(len(keys), number)
-        there = self.store.usable(rows)
-        at = np.flatnonzero(there)
-        self.store.read(rows[at], inputs, features, at)
-        return Fetched(keys, rows, inputs, features, there)
-
-    def room(self, count: int, number: int) -> tuple[Tensor, Tensor]:
-        """Memory for batch `number`: inputs (L, B, N, D) float16, features (B, D) float32."""
-        manifest, memory = self.store.manifest, self.store.memory
-        shape = manifest.layers, count, manifest.tokens, manifest.dim
-        if self.device.type != "cpu":
-            # Pinned memory is not given out again before the GPU has fetched what lies in it.
-            pinned = memory.type == "cpu"
-            return (
-                torch.empty(shape, dtype=torch.float16, device=memory, pin_memory=pinned),
-                torch.empty((count, manifest.dim), dtype=torch.float32, device=memory, pin_memory=pinned),
+        if len(missing()) and store.trouble is None:
+            with store.filling(self.notify) as writable:
+                left = missing()  # without those that another process wrote just now
+                if writable and len(left):
+                    self.cache(left, workers, caching)
+        if store.trouble is not None:
+            self.tell_once(
+                "trouble",
+                f"kept traces: no more can be written ({store.trouble}); {store.kept:,} of {store.manifest.records:,} "
+                "are kept, the others are computed at every step",
             )
-        # Two in turn: fresh memory would cost as much as the reading.
-        room = self.rooms.get(number % 2)
-        if room is None or room[0].shape[1] < count:
-            room = torch.empty(shape, dtype=torch.float16), torch.empty((count, manifest.dim), dtype=torch.float32)
-            self.rooms[number % 2] = room
-        return room[0][:, :count], room[1][:count]
+        if (store.state[rows] == UNFIT).any():
+            self.tell_once(
+                "unfit",
+                "kept traces: some images are beyond the range of half precision; they are computed at every step",
+            )
 
-    def completed(self, fetched: Fetched, images: dict[Key, Tensor]) -> KeptBatch:
-        """The batch with what was missing computed, and kept where it may be."""
-        missing = np.flatnonzero(~fetched.there)
-        if len(missing):  # may have been written since it was looked for
-            late = missing[self.store.usable(fetched.rows[missing])]
-            self.store.read(fetched.rows[late], fetched.inputs, fetched.features, late)
-            missing = np.setdiff1d(missing, late)
-        if len(missing):
-            fetched = fetched.to(self.device)  # where the others are computed
-        rows = fetched.rows[missing]
-        keep = self.store.writable(rows) & ~self.store.unfit(rows)
-        beyond = self.compute(fetched, missing[keep], images, keep=True)
-        # Apart from the others, so that these make up the same batches whether the others are kept yet or not.
-        rest = np.union1d(missing[~keep], [place for place, _ in beyond]).astype(np.int64)
-        exact = self.compute(fetched, rest, images, keep=False)
-        self.report(len(exact))
-        if not exact:
-            return KeptBatch(fetched.inputs, fetched.features)
-        inputs = fetched.inputs.float()
-        for place, values in exact:
-            inputs[:, place] = values
-        return KeptBatch(inputs, fetched.features)
+    def tell_once(self, what: str, line: str) -> None:
+        """Notifies the user, once for all runs with the same store."""
+        if what not in self.store.told:
+            self.store.told.add(what)
+            self.notify(line)
 
-    def compute(
-        self, fetched: Fetched, places: Rows, images: dict[Key, Tensor], *, keep: bool
-    ) -> list[tuple[int, Tensor]]:
-        """Runs the trunk on some images of a batch and puts the traces in their places.
+    def cache(self, rows: Rows, workers: int, caching: Caching) -> None:
+        """Runs the trunk on the images of these records, in their order, and writes the records."""
+        groups = [rows[start : start + self.part] for start in range(0, len(rows), self.part)]
+        loaded = load(self.samples, map(self.keys, groups), workers)
+        done = 0
+        caching("caching traces", done, len(rows))
+        with ThreadPoolExecutor(1, thread_name_prefix="memtok-write") as pool:
+            writing: Future[None] | None = None  # while the trunk runs on the next group
+            for group, (pixels, _, _) in zip(groups, loaded, strict=True):
+                records, fit = self.rounded(self.traced(pixels))
+                hashes = np.frombuffer(b"".join(map(pixel_hash, pixels)), dtype="V8")
+                found = Group(group, records.to(self.store.memory), hashes, fit.cpu().numpy())
+                if writing is not None:
+                    writing.result()
+                if self.store.trouble is not None:
+                    break
+                writing = pool.submit(self.store.write, found)
+                done += len(group)
+                caching("caching traces", done, len(rows))
+            if writing is not None:
+                writing.result()
 
-        Returns place and trace (L, N, D) in float32 of those that half precision cannot hold.
-        """
-        beyond: list[tuple[int, Tensor]] = []
-        for start in range(0, len(places), self.part):
-            at = places[start : start + self.part]
-            pixels = self.decoded([fetched.keys[place] for place in at], images)
-            inputs, features = self.traced(pixels)
-            half = inputs.half()
-            index = sent(torch.from_numpy(at), self.device)
-            fetched.inputs[:, index] = half
-            fetched.features[index] = features
-            rows = fetched.rows[at]
-            if keep or not self.tested[rows].all():  # once for each, because this waits for a GPU
-                self.fit[rows] = within_half(half, features).cpu().numpy()
-                self.tested[rows] = True
-            fit = self.fit[rows]
-            if keep:
-                self.store.write(rows, half, features, [pixel_hash(one) for one in pixels], fit)
-            beyond += [(int(at[place]), inputs[:, place].float()) for place in np.flatnonzero(~fit)]
-        return beyond
+    # The trunk
 
-    def traced(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs of attention (L, b, N, D) and features (b, D) of pixels (b, 3, H, W), on the device of the backbone.
-
-        inputs are in the precision of the trunk, features in float32.
-        """
+    def traced(self, pixels: Tensor) -> Mapping[str, Tensor]:
+        """The tensors of the records of pixels (b, 3, H, W), on the device of the backbone, as it computes them."""
         images = self.normalise(sent(pixels, self.device))
         with self.autocast():
             trace = self.backbone.trace(images, keep=INPUTS, outputs=True, run=self.layer)
         assert trace.features is not None
-        return torch.stack(trace.inputs), trace.features.float()
+        return {"features": trace.features, "inputs": torch.stack(trace.inputs, dim=1)}
 
-    def decoded(self, keys: Sequence[Key], images: dict[Key, Tensor] | None = None) -> Tensor:
-        """The pixels (b, 3, H, W) of these keys: those that are at hand, and others read here."""
-        at_hand = dict(images or {})
-        absent = [key for key in keys if key not in at_hand]
-        if absent:
-            found = self.samples.__getitems__(absent)
-            if not isinstance(found, list):
-                raise found.error
-            at_hand |= {key: pixels for key, (pixels, _, _) in zip(absent, found, strict=True)}
-        return torch.stack([at_hand[key] for key in keys])
+    def rounded(self, exact: Mapping[str, Tensor]) -> tuple[KeptBatch, Tensor]:
+        """The same in the precision of the store, and (b,) bool: whether all numbers of a record are finite in it."""
+        tensors = self.store.manifest.tensors
+        records = {name: values.to(getattr(torch, tensors[name][0])) for name, values in exact.items()}
+        fit = [values.isfinite().flatten(1).all(dim=1) for values in records.values()]
+        return KeptBatch(records), torch.stack(fit).all(dim=0)
 
-    def report(self, beyond: int) -> None:
-        """Says once that images are beyond half precision, and once that nothing can be written any more."""
-        told = self.store.told
-        if beyond and "beyond" not in told:
-            told.add("beyond")
-            self.notify(
-                "kept traces: some images are beyond the range of half precision; they are computed at every step"
-            )
-        trouble = self.store.trouble
-        if trouble and "trouble" not in told:
-            told.add("trouble")
-            self.notify(
-                f"kept traces: no more can be written ({trouble}); {self.store.kept:,} of "
-                f"{self.store.manifest.records:,} are kept, the others are computed at every step"
-            )
+    # In training
 
+    def batches(self, plan: BatchPlan, workers: int) -> KeptBatches:
+        """The batches of a plan, as `memtok.data.batches` gives them, with traces in the place of images.
 
-@dataclass(frozen=True)
-class Fetched:
-    """What was read of a batch. there: (B,) which places are filled."""
+        A batch is valid until the next one is asked for. What the store does not hold is computed at its step; only
+        then images are decoded, by `workers` processes.
+        """
+        loaded = None
+        if not self.store.usable(self.all_rows(plan)).all():
+            absent = (self.keys(rows[~self.store.usable(rows)]) for rows in self.rows(plan))
+            loaded = load(self.samples, absent, workers)
+        for rows, batch, there in self.read_ahead(plan):
+            if loaded is not None:
+                pixels, _, _ = next(loaded)
+                if len(pixels):
+                    batch = self.completed(batch, there, pixels)
+            indices = torch.from_numpy(rows % len(self.images))
+            labels = torch.from_numpy(self.images.labels[indices.numpy()])
+            yield batch, labels if self.device.type == "cpu" else labels.pin_memory(), indices
 
-    keys: list[Key]
-    rows: Rows
-    inputs: Tensor
-    features: Tensor
-    there: Flags
+    def read_ahead(self, plan: BatchPlan) -> Iterator[tuple[Rows, KeptBatch, Flags]]:
+        """What is kept of each batch.
 
-    def to(self, device: torch.device) -> Fetched:
-        """The same on another device; what was read lies in pinned memory then, and the copy is asynchronous."""
-        inputs, features = (part.to(device, non_blocking=True) for part in (self.inputs, self.features))
-        return replace(self, inputs=inputs, features=features)
+        From main memory or a disk it is read while the batch before is trained on. Where it lies on the GPU, reading is
+        a few kernels, started when the batch is due, by the thread and in the stream that then use it.
+        """
+        if self.store.memory.type != "cpu":
+            yield from (self.fetch(rows, number) for number, rows in enumerate(self.rows(plan)))
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="memtok-read-ahead") as pool:
+            reading: Future[tuple[Rows, KeptBatch, Flags]] | None = None
+            for number, rows in enumerate(self.rows(plan)):
+                before, reading = reading, pool.submit(self.fetch, rows, number)
+                if before is not None:
+                    yield before.result()
+            if reading is not None:
+                yield reading.result()
 
+    def fetch(self, rows: Rows, number: int) -> tuple[Rows, KeptBatch, Flags]:
+        """Reads what is kept of batch `number`; (B,) which of its places are filled."""
+        batch, there = self.room(len(rows), number), self.store.usable(rows)
+        self.store.read(rows[there], batch, np.flatnonzero(there))
+        return rows, batch, there
 
-def within_half(half: Tensor, features: Tensor) -> Tensor:
-    """(b,) bool: whether inputs (L, b, N, D), rounded to half precision, and features (b, D) are finite."""
-    return half.isfinite().all(dim=3).all(dim=2).all(dim=0) & features.isfinite().all(dim=1)
+    def room(self, count: int, number: int) -> KeptBatch:
+        """Memory for batch `number`."""
+        tensors, memory = self.store.manifest.tensors, self.store.memory
+        if self.device.type != "cpu":
+            # Pinned memory is not given out again before the GPU has fetched what lies in it.
+            return KeptBatch.empty(tensors, count, memory, pin_memory=memory.type == "cpu")
+        # Two in turn: fresh memory would cost as much as the reading.
+        room = self.rooms.get(number % 2)
+        if room is None or len(room) < count:
+            room = self.rooms[number % 2] = KeptBatch.empty(tensors, count)
+        return room[:count]
+
+    def completed(self, batch: KeptBatch, there: Flags, pixels: Tensor) -> KeptBatch:
+        """A batch in single precision, with the traces of the images that are not there computed from their pixels.
+
+        They are rounded as those that are read; an image that is beyond the range of half precision is not.
+        """
+        batch = batch.to(self.device, non_blocking=True)
+        batch = KeptBatch({name: values.float() for name, values in batch.tensors.items()})
+        places = sent(torch.from_numpy(np.flatnonzero(~there)), self.device)
+        for start in range(0, len(pixels), self.part):
+            at = places[start : start + self.part]
+            exact = self.traced(pixels[start : start + self.part])
+            records, fit = self.rounded(exact)
+            for name, values in batch.tensors.items():  # chosen on the device: nothing waits for a GPU
+                chosen = fit.view(-1, *[1] * (values.ndim - 1))
+                values[at] = torch.where(chosen, records.tensors[name].float(), exact[name].float())
+        return batch
 
 
 def pixel_hash(pixels: Tensor) -> bytes:

@@ -14,13 +14,13 @@ SHARE = 0.5  # of what is free, unless a limit is given
 def default_limit(place: str, folder: Path | None, device: torch.device, taken: int = 0) -> int:
     """Bytes that traces may take in `place` unless told otherwise: half of what is free there.
 
-    folder: of a store on disk; it need not exist yet. taken: bytes that the store has already, which count as free.
+    folder: of a store on disk. taken: bytes that the store has already, which count as free.
     """
     if place == "gpu":
         free = torch.cuda.mem_get_info(device)[0]
     elif place == "disk":
         assert folder is not None
-        free = shutil.disk_usage(first_existing(folder)).free
+        free = shutil.disk_usage(folder).free
     else:
         free = free_memory()
     return int((free + taken) * SHARE)
@@ -40,7 +40,7 @@ def free_memory() -> int:
 
 
 def taken_bytes(folder: Path) -> int:
-    """What the files in `folder` take on the disk, holes left out; 0 where there is no folder."""
+    """What the files in `folder` take on the disk; 0 where there is no folder."""
     try:
         return sum(path.stat().st_blocks * 512 for path in folder.iterdir() if path.is_file())
     except (OSError, AttributeError):  # no such folder; a system that does not tell
@@ -50,11 +50,3 @@ def taken_bytes(folder: Path) -> int:
 def default_trace_dir() -> Path:
     """Where traces are kept unless told otherwise: $XDG_CACHE_HOME/memtok/traces, else ~/.cache/memtok/traces."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "memtok" / "traces"
-
-
-def first_existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    folder = folder.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder

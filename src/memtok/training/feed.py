@@ -1,4 +1,4 @@
-"""Where the batches of a run come from: images that are decoded, or traces that are kept (DESIGN section 3).
+"""Where the batches of a run come from: images that are decoded, or cached traces (DESIGN section 3).
 
 Either way a run sees the same images in the same order.
 """
@@ -18,13 +18,14 @@ from torch import Tensor
 from memtok.backbone import Backbone
 from memtok.data import DataSource, ImageSet, batches, steps_per_epoch
 from memtok.data.images import warn_if_dark
+from memtok.data.loader import BatchPlan
 from memtok.data.splits import Indices
-from memtok.data.transforms import Transform, evaluation_pixels, training_pixels
+from memtok.data.transforms import evaluation_pixels, training_pixels
 from memtok.display import shown_bytes
 from memtok.errors import Argument, MemtokError
 from memtok.task import Task
-from memtok.traces import KeptBatch, Manifest, OpenStores, Store, TraceReader, describe
-from memtok.traces.manifest import record_bytes, trace_shape
+from memtok.traces import KeptBatch, OpenStores, TraceReader, describe
+from memtok.traces.record import record_type, trace_tensors
 from memtok.traces.sizes import default_limit, default_trace_dir, taken_bytes
 from memtok.training.compiler import Compiler
 from memtok.training.device import Processes
@@ -56,6 +57,9 @@ class Feed:
     def validation_size(self) -> int:
         """Images in one batch of a validation."""
         return math.ceil(self.plan.batch_size / self.plan.accumulate)
+
+    def prepare(self, start_step: int, end_step: int | None = None) -> None:
+        """What has to be done before these steps and their validations. Nothing, where images are decoded."""
 
     def training(self, start_step: int, end_step: int | None = None) -> Batches:
         """The batches of the steps from `start_step` on, to the end of the run or up to `end_step`."""
@@ -102,7 +106,7 @@ class Feed:
 
 
 class KeptFeed(Feed):
-    """Batches of traces, which are read where they are kept, and kept where they are missing."""
+    """Batches of traces, cached before the first step by one pass of the trunk over the images that a run comes to."""
 
     def __init__(
         self,
@@ -117,63 +121,58 @@ class KeptFeed(Feed):
         compiler: Compiler | None = None,
     ) -> None:
         super().__init__(trainable, data, plan, workers, progress)
-        self.trainable, self.settings, self.accelerator = trainable, settings, accelerator
-        self.device = trainable.backbone.device
+        self.task, self.settings, self.autocast = trainable, settings, accelerator.autocast
         self.trunk = compiler.layers.trunk if compiler else None
-        assert plan.views is not None
-        manifests = (
-            self.manifest(data.train, plan.augment, plan.views),
-            self.manifest(data.validation, "none", 1),
-        )
-        rows = np.arange(views_seen(plan) * manifests[0].images), self.validated
         with ExitStack() as stack:
-            self.folders = self.folders_of(*manifests)
-            opened = stack.enter_context(OpenStores()) if stores is None else stores
-            place = str(settings.keep_traces)
-            found = [
-                opened.open(place, folder, manifest, self.device, progress.message)
-                for folder, manifest in zip(self.folders, manifests, strict=True)
-            ]
-            self.reused = [store.kept for store in found]
-            self.share_out(found, rows)
-            self.train, self.held_out = (
-                self.reader(store, images, transform, indices)
-                for store, images, transform, indices in (
-                    (found[0], data.train, self.training_pixels, None),
-                    (found[1], data.validation, self.evaluation_pixels, self.validated),
-                )
-            )
+            self.stores = stack.enter_context(OpenStores()) if stores is None else stores
+            self.train = self.reader("train", data.train, plan.augment, plan.views or 1)
+            self.held_out = self.reader("validation", data.validation, "none", 1, self.validated)
+            self.reused = [reader.store.kept for reader in (self.train, self.held_out)]
+            self.share_out()
             for reader in (self.train, self.held_out):
                 reader.check_content()
             self.stack = stack.pop_all()
 
-    def manifest(self, images: ImageSet, augment: str, views: int) -> Manifest:
-        """What the traces of one part of the data are of."""
-        return describe(
-            self.trainable.backbone,
-            self.trainable.preprocessing,
+    def reader(
+        self, part: str, images: ImageSet, augment: str, views: int, indices: Indices | None = None
+    ) -> TraceReader:
+        """The traces of one part of the data, in the store of the run. part: "train" or "validation"."""
+        task, plan, device = self.task, self.plan, self.task.backbone.device
+        manifest = describe(
+            task.backbone,
+            task.preprocessing,
             images,
             augment=augment,
-            flip=self.plan.flip,
-            seed=self.plan.seed,
+            flip=plan.flip,
+            seed=plan.seed,
             views=views,
-            autocast=None if self.plan.precision == "float32" else self.plan.precision,
+            autocast=None if plan.precision == "float32" else plan.precision,
+        )
+        given, name = self.settings.trace_dir, f"{part}-{manifest.digest}"
+        folder = default_trace_dir() / name if given is None else Path(given) / ("" if part == "train" else name)
+        store = self.stores.open(str(self.settings.keep_traces), folder, manifest, device)
+        return TraceReader(
+            task.backbone,
+            images,
+            store,
+            autocast=self.autocast,
+            part=self.validation_size,
+            notify=self.progress.message,
+            indices=indices,
+            run=self.trunk,
         )
 
-    def folders_of(self, train: Manifest, validation: Manifest) -> list[Path]:
-        """Where the traces of both parts lie on disk."""
-        given, cache = self.settings.trace_dir, default_trace_dir()
-        if given is None:
-            return [cache / f"train-{train.digest}", cache / f"validation-{validation.digest}"]
-        return [Path(given), Path(given) / f"validation-{validation.digest}"]
-
-    def share_out(self, stores: Sequence[Store], rows: Sequence[Indices]) -> None:
+    def share_out(self) -> None:
         """Divides the room, the validation images first, and says what will be kept where, if that is not done yet."""
-        if all(store.allotted for store in stores):
+        stores = self.train.store, self.held_out.store
+        if all(store.allowed is not None for store in stores):
             return  # by an earlier run with the same stores
-        place, given = str(self.settings.keep_traces), self.settings.trace_limit
-        taken = sum(map(taken_bytes, self.folders)) if place == "disk" else 0
-        limit = default_limit(place, self.folders[0], self.device, taken) if given is None else int(given * GIGABYTE)
+        rows = np.arange(views_seen(self.plan) * self.plan.train_images), self.validated
+        place, given = stores[0].place, self.settings.trace_limit
+        folders = [Path(store.where) for store in stores]
+        taken = sum(map(taken_bytes, folders)) if place == "disk" else 0
+        device = self.task.backbone.device
+        limit = default_limit(place, folders[0], device, taken) if given is None else int(given * GIGABYTE)
         size = [store.manifest.record_bytes for store in stores]
         held_out = stores[1].allow(rows[1], int(limit * VALIDATION_SHARE))
         train = stores[0].allow(rows[0], limit - held_out * size[1])
@@ -193,42 +192,40 @@ class KeptFeed(Feed):
         for line in lines:
             self.progress.message(line)
 
-    def reader(self, store: Store, images: ImageSet, transform: Transform, indices: Indices | None) -> TraceReader:
-        """Reads and fills a store."""
-        return TraceReader(
-            self.trainable.backbone,
-            self.trainable.preprocessing,
-            images,
-            transform,
-            store,
-            autocast=self.accelerator.autocast,
-            part=self.validation_size,
-            notify=self.progress.message,
-            indices=indices,
-            run=self.trunk,
+    def steps(self, start_step: int, end_step: int | None) -> BatchPlan:
+        """The batches of training from `start_step` on, to the end of the run or up to `end_step`."""
+        plan = self.plan
+        end = plan.steps if end_step is None else end_step
+        return self.train.plan(
+            batch_size=plan.batch_size, seed=plan.seed, shuffle=True, start_step=start_step, steps=end
         )
+
+    def prepare(self, start_step: int, end_step: int | None = None) -> None:
+        """Caches the traces of the validation images and of these steps, those that are missing and have room.
+
+        Where a step is left, those of the steps before as well: a run that goes on after its cache in memory was lost
+        computes them in the same batches as a run that was never stopped, so with the same last bit.
+        """
+        images = self.held_out.plan(batch_size=self.validation_size)
+        self.held_out.fill(images, self.workers, self.progress.caching)
+        if start_step < (self.plan.steps if end_step is None else end_step):
+            self.train.fill(self.steps(0, end_step), self.workers, self.progress.caching)
 
     def training(self, start_step: int, end_step: int | None = None) -> Batches:
-        yield from self.train.batches(
-            batch_size=self.plan.batch_size,
-            seed=self.plan.seed,
-            shuffle=True,
-            start_step=start_step,
-            steps=self.plan.steps if end_step is None else end_step,
-            workers=self.workers,
-        )
+        yield from self.train.batches(self.steps(start_step, end_step), self.workers)
 
     def validation(self) -> Batches:
-        return self.reported(self.held_out.batches(batch_size=self.validation_size, workers=self.workers))
+        images = self.held_out.plan(batch_size=self.validation_size)
+        return self.reported(self.held_out.batches(images, self.workers))
 
     def in_order(self) -> Batches:
         """All views of all training images that the run comes to, view after view, in order."""
         steps = views_seen(self.plan) * steps_per_epoch(self.plan.train_images, self.validation_size)
-        yield from self.train.batches(batch_size=self.validation_size, steps=steps, workers=self.workers)
+        yield from self.train.batches(self.train.plan(batch_size=self.validation_size, steps=steps), self.workers)
 
     def missing(self) -> int:
-        kept = self.train.store.kept_flags()[: views_seen(self.plan) * self.plan.train_images]
-        return int((~kept).sum())
+        rows = np.arange(views_seen(self.plan) * self.plan.train_images)
+        return int((~self.train.store.usable(rows)).sum())
 
     def record(self) -> dict[str, Any]:
         train, held_out = self.train.store, self.held_out.store
@@ -296,7 +293,7 @@ def traces_in_memory(backbone: Backbone, plan: Plan, settings: Settings, device:
     """
     if settings.keep_traces is None:
         return 0
-    size = record_bytes(*trace_shape(backbone))
+    size = record_type(trace_tensors(backbone)).itemsize
     room = 2 * plan.batch_size * size
     if (settings.keep_traces, device.type) in (("ram", "cpu"), ("gpu", "cuda")):
         given = settings.trace_limit

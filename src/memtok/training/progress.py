@@ -58,6 +58,9 @@ class Progress:
     def message(self, text: str) -> None:
         """Something that the user should know."""
 
+    def caching(self, what: str, done: int, total: int) -> None:
+        """Before the first step: so many traces are checked, or computed and cached; `what` says which."""
+
     def start(self, info: RunInfo) -> None:
         """The run begins, or goes on."""
 
@@ -105,6 +108,15 @@ class RichProgress(Progress):
             print_line(self.console, text)
         else:
             self.meter.say(text)
+
+    def caching(self, what: str, done: int, total: int) -> None:
+        if self.meter is None:
+            self.meter = Meter(self.console, what, total)
+        seconds = self.meter.clock() - self.meter.begun
+        self.meter.move(done, figures=(f"{done / seconds:,.0f} images/s",) if seconds > 0 else ())
+        self.meter.tick()
+        if done >= total:
+            self.close()
 
     def start(self, info: RunInfo) -> None:
         self.close()

@@ -103,6 +103,7 @@ class Run:
             check_replaces_nothing(self.settings)
             resumed = self.restore()
             self.start_clocks()
+            self.feed.prepare(self.state.step, self.until)
             self.prepare_folder(resumed)
             self.progress.start(self.info())
             if self.writes and self.folder:
@@ -224,6 +225,7 @@ class Run:
             self.save()
         if self.state.step == self.until:
             return
+        self.training_since = time.perf_counter()
         for batch, labels, _ in self.feed.training(self.state.step, self.until):
             self.state.pending.append(self.trainer.step(self.state.step, batch, labels))
             self.state.step += 1
