@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from memtok.data.choices import EIGHTY_TWENTY, OFFICIAL
 from memtok.data.finding import summary
 from memtok.data.images import LeftOut, Progress, check_cache_file, look_at_images
 from memtok.data.sources import DataSource, FileStore, ImageSet
-from memtok.data.splits import EIGHTY_TWENTY, OFFICIAL, TEST_FRACTION, Indices, draw_validation
+from memtok.data.splits import TEST_FRACTION, Indices, draw_validation
 from memtok.errors import MemtokError
 
 logger = logging.getLogger("memtok")
