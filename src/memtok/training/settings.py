@@ -77,7 +77,12 @@ class Settings:
     """
 
     recipe: str | Recipe = setting(
-        "default", OneOf(tuple(RECIPES), also=Recipe), "optimizer, its rates, length of the run", "", ALL, fixed=True
+        "default",
+        OneOf(tuple(sorted(RECIPES)), also=Recipe),
+        "optimizer, its rates, length of the run",
+        "",
+        ALL,
+        fixed=True,
     )
     steps: int | None = setting(None, Whole(1), "steps to train", BY_RECIPE, ALL, fixed=True)
     epochs: float | None = setting(None, POSITIVE, "the same as times over the data", "", ALL)
