@@ -44,16 +44,16 @@ LEAST_VALIDATED = 1000
 class Setting:
     """What is declared of a setting beside its name, type and default.
 
-    values: what it may be; where the default is None it may be None too. help: for the command line. unset: what holds
-    by default, in words, where the default does not tell. commands: which have it as an option.
+    values: what it may be; where the default is None it may be None too. help: for the command line. commands: which
+    have it as an option. unset: what holds by default, in words, where the default does not tell.
     fixed: the result depends on it, so it is in the record, and a run goes on with the same value only. alone: for
     `train` only, not for tasks that train together.
     """
 
     values: Values
     help: str
-    unset: str = ""
     commands: tuple[str, ...] = ()
+    unset: str = ""
     fixed: bool = False
     alone: bool = False
 
@@ -79,43 +79,42 @@ class Settings:
     recipe: str | Recipe = setting(
         "default",
         OneOf(tuple(sorted(RECIPES)), also=Recipe),
-        "optimizer, its rates, length of the run",
-        "",
+        "optimizer, rates, length of the run",
         ALL,
         fixed=True,
     )
-    steps: int | None = setting(None, Whole(1), "steps to train", BY_RECIPE, ALL, fixed=True)
-    epochs: float | None = setting(None, POSITIVE, "the same as times over the data", "", ALL)
-    batch_size: int | None = setting(None, Whole(1), "images per step", BY_RECIPE, ALL, fixed=True)
-    accumulate: int = setting(1, Whole(1), "micro-batches that a batch is split into", "", ALL, fixed=True)
-    learning_rate: float | None = setting(None, POSITIVE, "peak rate", BY_RECIPE, ONE, fixed=True)
-    weight_decay: float | None = setting(None, Number(), "weight decay of matrices", BY_RECIPE, fixed=True)
+    steps: int | None = setting(None, Whole(1), "steps to train", ALL, BY_RECIPE, fixed=True)
+    epochs: float | None = setting(None, POSITIVE, "the same as times over the data", ALL)
+    batch_size: int | None = setting(None, Whole(1), "images per step", ALL, BY_RECIPE, fixed=True)
+    accumulate: int = setting(1, Whole(1), "micro-batches that a batch is split into", ALL, fixed=True)
+    learning_rate: float | None = setting(None, POSITIVE, "peak rate", ONE, BY_RECIPE, fixed=True)
+    weight_decay: float | None = setting(None, Number(), "weight decay of matrices", unset=BY_RECIPE, fixed=True)
     seed: int = setting(
-        0, Whole(0, 2**63 - 1, "S", also=Integral), "of initial values, order and augmentation", "", SWEEP, fixed=True
+        0, Whole(0, 2**63 - 1, "S", also=Integral), "of initial values, order and augmentation", SWEEP, fixed=True
     )
-    device: str = setting("auto", OneOf(DEVICES), "where to train; auto takes a GPU if there is one", "", ALL)
-    precision: str = setting("float32", OneOf(PRECISIONS), "of the arithmetic", "", ALL, fixed=True)
-    workers: int | None = setting(None, Whole(0), "processes that read images", "fits the device", ALL)
+    device: str = setting("auto", OneOf(DEVICES), "where to train; auto takes a GPU if there is one", ALL)
+    precision: str = setting("float32", OneOf(PRECISIONS), "of the arithmetic", ALL, fixed=True)
+    workers: int | None = setting(None, Whole(0), "processes that read images", ALL, "fits the device")
     augment: str | None = setting(
-        None, OneOf(AUGMENTATIONS), "how training images are varied", BY_DATA, ALL, fixed=True
+        None, OneOf(AUGMENTATIONS), "how training images are varied", ALL, BY_DATA, fixed=True
     )
-    flip: bool | None = setting(None, YesNo(), "mirror one training image in two, or none", BY_DATA, ALL, fixed=True)
+    flip: bool | None = setting(None, YesNo(), "mirror one training image in two, or none", ALL, BY_DATA, fixed=True)
     validate_every: int | None = setting(
-        None, Whole(1), "steps between validations", "a tenth of the run", fixed=True, alone=True
+        None, Whole(1), "steps between validations", unset="a tenth of the run", fixed=True, alone=True
     )
     validation_images: int | None = setting(
-        None, Whole(1), "use so many images of the validation part only, stratified by class", "all", GRID, fixed=True
+        None, Whole(1), "use so many images of the validation part only, stratified by class", GRID, "all", fixed=True
     )
     log_every: int | None = setting(
-        None, Whole(1), "steps between lines of metrics", "a hundredth of the run", fixed=True
+        None, Whole(1), "steps between lines of metrics", unset="a hundredth of the run", fixed=True
     )
-    save_every: int | None = setting(None, Whole(1), "steps between saved states", "a minute", alone=True)
+    save_every: int | None = setting(None, Whole(1), "steps between saved states", unset="a minute", alone=True)
     select: str | None = setting(
         None,
         OneOf(SELECT),
         "what the best state is chosen by on the validation images; balanced is the mean recall of the classes",
-        BALANCED,
         ONE,
+        BALANCED,
         fixed=True,
         alone=True,
     )
@@ -123,48 +122,46 @@ class Settings:
         None,
         Place(),
         "the task file, FILE.safetensors; state and metrics go into FILE.run beside it",
-        "",
         ONE,
         alone=True,
     )
-    resume: bool = setting(False, Switch(), "go on with the run in FILE.run, if there is one", "", ONE, alone=True)
-    overwrite: bool = setting(False, Switch(), "start anew where FILE.run has a run already", "", ONE, alone=True)
+    resume: bool = setting(False, Switch(), "go on with the run in FILE.run, if there is one", ONE, alone=True)
+    overwrite: bool = setting(False, Switch(), "start anew where FILE.run has a run already", ONE, alone=True)
     on_bad_image: str = setting(
-        "fail", OneOf(ON_BAD_IMAGE), "an image that cannot be read: skip it and say so, or fail", "", ALL
+        "fail", OneOf(ON_BAD_IMAGE), "an image that cannot be read: skip it and say so, or fail", ALL
     )
     data_dir: str | Path | None = setting(
-        None, Place("DIR"), "where named data sets lie", "$MEMTOK_DATA, ~/.cache/memtok/data", ALL
+        None, Place("DIR"), "where named data sets lie", ALL, "$MEMTOK_DATA, ~/.cache/memtok/data"
     )
     split: str | None = setting(
         None,
         OneOf(SPLITS),
         "official parts, or 80-20: test on 20 % of all images",
-        "official where there is one, else 80-20; a folder as it is",
         ALL,
+        "official where there is one, else 80-20; a folder as it is",
     )
     keep_traces: str | None = setting(
         None,
         OneOf(TRACE_PLACES),
         "run the trunk once per image, not once per epoch, and keep its features there",
-        "",
         ALL,
     )
     trace_dir: str | Path | None = setting(
-        None, Place("DIR"), "where they are stored on disk", "a folder per data set in ~/.cache/memtok/traces", ALL
+        None, Place("DIR"), "where they are stored on disk", ALL, "a folder per data set in ~/.cache/memtok/traces"
     )
     trace_limit: float | None = setting(
-        None, Number(above_zero=True, unit="GB"), "maximum size of the cache", "half of what is free", ALL
+        None, Number(above_zero=True, unit="GB"), "maximum size of the cache", ALL, "half of what is free"
     )
-    views: int | None = setting(None, Whole(1), "augmented views cached per image", str(VIEWS), ALL, fixed=True)
+    views: int | None = setting(None, Whole(1), "augmented views cached per image", ALL, str(VIEWS), fixed=True)
     compile: bool | str = setting(
-        False, Switch(also=object), "run the model through torch.compile; needs a C++ compiler", "", SWEEP
+        False, Switch(also=object), "run the model through torch.compile; needs a C++ compiler", SWEEP
     )
     compare_head: bool | None = setting(
         None,
         YesNo(),
         "train a head alone on the same images too, to see what memory is worth",
-        "where it costs little",
         ONE,
+        "where it costs little",
         alone=True,
     )
     progress: bool | Progress = setting(False, Switch(also=object), "a bar, or an object with the hooks of Progress")
