@@ -22,6 +22,7 @@ from memtok.files import atomic_write, write_json
 from memtok.folders import check_fixed, locked, slug
 from memtok.metrics import Score
 from memtok.model import MemoryViT
+from memtok.sweeps import picture
 from memtok.sweeps.choice import choose
 from memtok.sweeps.memory import Budget, Sizes, find_limit
 from memtok.sweeps.progress import RichSweepListener, SweepListener
@@ -145,6 +146,7 @@ class Sweep:
                         found.append(self.run_data(job))
                 result = SweepResult(tuple(found), settings.out)
                 result.save()
+                picture.draw(result, result.picture)
         return result
 
     def open(self, one: Data) -> DataSource:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Subset
 
@@ -21,8 +20,8 @@ from memtok.data import DataSource, from_dataset, open_data
 from memtok.errors import MemtokError
 from memtok.folders import locked
 from memtok.traces import OpenStores
-from memtok.training.compiler import Compiler, compiling, make_compiler
-from memtok.training.device import OneProcess, accelerator_for, moved
+from memtok.training.compiler import Compiler, make_compiler
+from memtok.training.device import Processes, moved, processes_for
 from memtok.training.feed import Feed, make_feed
 from memtok.training.progress import Progress, RichProgress, RunInfo
 from memtok.training.regimes import Trainable, count_parameters, frozen_parts
@@ -42,7 +41,7 @@ class Setup:
     data: DataSource
     plans: list[Plan]
     settings: Settings
-    accelerator: Accelerator | OneProcess
+    accelerator: Processes
     device: torch.device
     compiler: Compiler | None
     progress: Progress
@@ -103,7 +102,7 @@ def set_up(
     stores: stores of kept traces that stay open for later runs.
     """
     with ExitStack() as stack:
-        accelerator = stack.enter_context(accelerator_for(settings.device, settings.precision))
+        accelerator = processes_for(settings.device, settings.precision)
         for task in tasks:
             stack.enter_context(as_found(task))
         if lock is not None and lock.exists() and accelerator.is_main_process:
@@ -117,7 +116,6 @@ def set_up(
             source = matching(open_source(data, tasks[0], settings, progress), tasks[0])
         plans = make_plans(source)
         stack.enter_context(moved(modules_of(tasks), device))
-        stack.enter_context(compiling(compiler))
         feed = make_feed(tasks, source, plans[0], settings, accelerator, device, progress, stores, compiler)
         stack.enter_context(closing(feed))
         yield Setup(
@@ -143,7 +141,7 @@ def listener_of(progress: bool | Progress) -> Progress:
     return RichProgress() if progress else Progress()
 
 
-def device_of(task: Trainable, settings: Settings, accelerator: Accelerator | OneProcess) -> torch.device:
+def device_of(task: Trainable, settings: Settings, accelerator: Processes) -> torch.device:
     """Where the run trains. A model that the caller put onto a GPU stays on that one, unless told otherwise."""
     home = next(task.parameters()).device
     return home if settings.device == "auto" and home.type != "cpu" else accelerator.device
