@@ -10,20 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from memtok.cli.errors import UsageError, arguments, check_pairs
+from memtok.cli.errors import UsageError, arguments
 from memtok.cli.options import (
     Parser,
     add,
-    add_data_options,
     add_json,
     add_list,
-    add_split,
+    add_setting,
+    add_settings,
     add_switch,
-    add_trace_options,
-    add_yes_no,
-    one_of,
     positive,
     require,
+    settings_in,
     text,
     whole,
 )
@@ -55,7 +53,6 @@ EXAMPLES = """
 PAPER_DATA = ("sun397", "inaturalist2017", "cifar100", "places365")
 DEFAULT_CELLS = 5
 RESULTS = ("json", "csv", "md", "png")
-RECIPES = ("default", "paper", "reproduction")  # what memtok.training knows; a test compares the two
 
 
 def configure(parser: Parser) -> None:
@@ -80,28 +77,15 @@ def configure(parser: Parser) -> None:
     add_list(
         parser, "--seeds", "S", "seeds; the learning rate is chosen with the first (default: 0 1 2)", whole("--seeds")
     )
-    add(parser, "--recipe", one_of("--recipe", RECIPES), "R", f"{', '.join(RECIPES)} (default: paper)")
-    add(parser, "--steps", whole("--steps", 1), "N", "steps of each run (default: as the recipe says)")
-    add(parser, "--epochs", positive("--epochs"), "X", "the same as times over the data")
-    add(parser, "--batch-size", whole("--batch-size", 1), "N", "images per step (default: as the recipe says)")
-    add(parser, "--accumulate", whole("--accumulate", 1), "N", "parts that a batch is cut into, to save memory", 1)
+    add_setting(parser, "recipe", unset="paper")
     add(parser, "--image-size", whole("--image-size", 1), "N", "pixels (default: the checkpoint's)")
     rates = "learning rates to choose among on the validation part (default: three around the recipe's)"
     add_list(parser, "--learning-rates", "X", rates, positive("--learning-rates"))
     add_list(parser, "--full-learning-rates", "X", "the same for full fine-tuning", positive("--full-learning-rates"))
-    add_split(parser, "official where the data set has such parts, else 80-20")
-    kind = one_of("--augment", ("inception", "crop", "none"))
-    add(parser, "--augment", kind, "A", "inception, crop or none (default: fits the data)")
-    add_yes_no(parser, "--flip", "mirror one picture in two, or not (default: fits the data)")
-    images = "look at so many images only, classes in proportion (default: all)"
-    add(parser, "--validation-images", whole("--validation-images", 1), "N", images)
+    add_settings(parser, "reproduce")
+    images = "use so many images of the test part only, stratified by class (default: all)"
     add(parser, "--test-images", whole("--test-images", 1), "N", images)
     add(parser, "--together", whole("--together", 1), "N", "configurations that share a pass of the trunk, at most", 24)
-    add(parser, "--device", one_of("--device", ("auto", "cpu", "cuda")), "NAME", "auto, cpu or cuda", "auto")
-    add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
-    add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
-    add_trace_options(parser)
-    add_data_options(parser, workers=False)
     add_switch(parser, "--keep-models", "keep the fully fine-tuned models too, not only the task files")
     add(parser, "--out", None, "DIR", "the folder for all that is written; the same command goes on where it stopped")
     add_json(parser)
@@ -120,7 +104,7 @@ def run(options: Namespace) -> int:
         advice = "give --memory N" if composes else "give --columns memory-N"
         raise UsageError(f"expected no {wrong[0]} for {options.experiment}, found one; {advice}")
     require(options, "--out")
-    check_pairs(vars(options))
+    settings_in(options, "reproduce")
     check_launch()
     check_places(options)
     check_apart(options.data or (), out=options.out, trace_dir=options.trace_dir)

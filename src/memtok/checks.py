@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
 
 from memtok.errors import Argument, MemtokError
-
-MOST_VIEWS = 1000  # of an image whose traces are kept; an epoch shows one
+from memtok.values import Whole
 
 
 def check_name(name: str) -> str:
@@ -75,37 +73,5 @@ def check_choice(what: str, value: str, choices: tuple[str, ...]) -> str:
 
 
 def check_count(what: str, value: int, least: int) -> None:
-    """`value` as a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise MemtokError(f"expected {Argument(what)} as a whole number of {least} or more, found {value!r}; change it")
-
-
-def check_length(steps: int | None, epochs: float | None) -> None:
-    """MemtokError for a run that is told its length twice."""
-    if steps is not None and epochs is not None:
-        raise MemtokError(
-            f"expected {Argument('steps')} or {Argument('epochs')}, found both ({steps} and {epochs}); leave one out"
-        )
-
-
-def check_trace_options(
-    keep_traces: str | None, trace_dir: str | Path | None, trace_limit: float | None, views: int | None
-) -> None:
-    """MemtokError for options of kept traces that make no sense together, or for views without end."""
-    for name, value in (("trace_limit", trace_limit), ("views", views)):
-        if value is not None and keep_traces is None:
-            raise MemtokError(
-                f"expected {Argument(name)} where traces are kept, found no {Argument('keep_traces')}; give both or "
-                "neither"
-            )
-    if trace_dir is not None and keep_traces != "disk":
-        raise MemtokError(
-            f"expected {Argument('trace_dir')} where traces are kept on disk, found "
-            f"{Argument('keep_traces', keep_traces)}; use {Argument('keep_traces', 'disk')}, or leave "
-            f"{Argument('trace_dir')} out"
-        )
-    if views is not None and views > MOST_VIEWS:
-        raise MemtokError(
-            f"expected {Argument('views')} of {MOST_VIEWS:,} at most, found {views:,}; a run shows one of them per "
-            "epoch, so give no more than its epochs"
-        )
+    """MemtokError unless `value` is a whole number of at least `least`."""
+    Whole(least).check(what, value)

@@ -16,6 +16,7 @@ import torch
 
 import memtok
 from memtok.header import read_header
+from memtok.training.settings import DEFAULTS, settings_of
 from tests.cli.conftest import Run
 
 BACKBONE = ("--backbone", "tiny.safetensors")
@@ -146,17 +147,17 @@ def test_train_skips_bad_images_and_says_so(workspace: Path, run: Run) -> None:
     assert [Path(one["path"]).name for one in load_json("new.json")["left_out"]] == ["bad.png"]
 
 
-def test_names_known_to_the_command_line_are_those_of_the_library() -> None:
-    from memtok.cli import options, train
-    from memtok.data import AUGMENTATIONS
-    from memtok.training import RECIPES
-    from memtok.training.settings import TRACE_PLACES
-    from memtok.training.state import SELECT
-
-    assert set(train.RECIPES) == set(RECIPES)
-    assert set(train.AUGMENTATIONS) == set(AUGMENTATIONS)
-    assert options.TRACE_PLACES == TRACE_PLACES
-    assert set(train.SELECT) == set(SELECT)
+@pytest.mark.parametrize("command", ["train", "sweep", "reproduce"])
+def test_options_and_yaml_keys_are_the_declared_settings(command: str, run: Run) -> None:
+    printed = run(command, "--print-config")
+    assert printed.code == 0, printed.err
+    given = dict(line.split(": ", 1) for line in printed.out.splitlines() if ": " in line)
+    help = run(command, "--help").out.replace(",", " ").split()
+    assert settings_of(command)
+    for name in settings_of(command):
+        default = DEFAULTS[name] if (command, name) != ("reproduce", "recipe") else None  # there it is the paper's
+        assert given[name] == ("null" if default is None else str(default).lower())
+        assert f"--{name.replace('_', '-')}" in help
 
 
 def test_train_keeps_traces(workspace: Path, run: Run) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from memtok.training import RECIPES
 from memtok_experiments import command as reproduce
 from memtok_experiments.presets import PRESETS, find_preset
 from tests.cli.conftest import Run
@@ -213,7 +212,3 @@ def test_epochs_without_end_are_refused(photos: Path, run: Run) -> None:
         assert found.code == code
         assert expected in found.error
     assert not list(photos.glob("grid/runs/*/*/*"))
-
-
-def test_recipes_are_those_of_training() -> None:
-    assert set(reproduce.RECIPES) == set(RECIPES)

@@ -10,7 +10,6 @@ import pytest
 
 from memtok.cli import sweep
 from memtok.sweeps import Range
-from memtok.training import RECIPES
 from tests.cli.conftest import Run
 
 QUICK = (
@@ -187,4 +186,3 @@ def test_lists_and_ranges() -> None:
     assert sweep.numbers("--x", above_zero=True).convert("1e-4..1e-1") == Range(1e-4, 1e-1)
     assert sweep.numbers("--x", above_zero=False).convert("0") == 0
     assert sweep.counts("--x").convert("0..20") == Range(0, 20)
-    assert set(RECIPES) == set(sweep.RECIPES)

@@ -15,10 +15,9 @@ import pytest
 from torchvision.datasets import CIFAR10, Places365
 
 from memtok.cli.options import DATA_NAMES
-from memtok.cli.options import SPLITS as CLI_SPLITS
-from memtok.data import DATASETS, SPLITS, DataSource, UnreadableImageError, open_data
+from memtok.data import DATASETS, DataSource, UnreadableImageError, open_data
+from memtok.data.choices import AUGMENTATIONS
 from memtok.data.cifar import read_pickle
-from memtok.data.transforms import AUGMENTATIONS
 from memtok.errors import MemtokError
 from tests.data import fakes
 from tests.data.fakes import SCENES, SPECIES, Server
@@ -74,7 +73,6 @@ def everything(data: DataSource) -> list[str]:
 
 def test_what_the_command_line_lists_is_what_there_is() -> None:
     assert tuple(DATASETS) == DATA_NAMES
-    assert CLI_SPLITS == SPLITS
 
 
 def test_the_rows_say_how_the_images_are_varied() -> None:

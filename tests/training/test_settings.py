@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,10 @@ import torch
 from memtok.backbone import Backbone
 from memtok.data import DataSource
 from memtok.errors import MemtokError
+from memtok.training import train
 from memtok.training.recipes import RECIPES
-from memtok.training.settings import LEAST_VALIDATED, Settings, make_plan
+from memtok.training.settings import DEFAULTS, FIXED, LEAST_VALIDATED, SETTINGS, Settings, make_plan
+from memtok.training.state import RunFolder, read_run, write_run
 from tests.training.helpers import new_task, quick
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -46,6 +51,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"log_every": 0}, "log_every"),
     ({"save_every": 0}, "save_every"),
     ({"resume": True}, "out"),
+    ({"overwrite": "yes"}, "overwrite"),
+    ({"accumulate": None}, "accumulate"),
+    ({"seed": True}, "seed"),
+    ({"steps": 10**400}, "steps"),
+    ({"epochs": 10**400}, "epochs"),
+    ({"out": 3}, "out"),
+    ({"compile": "no such backend"}, "compile"),
 ]
 
 
@@ -128,3 +140,35 @@ def test_augmentation_follows_the_data(data: DataSource) -> None:
         plan = make_plan(settings, "memory", cifar100)
         assert (plan.augment, plan.flip) == expected
     assert make_plan(Settings(flip=True), "memory", data).flip
+
+
+def test_train_takes_the_declared_settings_and_says_what_they_mean() -> None:
+    task, data, *keywords = inspect.signature(train).parameters.values()
+    assert [task.name, data.name] == ["task", "data"]
+    assert {one.name: one.default for one in keywords} == DEFAULTS
+    assert all(one.kind is one.KEYWORD_ONLY for one in keywords)
+    words = set(re.findall(r"\w+", train.__doc__ or ""))
+    assert set(SETTINGS) <= words
+
+
+def test_the_record_has_the_settings_that_the_result_depends_on(backbone: Backbone, data: DataSource) -> None:
+    asked = {"steps": 2, "batch_size": 8, "accumulate": 2, "weight_decay": 0.25, "seed": 3, "validate_every": 1}
+    record = quick(new_task(backbone, data), data, **asked).record
+    found = record["hyperparameters"] | {"recipe": record["recipe"], "seed": record["seed"]}
+    assert set(FIXED) - set(found) == {"views"}  # no traces are kept
+    assert asked.items() <= found.items()
+    assert json.dumps(found)
+
+
+def test_a_saved_run_had_the_default_of_a_setting_that_it_does_not_know(
+    backbone: Backbone, data: DataSource, out: Path
+) -> None:
+    quick(new_task(backbone, data), data, steps=4, out=out)
+    path = RunFolder(out).state
+    run = read_run(path)
+    assert run is not None
+    del run.tasks[0].config["accumulate"]
+    write_run(path, run)
+    with pytest.raises(MemtokError, match="accumulate"):
+        quick(new_task(backbone, data), data, steps=4, accumulate=2, out=out, resume=True)
+    assert quick(new_task(backbone, data), data, steps=4, out=out, resume=True).steps == 4

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from memtok.errors import MemtokError
 
@@ -20,15 +19,6 @@ def arguments() -> Iterator[None]:
         yield
     except MemtokError as error:
         raise UsageError(error.message, argument=error.argument) from error
-
-
-def check_pairs(options: Mapping[str, Any]) -> None:
-    """UsageError for options of a training that exclude or require each other. It does not import torch."""
-    from memtok.checks import check_length, check_trace_options
-
-    with arguments():
-        check_length(options["steps"], options["epochs"])
-        check_trace_options(*(options[name] for name in ("keep_traces", "trace_dir", "trace_limit", "views")))
 
 
 def check_spec(spec: str) -> str:

@@ -14,6 +14,8 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from memtok.cli.errors import UsageError, arguments
 from memtok.cli.suggestions import options_like
 from memtok.regular import check_regular
+from memtok.training.settings import DEFAULTS, SETTINGS, Settings, settings_of
+from memtok.values import Number, OneOf, Place, Switch, Values, Whole, YesNo
 
 # What memtok.data knows, without importing it; a test compares the two.
 DATA_NAMES = (
@@ -26,9 +28,6 @@ DATA_NAMES = (
     "places365",
     "sun397",
 )
-SPLITS = ("official", "80-20")
-TRACE_PLACES = ("ram", "disk", "gpu")
-TRACE_OPTIONS = ("keep_traces", "trace_dir", "trace_limit", "views")  # of `add_trace_options`
 
 
 class Parser(ArgumentParser):
@@ -121,26 +120,22 @@ def text(flag: str) -> Kind:
 
 def whole(flag: str, least: int = 0) -> Kind:
     """A whole number of at least `least`."""
-
-    def convert(value: str) -> int:
-        number = int(value)
-        if number < least:
-            raise ValueError
-        return number
-
-    return Kind(flag, f"a whole number of {least} or more", convert)
+    return kind_of(flag, Whole(least))
 
 
 def positive(flag: str) -> Kind:
     """A finite number above zero."""
+    return kind_of(flag, Number(above_zero=True))
 
-    def convert(value: str) -> float:
-        number = float(value)
-        if not (number > 0 and math.isfinite(number)):
-            raise ValueError
-        return number
 
-    return Kind(flag, "a finite number above 0", convert)
+def one_of(flag: str, choices: Sequence[str]) -> Kind:
+    """One of a few words."""
+    return kind_of(flag, OneOf(tuple(choices)))
+
+
+def kind_of(flag: str, values: Values) -> Kind:
+    """What is declared of an argument, for its option."""
+    return text(flag) if isinstance(values, Place) else Kind(flag, values.expected, values.read)
 
 
 def number(flag: str) -> Kind:
@@ -153,17 +148,6 @@ def number(flag: str) -> Kind:
         return found
 
     return Kind(flag, "a finite number", convert)
-
-
-def one_of(flag: str, choices: Sequence[str]) -> Kind:
-    """One of a few words."""
-
-    def convert(value: str) -> str:
-        if value not in choices:
-            raise ValueError
-        return value
-
-    return Kind(flag, f"one of {', '.join(choices)}", convert)
 
 
 def build_parser(command: str, description: str, usage: str, examples: str) -> Parser:
@@ -221,46 +205,65 @@ def add_backbone(parser: Parser, default: str = "") -> None:
     add(parser, "--backbone", None, "SRC", f"the pre-trained model: {sources}{default and f' (default: {default})'}")
 
 
+def add_settings(parser: Parser, command: str) -> None:
+    """The settings of a training that `command` has as options; those that are there already stay as they are."""
+    there = option_names(parser)
+    for name in settings_of(command):
+        if name not in there:
+            add_setting(parser, name)
+
+
+def add_setting(parser: Parser, name: str, *, help: str = "", unset: str = "", default: Any = ...) -> None:
+    """A setting of a training as an option.
+
+    help, unset, default: where a command has others than those that are declared; `unset` says what None means.
+    """
+    declared, flag = SETTINGS[name], f"--{name.replace('_', '-')}"
+    if default is ...:
+        default = None if unset else DEFAULTS[name]
+    words = help or declared.help
+    if default is None and (unset or declared.unset):
+        words += f" (default: {unset or declared.unset})"
+    words = words.replace("%", "%%")  # argparse fills in what stands behind a %
+    if isinstance(declared.values, YesNo):
+        add_yes_no(parser, flag, words)
+    elif isinstance(declared.values, Switch):
+        add_switch(parser, flag, words)
+    else:
+        add(parser, flag, kind_of(flag, declared.values), declared.values.metavar, words, default)
+
+
+def settings_in(options: Namespace, command: str) -> dict[str, Any]:
+    """The settings that were given to `command`, as keyword arguments; UsageError for those that cannot be."""
+    given = {name: options[name] for name in settings_of(command)}
+    found = {name: value for name, value in given.items() if value is not None}
+    with arguments():
+        Settings(**found)
+    return found
+
+
 def add_device(parser: Parser) -> None:
     """`--device` and `--precision`."""
     add(parser, "--device", None, "NAME", "cpu, cuda, cuda:0 ...; auto takes a GPU if there is one", "auto")
-    add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
+    add_setting(parser, "precision")
 
 
-def add_on_bad_image(parser: Parser, default: str = "fail") -> None:
-    """`--on-bad-image`."""
-    kind = one_of("--on-bad-image", ("skip", "fail"))
-    add(parser, "--on-bad-image", kind, "WHAT", "an image that cannot be read: skip it and say so, or fail", default)
+def add_on_bad_image(parser: Parser, default: str) -> None:
+    """`--on-bad-image` with another default."""
+    add_setting(parser, "on_bad_image", default=default)
 
 
 def add_data_options(parser: Parser, workers: bool = True) -> None:
     """`--data-dir`, `--on-bad-image` and perhaps `--workers`."""
-    add(parser, "--data-dir", None, "DIR", "where named data sets lie (default: $MEMTOK_DATA, ~/.cache/memtok/data)")
-    add_on_bad_image(parser)
+    add_setting(parser, "data_dir")
+    add_setting(parser, "on_bad_image")
     if workers:
         add(parser, "--workers", whole("--workers"), "N", "processes that read images; 0 reads in this one", 0)
 
 
-def add_trace_options(parser: Parser) -> None:
-    """`--keep-traces`, `--trace-dir`, `--trace-limit` and `--views`."""
-    kind = one_of("--keep-traces", TRACE_PLACES)
-    add(parser, "--keep-traces", kind, "WHERE", "ram, disk or gpu: run the trunk once per image, not once per epoch")
-    folder = "where they are stored on disk (default: a folder per data set in ~/.cache/memtok/traces)"
-    add(parser, "--trace-dir", None, "DIR", folder)
-    add(
-        parser,
-        "--trace-limit",
-        positive("--trace-limit"),
-        "GB",
-        "maximum size of the cache (default: half of what is free)",
-    )
-    add(parser, "--views", whole("--views", 1), "N", "augmented views cached per image (default: 4)")
-
-
 def add_split(parser: Parser, default: str) -> None:
     """`--split`; `default` says what holds without it."""
-    kind = one_of("--split", SPLITS)
-    add(parser, "--split", kind, "S", f"official parts, or 80-20: test on 20 %% of all images (default: {default})")
+    add_setting(parser, "split", unset=default)
 
 
 def add_json(parser: Parser) -> None:

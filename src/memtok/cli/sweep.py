@@ -8,24 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from memtok.cli.errors import UsageError, arguments, check_pairs, check_spec
+from memtok.cli.errors import UsageError, arguments, check_spec
 from memtok.cli.options import (
     DATA_NAMES,
-    TRACE_OPTIONS,
     Kind,
     Parser,
     add,
     add_backbone,
-    add_data_options,
     add_json,
     add_list,
-    add_split,
+    add_setting,
+    add_settings,
     add_switch,
-    add_trace_options,
     add_yes_no,
     one_of,
     positive,
     require,
+    settings_in,
     whole,
 )
 from memtok.cli.output import check_apart, check_outputs, note, say, table, write_result
@@ -47,7 +46,6 @@ EXAMPLES = """
       --learning-rates 1e-4..1e-1 --weight-decays 1e-4..1e-1 --memory 0..20 --out photos
 """
 
-RECIPES = ("default", "paper", "reproduction")  # what memtok.training knows; a test compares the two
 SHOWN = 20  # lines of the table for each data set
 AXES = ("learning_rates", "weight_decays", *(option.axis for option in OPTIONS), "seeds", "regimes")
 
@@ -57,7 +55,7 @@ def configure(parser: Parser) -> None:
     add_backbone(parser)
     kinds = f"{', '.join(DATA_NAMES)}, or folder:PATH with one folder of images per class; several are swept in turn"
     add_list(parser, "--data", "SPEC", kinds)
-    add_split(parser, "official where there is one, else 80-20; a folder as it is")
+    add_setting(parser, "split")
     add(parser, "--out", None, "DIR", "the folder for all that is written; the same command goes on where it stopped")
     add(parser, "--name", None, "NAME", "what the winner's task is called (default: as the data)")
     rates = "peak rates, or a range such as 1e-4..1e-1 to draw from (default: around the recipe's)"
@@ -82,31 +80,9 @@ def configure(parser: Parser) -> None:
     add_switch(parser, "--keep-all", "keep the task file of every configuration, not only the winner's")
     line = "train heads alone beside the others, as the line to beat, or not (default: yes)"
     add_yes_no(parser, "--compare-head", line)
-    add(parser, "--recipe", one_of("--recipe", RECIPES), "R", ", ".join(RECIPES), "default")
-    add(parser, "--steps", whole("--steps", 1), "N", "steps to train (default: as the recipe says)")
-    add(parser, "--epochs", positive("--epochs"), "X", "the same as times over the data")
-    add(parser, "--batch-size", whole("--batch-size", 1), "N", "images per step (default: as the recipe says)")
-    add(
-        parser,
-        "--accumulate",
-        whole("--accumulate", 1),
-        "N",
-        "micro-batches that a batch is split into, to save memory",
-        1,
-    )
-    augment = one_of("--augment", ("inception", "crop", "none"))
-    add(parser, "--augment", augment, "A", "inception, crop or none (default: fits the data)")
-    add_yes_no(parser, "--flip", "mirror one training image in two, or none (default: fits the data)")
+    add_setting(parser, "seed", help="of order, augmentation and search, shared by all")
+    add_settings(parser, "sweep")
     add(parser, "--image-size", whole("--image-size", 1), "N", "pixels (default: the checkpoint's)")
-    add(parser, "--seed", whole("--seed"), "S", "of order, augmentation and search, shared by all", 0)
-    images = "use so many images of the validation part only, stratified by class (default: all)"
-    add(parser, "--validation-images", whole("--validation-images", 1), "N", images)
-    add(parser, "--device", one_of("--device", ("auto", "cpu", "cuda")), "NAME", "auto, cpu or cuda", "auto")
-    add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
-    add_switch(parser, "--compile", "run trunk and streams through torch.compile; needs a C++ compiler")
-    add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
-    add_data_options(parser, workers=False)
-    add_trace_options(parser)
     add_json(parser)
 
 
@@ -146,11 +122,11 @@ def run(options: Namespace) -> int:
         check_spec(spec)
     if len(set(options.data)) < len(options.data):
         raise UsageError(f"expected every --data once, found {', '.join(options.data)}; leave one out")
-    check_pairs(vars(options))
+    shared = settings_in(options, "sweep")
     check_places(options)
     check_apart(options.data, out=options.out, trace_dir=options.trace_dir)
     check_launch()
-    space, shared = check_settings(options)
+    space = check_space_of(options, shared)
     check_compiler(options)
     from memtok.cli.sources import open_backbone
     from memtok.sweeps import RichSweepListener, sweep
@@ -190,23 +166,10 @@ def check_places(options: Namespace) -> None:
             )
 
 
-def check_settings(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments of `memtok.sweep` for its space, and those that all configurations share, checked."""
+def check_space_of(options: Namespace, shared: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `memtok.sweep` for its space, checked with those that all configurations share."""
     space: dict[str, Any] = {name: axis(options, name) for name in AXES if options[name] is not None}
     space |= {"search": options.search, "trials": options.trials}
-    names: tuple[str, ...] = ("recipe", "steps", "epochs", "batch_size", "accumulate", "augment", "flip", "seed")
-    names += (
-        "validation_images",
-        "device",
-        "precision",
-        "compile",
-        "workers",
-        "on_bad_image",
-        "data_dir",
-        "split",
-        *TRACE_OPTIONS,
-    )
-    shared = {name: options[name] for name in names}
     from memtok.sweeps.settings import SweepSettings, check_space, make_space
 
     with arguments():
@@ -215,7 +178,7 @@ def check_settings(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
         SweepSettings(space=made, out=Path(options.out), halving=options.halving, name=options.name, shared=shared)
         if options.name is not None and len(options.data) > 1:
             raise UsageError(f"expected no --name for {len(options.data)} data sets, found one; leave it out")
-    return space, shared
+    return space
 
 
 def axis(options: Namespace, name: str) -> Axis:

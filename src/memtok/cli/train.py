@@ -9,25 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from memtok.cli.errors import UsageError, arguments, check_pairs, check_spec
+from memtok.cli.errors import UsageError, arguments, check_spec
 from memtok.cli.options import (
     DATA_NAMES,
-    TRACE_OPTIONS,
     Parser,
     add,
     add_backbone,
-    add_data_options,
     add_json,
     add_list,
-    add_split,
-    add_switch,
-    add_trace_options,
-    add_yes_no,
+    add_setting,
+    add_settings,
     number,
     one_of,
-    positive,
     require,
     require_backbone,
+    settings_in,
     whole,
 )
 from memtok.cli.output import check_apart, check_outputs, note_left_out, recall_words, say, table, write_result
@@ -43,7 +39,6 @@ if TYPE_CHECKING:
     from memtok.data import DataSource
     from memtok.training import TrainResult
     from memtok.training.regimes import Trainable
-    from memtok.training.settings import Settings
 
 USAGE = "--backbone SRC --data SPEC --out FILE.safetensors"
 EXAMPLES = """
@@ -69,8 +64,8 @@ def configure(parser: Parser) -> None:
         "SPEC",
         f"{', '.join(DATA_NAMES)}, or folder:PATH with one folder of images per class",
     )
-    add_split(parser, "official where there is one, else 80-20; a folder as it is")
-    add(parser, "--out", None, "FILE", "the task file, FILE.safetensors; state and metrics go into FILE.run beside it")
+    add_setting(parser, "split")
+    add_setting(parser, "out")
     add(parser, "--name", None, "NAME", "what the task is called (default: FILE without its ending)")
     regimes = "; ".join(f"{regime.name}: {regime.trains}" for regime in REGIMES.values())
     add(parser, "--regime", one_of("--regime", tuple(REGIMES)), "R", regimes, "memory")
@@ -81,32 +76,10 @@ def configure(parser: Parser) -> None:
         flag, values = f"--{choice.name.replace('_', '-')}", ", ".join(choice.values)
         add(parser, flag, one_of(flag, choice.values), "P", f"{choice.help}: {values} (default: {choice.values[0]})")
     add_list(parser, "--extends", "FILE", "task files that this task builds upon; they stay as they are")
-    add(parser, "--recipe", one_of("--recipe", RECIPES), "R", ", ".join(RECIPES), "default")
-    add(parser, "--steps", whole("--steps", 1), "N", "steps to train (default: as the recipe says)")
-    add(parser, "--epochs", positive("--epochs"), "X", "the same as times over the data")
-    add(parser, "--batch-size", whole("--batch-size", 1), "N", "images per step (default: as the recipe says)")
-    add(parser, "--learning-rate", positive("--learning-rate"), "X", "peak rate (default: as the recipe says)")
-    add(
-        parser, "--augment", one_of("--augment", AUGMENTATIONS), "A", "inception, crop or none (default: fits the data)"
-    )
-    add_yes_no(parser, "--flip", "mirror one training image in two, or none (default: fits the data)")
-    select = "what the best state is chosen by on the validation images: balanced, the mean recall of the classes"
-    add(parser, "--select", one_of("--select", SELECT), "S", f"{select}; top1, or loss (default: balanced)")
+    add_settings(parser, "train")
     add(parser, "--image-size", whole("--image-size", 1), "N", "pixels (default: the checkpoint's)")
     help = "values of black and white in images with more than 8 bits: 0 4095 for 12 bits (default: 0 65535)"
     add_list(parser, "--pixel-range", "N", help, number("--pixel-range"))
-    add(parser, "--seed", whole("--seed"), "S", "of initial values, order and augmentation", 0)
-    add(parser, "--accumulate", whole("--accumulate", 1), "N", "parts that a batch is cut into, to save memory", 1)
-    add(parser, "--device", one_of("--device", ("auto", "cpu", "cuda")), "NAME", "auto, cpu or cuda", "auto")
-    add(parser, "--precision", one_of("--precision", ("float32", "bf16")), "P", "float32 or bf16", "float32")
-    add_switch(parser, "--compile", "run the model through torch.compile; needs a C++ compiler")
-    add(parser, "--workers", whole("--workers"), "N", "processes that read images (default: fits the device)")
-    add_data_options(parser, workers=False)
-    add_trace_options(parser)
-    head = "train a head alone on the same images too, to see what memory is worth (default: where it costs little)"
-    add_yes_no(parser, "--compare-head", head)
-    add_switch(parser, "--resume", "go on with the run in FILE.run, if there is one")
-    add_switch(parser, "--overwrite", "start anew where FILE.run has a run already")
     add_json(parser)
 
 
@@ -128,12 +101,11 @@ def run(options: Namespace) -> int:
     if options.pixel_range is not None:
         with arguments():
             check_range(options.pixel_range)
-    check_pairs(vars(options))
+    settings = check_settings(options)
     check_spec(options.data)
     check_launch()
     from memtok.training import train
 
-    settings = check_settings(options)
     check_compiler(options)
     trainable, data = prepare(options)
     result = train(trainable, data, progress=True, **settings)
@@ -166,40 +138,13 @@ def part_options(options: Namespace) -> dict[str, Any]:
 
 
 def check_settings(options: Namespace) -> dict[str, Any]:
-    """The arguments of `memtok.train`, checked before anything is loaded."""
+    """The arguments of `memtok.train` for data that are open, checked before anything is loaded."""
     from memtok.checks import check_name
-    from memtok.training.settings import Settings
 
-    settings: dict[str, Any] = {
-        name: options[name]
-        for name in (
-            "recipe",
-            "steps",
-            "epochs",
-            "batch_size",
-            "learning_rate",
-            "augment",
-            "flip",
-            "select",
-            "seed",
-            "accumulate",
-            "device",
-            "precision",
-            "compile",
-            "workers",
-            "compare_head",
-            "resume",
-            "overwrite",
-            "on_bad_image",
-            "data_dir",
-            *TRACE_OPTIONS,
-        )
-    }
-    settings["out"] = Path(options.out)
+    settings = settings_in(options, "train")
+    settings.pop("split", None)
     with arguments():
-        checked: Settings = Settings(**settings)
-        assert checked.out is not None
-        options.name = check_name(options.name or checked.out.stem)
+        options.name = check_name(options.name or Path(options.out).stem)
     return settings
 
 

@@ -25,8 +25,8 @@ _HOMES = {
     "steps_per_epoch": "loader",
     "DataSource": "sources",
     "ImageSet": "sources",
-    "SPLITS": "splits",
-    "AUGMENTATIONS": "transforms",
+    "SPLITS": "choices",
+    "AUGMENTATIONS": "choices",
     "evaluation_transform": "transforms",
     "training_transform": "transforms",
     "from_dataset": "wrapped",
@@ -55,12 +55,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from memtok.data.choices import AUGMENTATIONS, SPLITS
     from memtok.data.datasets import DATASETS, check_spec, check_split, default_data_dir, open_data
     from memtok.data.images import IMAGE_EXTENSIONS, UnreadableImageError, as_rgb, read_image
     from memtok.data.loader import batches, kept_random_state, steps_per_epoch
     from memtok.data.sources import DataSource, ImageSet
-    from memtok.data.splits import SPLITS
-    from memtok.data.transforms import AUGMENTATIONS, evaluation_transform, training_transform
+    from memtok.data.transforms import evaluation_transform, training_transform
     from memtok.data.wrapped import from_dataset
 
 

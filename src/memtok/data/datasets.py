@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from memtok.data.choices import ON_BAD_IMAGE, SPLITS
 from memtok.data.cifar import read_cifar10, read_cifar100
 from memtok.data.folders import open_folder
 from memtok.data.images import Progress, shown
@@ -16,7 +17,7 @@ from memtok.data.mnist import read_digits, read_fashion_mnist, read_mnist
 from memtok.data.places import read_places365
 from memtok.data.published import VALIDATION_FRACTION, NamedSet, in_parts, without_unreadable
 from memtok.data.sources import DataSource
-from memtok.data.splits import SPLITS, check_fraction, check_seed
+from memtok.data.splits import check_fraction, check_seed
 from memtok.data.sun import read_sun397
 from memtok.errors import Argument, MemtokError
 
@@ -65,7 +66,7 @@ def open_data(
     Raises MemtokError for an unknown name, missing or damaged files, a download that fails, a folder that is not made
     of classes, and bad arguments.
     """
-    if on_bad_image not in ("fail", "skip"):
+    if on_bad_image not in ON_BAD_IMAGE:
         raise MemtokError(
             f"expected {Argument('on_bad_image')} 'fail' or 'skip', found {on_bad_image!r}; choose one of them"
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from memtok.checks import composed, new_classes
+from memtok.data.choices import EIGHTY_TWENTY, OFFICIAL
 from memtok.data.file_cache import cache_file
 from memtok.data.finding import holds_images, images_below, look_into, summary
 from memtok.data.images import (
@@ -27,8 +28,6 @@ from memtok.data.images import (
 from memtok.data.parts import part_folders
 from memtok.data.sources import DataSource, FileStore, ImageSet, listing
 from memtok.data.splits import (
-    EIGHTY_TWENTY,
-    OFFICIAL,
     SPLIT_FILE,
     SPLIT_FILE_80_20,
     TEST,

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from memtok.data.choices import EIGHTY_TWENTY, OFFICIAL
 from memtok.data.file_cache import cache_file
 from memtok.data.finding import summary
 from memtok.data.images import LeftOut, Progress, look_at_images
 from memtok.data.sources import DataSource, FileStore, ImageSet
-from memtok.data.splits import EIGHTY_TWENTY, OFFICIAL, TEST_FRACTION, Indices, draw_validation
+from memtok.data.splits import TEST_FRACTION, Indices, draw_validation
 from memtok.errors import MemtokError
 
 logger = logging.getLogger("memtok")

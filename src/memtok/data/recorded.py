@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from memtok.data.choices import EIGHTY_TWENTY, OFFICIAL, SPLITS
 from memtok.data.datasets import check_split, open_data
 from memtok.data.images import Progress
 from memtok.data.sources import DataSource
-from memtok.data.splits import EIGHTY_TWENTY, OFFICIAL, SPLIT_FILE, SPLIT_FILE_80_20, SPLITS, check_fraction, check_seed
+from memtok.data.splits import SPLIT_FILE, SPLIT_FILE_80_20, check_fraction, check_seed
 from memtok.errors import MemtokError
 
 logger = logging.getLogger("memtok")

@@ -32,10 +32,6 @@ TRAIN = "train"
 VALIDATION = "validation"
 TEST = "test"
 
-OFFICIAL, EIGHTY_TWENTY = "official", "80-20"
-SPLITS = (OFFICIAL, EIGHTY_TWENTY)
-"""What can be asked for: the published training and test parts, or a drawn test part of 20 % of all images."""
-
 TEST_FRACTION = 0.2
 
 logger = logging.getLogger("memtok")

@@ -20,14 +20,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from memtok.data.choices import AUGMENTATIONS
 from memtok.data.images import as_rgb
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
 
 Transform = Callable[[Image.Image], Tensor]
-
-
-AUGMENTATIONS = ("inception", "crop", "none")
 
 CROP_MARGIN = 8 / 7
 """`crop` resizes to this multiple of the input size: 224 to 256, the usual ratio of resize and crop."""

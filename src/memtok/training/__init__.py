@@ -1,14 +1,28 @@
-"""Training of tasks and of whole models: recipes, regimes, the loop, exact resume, progress."""
+"""Training of tasks and of whole models: settings, recipes, regimes, the loop, exact resume, progress.
+
+Names are imported when they are first used: the command line reads the settings before it loads torch.
+"""
 
 from __future__ import annotations
 
-from memtok.regimes import REGIMES, Regime
-from memtok.training.loop import train
-from memtok.training.progress import Progress, RichProgress, RunInfo
-from memtok.training.recipes import RECIPES, Recipe
-from memtok.training.regimes import FullModel, create
-from memtok.training.result import TrainResult
-from memtok.training.together import train_together
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# Public name -> module that defines it.
+_HOMES = {
+    "REGIMES": "memtok.regimes",
+    "Regime": "memtok.regimes",
+    "train": "memtok.training.loop",
+    "Progress": "memtok.training.progress",
+    "RichProgress": "memtok.training.progress",
+    "RunInfo": "memtok.training.progress",
+    "RECIPES": "memtok.training.recipes",
+    "Recipe": "memtok.training.recipes",
+    "FullModel": "memtok.training.regimes",
+    "create": "memtok.training.regimes",
+    "TrainResult": "memtok.training.result",
+    "train_together": "memtok.training.together",
+}
 
 __all__ = [
     "RECIPES",
@@ -24,3 +38,24 @@ __all__ = [
     "train",
     "train_together",
 ]
+
+if TYPE_CHECKING:
+    from memtok.regimes import REGIMES, Regime
+    from memtok.training.loop import train
+    from memtok.training.progress import Progress, RichProgress, RunInfo
+    from memtok.training.recipes import RECIPES, Recipe
+    from memtok.training.regimes import FullModel, create
+    from memtok.training.result import TrainResult
+    from memtok.training.together import train_together
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'memtok.training' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

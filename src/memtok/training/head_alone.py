@@ -28,8 +28,8 @@ from memtok.traces import KeptBatch
 from memtok.training.feed import Feed, views_seen
 from memtok.training.recipes import images_seen
 from memtok.training.regimes import Trainable
-from memtok.training.settings import Plan
-from memtok.training.state import BALANCED, Validation
+from memtok.training.settings import BALANCED, Plan
+from memtok.training.state import Validation
 from memtok.training.trainer import Trainer, found
 
 MOST_IMAGES = 0.1  # of those that the run saw, on which the trunk may run for this unless it was asked for

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from memtok.data.loader import steps_per_epoch
+import memtok.data
 from memtok.errors import MemtokError
 
 
@@ -47,7 +47,7 @@ class Recipe:
             return self.steps
         if data is not None and data in self.steps_by_data:
             return self.steps_by_data[data]
-        wanted = self.epochs * steps_per_epoch(images, batch_size)
+        wanted = self.epochs * memtok.data.steps_per_epoch(images, batch_size)
         return min(max(wanted, self.least_steps), self.most_steps)
 
     def warmup(self, steps: int) -> int:
@@ -150,7 +150,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 def images_seen(step: int, images: int, batch_size: int) -> int:
     """Images that the first `step` steps looked at, repetitions counted."""
-    epochs, rest = divmod(step, steps_per_epoch(images, batch_size))
+    epochs, rest = divmod(step, memtok.data.steps_per_epoch(images, batch_size))
     return epochs * images + min(rest * batch_size, images)
 
 

@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memtok.data import DataSource
 from memtok.data.images import LeftOut
 from memtok.data.recorded import recorded_spec
 from memtok.errors import MemtokError
@@ -18,7 +17,7 @@ from memtok.metrics import Score
 from memtok.task import Task
 from memtok.training.recipes import images_seen
 from memtok.training.regimes import FullModel, Trainable, count_parameters
-from memtok.training.settings import Plan
+from memtok.training.setup import Setup
 from memtok.training.state import RunState, Validation
 
 if TYPE_CHECKING:
@@ -80,23 +79,16 @@ class TrainResult:
         return self.model
 
 
-def make_record(
-    trainable: Trainable, data: DataSource, plan: Plan, state: RunState, stored: Validation, device: str
-) -> dict[str, Any]:
-    """How a task was trained, as JSON-able values: data, numbers, versions and metrics, and nothing of the machine.
+def make_record(setup: Setup, state: RunState, number: int, stored: Validation) -> dict[str, Any]:
+    """How task `number` was trained, JSON-able: data, numbers, versions and metrics, and nothing of the machine.
 
     stored: the validation of the state that the record goes with, the best or the last one.
     """
+    trainable, data, plan = setup.tasks[number], setup.data, setup.plans[number]
+    diverged = state.tasks[number].diverged
     trained, total = count_parameters(trainable)
     seen = images_seen(state.step, plan.train_images, plan.batch_size)
-    metrics = {
-        "step": stored.step,
-        "validation_top1": stored.top1,
-        "validation_top5": stored.top5,
-        "validation_balanced": stored.balanced,
-        "validation_loss": stored.loss,
-        "validation_images": plan.validation_images,
-    }
+    metrics = {"step": stored.step, **stored.row(), "validation_images": plan.validation_images}
     hyperparameters = plan.to_dict()
     return {
         "regime": trainable.regime,
@@ -111,13 +103,15 @@ def make_record(
         "hyperparameters": hyperparameters,
         "parameters": {"trained": trained, "total": total},
         "versions": versions(),
-        "device": device,
+        "device": setup.device.type,
         "completed": state.step >= plan.steps,
         "steps": state.step,
         "images_seen": seen,
         "epochs": round(seen / plan.train_images, 4),
         "seconds": round(state.seconds, 3),
-        "metrics": metrics,
+        "metrics": metrics if diverged is None else {"diverged_at": diverged},
+        **({"together": len(setup.tasks)} if setup.together else {}),
+        **setup.feed.record(),
     }
 
 

@@ -1,172 +1,335 @@
-"""What the user asks for, checked whole before any work starts, and what follows from it for one run."""
+"""The settings of a training: each is declared once, here. And what follows from them for one run.
+
+The fields of `Settings` are the keyword arguments of `memtok.train`. The options of the command line and the keys of
+its YAML files are made from them, and so is the configuration that is saved with a run. Importing this module brings
+no torch along.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from memtok.checks import check_length, check_trace_options
-from memtok.data import AUGMENTATIONS, DataSource, check_split, steps_per_epoch
-from memtok.data.loader import check_workers
-from memtok.data.splits import check_seed
+import memtok.data
+from memtok.data.choices import AUGMENTATIONS, ON_BAD_IMAGE, SPLITS
 from memtok.errors import Argument, MemtokError
 from memtok.regimes import REGIMES
-from memtok.training.compiler import check_compile
-from memtok.training.recipes import Recipe, find_recipe
-from memtok.training.state import BALANCED, SELECT
+from memtok.training.recipes import RECIPES, Recipe, find_recipe
+from memtok.values import MOST, Number, OneOf, Place, Switch, Values, Whole, YesNo
+
+if TYPE_CHECKING:
+    import torch
+
+    from memtok.data import DataSource
+    from memtok.training.progress import Progress
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
 TRACE_PLACES = ("ram", "disk", "gpu")
+SELECT = TOP1, BALANCED, LOSS = "top1", "balanced", "loss"
 VIEWS = 4  # of every image that is varied, where its traces are kept
+MOST_VIEWS = 1000  # an epoch shows one
 VALIDATIONS = 10  # of a run, unless told otherwise
 # The validations of a run look at most at this share of the images that it trains on, so they take at most about a
 # third of its time; but each looks at LEAST_VALIDATED images if there are so many.
 VALIDATION_SHARE = 0.5
 LEAST_VALIDATED = 1000
-MOST = 1_000_000_000  # of anything that is counted
-LARGEST = 3.0e38  # near the end of single precision
-SAVE_SECONDS = 60.0  # between saved states, unless told otherwise
-SAVE_SHARE = 0.05  # saving takes at most this share of the time
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is declared of a setting beside its name, type and default.
+
+    values: what it may be; where the default is None it may be None too. help: for the command line. commands: which
+    have it as an option. unset: what holds by default, in words, where the default does not tell.
+    fixed: the result depends on it, so it is in the record, and a run goes on with the same value only. alone: for
+    `train` only, not for tasks that train together.
+    """
+
+    values: Values
+    help: str
+    commands: tuple[str, ...] = ()
+    unset: str = ""
+    fixed: bool = False
+    alone: bool = False
+
+
+def setting(default: Any, values: Values, help: str, *more: Any, **flags: Any) -> Any:
+    """A field of `Settings` with its default and its `Setting`."""
+    return field(default=default, metadata={"setting": Setting(values, help, *more, **flags)})
+
+
+ONE, SWEEP = ("train",), ("train", "sweep")  # commands that have a setting as an option
+GRID, ALL = ("sweep", "reproduce"), ("train", "sweep", "reproduce")
+BY_RECIPE, BY_DATA = "as the recipe says", "fits the data"
+POSITIVE = Number(above_zero=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The arguments of `train`, see there. Making one checks them all; None means: as the recipe has it."""
+    """The keyword arguments of `memtok.train`, which says what they mean. Making one checks them all.
 
-    recipe: str | Recipe = "default"
-    steps: int | None = None
-    epochs: float | None = None
-    batch_size: int | None = None
-    accumulate: int = 1
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "float32"
-    workers: int | None = None
-    augment: str | None = None
-    flip: bool | None = None
-    validate_every: int | None = None
-    validation_images: int | None = None
-    log_every: int | None = None
-    save_every: int | None = None
-    select: str | None = None
-    out: Path | None = None
-    resume: bool = False
-    overwrite: bool = False
-    on_bad_image: str = "fail"
-    data_dir: str | Path | None = None
-    split: str | None = None
-    keep_traces: str | None = None
-    trace_dir: str | Path | None = None
-    trace_limit: float | None = None
-    views: int | None = None
-    compile: bool | str = False
-    compare_head: bool | None = None
+    None stands for what the recipe, the data or the device has.
+    """
+
+    recipe: str | Recipe = setting(
+        "default",
+        OneOf(tuple(sorted(RECIPES)), also=Recipe),
+        "optimizer, rates, length of the run",
+        ALL,
+        fixed=True,
+    )
+    steps: int | None = setting(None, Whole(1), "steps to train", ALL, BY_RECIPE, fixed=True)
+    epochs: float | None = setting(None, POSITIVE, "the same as times over the data", ALL)
+    batch_size: int | None = setting(None, Whole(1), "images per step", ALL, BY_RECIPE, fixed=True)
+    accumulate: int = setting(1, Whole(1), "micro-batches that a batch is split into", ALL, fixed=True)
+    learning_rate: float | None = setting(None, POSITIVE, "peak rate", ONE, BY_RECIPE, fixed=True)
+    weight_decay: float | None = setting(None, Number(), "weight decay of matrices", unset=BY_RECIPE, fixed=True)
+    seed: int = setting(
+        0, Whole(0, 2**63 - 1, "S", also=Integral), "of initial values, order and augmentation", SWEEP, fixed=True
+    )
+    device: str = setting("auto", OneOf(DEVICES), "where to train; auto takes a GPU if there is one", ALL)
+    precision: str = setting("float32", OneOf(PRECISIONS), "of the arithmetic", ALL, fixed=True)
+    workers: int | None = setting(None, Whole(0), "processes that read images", ALL, "fits the device")
+    augment: str | None = setting(
+        None, OneOf(AUGMENTATIONS), "how training images are varied", ALL, BY_DATA, fixed=True
+    )
+    flip: bool | None = setting(None, YesNo(), "mirror one training image in two, or none", ALL, BY_DATA, fixed=True)
+    validate_every: int | None = setting(
+        None, Whole(1), "steps between validations", unset="a tenth of the run", fixed=True, alone=True
+    )
+    validation_images: int | None = setting(
+        None, Whole(1), "use so many images of the validation part only, stratified by class", GRID, "all", fixed=True
+    )
+    log_every: int | None = setting(
+        None, Whole(1), "steps between lines of metrics", unset="a hundredth of the run", fixed=True
+    )
+    save_every: int | None = setting(None, Whole(1), "steps between saved states", unset="a minute", alone=True)
+    select: str | None = setting(
+        None,
+        OneOf(SELECT),
+        "what the best state is chosen by on the validation images; balanced is the mean recall of the classes",
+        ONE,
+        BALANCED,
+        fixed=True,
+        alone=True,
+    )
+    out: str | Path | None = setting(
+        None,
+        Place(),
+        "the task file, FILE.safetensors; state and metrics go into FILE.run beside it",
+        ONE,
+        alone=True,
+    )
+    resume: bool = setting(False, Switch(), "go on with the run in FILE.run, if there is one", ONE, alone=True)
+    overwrite: bool = setting(False, Switch(), "start anew where FILE.run has a run already", ONE, alone=True)
+    on_bad_image: str = setting(
+        "fail", OneOf(ON_BAD_IMAGE), "an image that cannot be read: skip it and say so, or fail", ALL
+    )
+    data_dir: str | Path | None = setting(
+        None, Place("DIR"), "where named data sets lie", ALL, "$MEMTOK_DATA, ~/.cache/memtok/data"
+    )
+    split: str | None = setting(
+        None,
+        OneOf(SPLITS),
+        "official parts, or 80-20: test on 20 % of all images",
+        ALL,
+        "official where there is one, else 80-20; a folder as it is",
+    )
+    keep_traces: str | None = setting(
+        None,
+        OneOf(TRACE_PLACES),
+        "run the trunk once per image, not once per epoch, and keep its features there",
+        ALL,
+    )
+    trace_dir: str | Path | None = setting(
+        None, Place("DIR"), "where they are stored on disk", ALL, "a folder per data set in ~/.cache/memtok/traces"
+    )
+    trace_limit: float | None = setting(
+        None, Number(above_zero=True, unit="GB"), "maximum size of the cache", ALL, "half of what is free"
+    )
+    views: int | None = setting(None, Whole(1), "augmented views cached per image", ALL, str(VIEWS), fixed=True)
+    compile: bool | str = setting(
+        False, Switch(also=object), "run the model through torch.compile; needs a C++ compiler", SWEEP
+    )
+    compare_head: bool | None = setting(
+        None,
+        YesNo(),
+        "train a head alone on the same images too, to see what memory is worth",
+        ONE,
+        "where it costs little",
+        alone=True,
+    )
+    progress: bool | Progress = setting(False, Switch(also=object), "a bar, or an object with the hooks of Progress")
 
     def __post_init__(self) -> None:
+        for name, declared in SETTINGS.items():
+            value = getattr(self, name)
+            if value is not None or DEFAULTS[name] is not None:
+                declared.values.check(name, value)
         find_recipe(self.recipe)
-        for name in (
-            "steps",
-            "batch_size",
-            "accumulate",
-            "validate_every",
-            "validation_images",
-            "log_every",
-            "save_every",
-            "views",
-        ):
-            check_whole(name, getattr(self, name), least=1)
-        check_whole("workers", self.workers, least=0)
-        if self.workers is not None:
-            check_workers(self.workers)
-        check_seed(self.seed)
-        check_number("epochs", self.epochs, above_zero=True)
-        check_number("learning_rate", self.learning_rate, above_zero=True)
-        check_number("weight_decay", self.weight_decay, above_zero=False)
-        check_length(self.steps, self.epochs)
-        check_choice("device", self.device, DEVICES)
-        check_choice("precision", self.precision, PRECISIONS)
-        if self.select is not None:
-            check_choice("select", self.select, SELECT)
-        check_choice("on_bad_image", self.on_bad_image, ("fail", "skip"))
-        if self.augment is not None:
-            check_choice("augment", self.augment, AUGMENTATIONS)
-        if self.flip is not None and not isinstance(self.flip, bool):
-            raise MemtokError(f"expected {Argument('flip')} as True, False or None, found {self.flip!r}; change it")
-        if self.flip and self.augment == "none":
-            raise MemtokError(
-                f"expected {Argument('augment')} inception or crop where {Argument('flip')} is on, found none; leave "
-                "one of them out"
-            )
-        if self.compare_head is not None and not isinstance(self.compare_head, bool):
-            raise MemtokError(
-                f"expected {Argument('compare_head')} as True, False or None, found {self.compare_head!r}; change it"
-            )
-        check_split(self.split)
-        check_compile(self.compile)
-        self.check_traces()
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise MemtokError(
-                f"expected a CUDA device, found none on this machine; use {Argument('device', 'auto')} or 'cpu'"
-            )
-        if self.resume and self.out is None:
-            raise MemtokError(
-                f"expected {Argument('out')} to resume a run, found none; name the task file that the run writes"
-            )
-        if self.resume and self.overwrite:
-            raise MemtokError(
-                f"expected {Argument('resume')} or {Argument('overwrite')}, found both; {Argument('resume')} goes on, "
-                f"{Argument('overwrite')} starts anew"
-            )
-        if self.out is not None:
-            check_out(self.out)
+        check_pairs(self)
+        check_traces(self)
+        check_machine(self)
+        if self.task_file is not None:
+            check_out(self.task_file)
 
-    def check_traces(self) -> None:
-        """MemtokError for options of kept traces that make no sense together."""
-        check_number("trace_limit", self.trace_limit, above_zero=True)
-        if self.keep_traces is not None:
-            check_choice("keep_traces", self.keep_traces, TRACE_PLACES)
-        check_trace_options(self.keep_traces, self.trace_dir, self.trace_limit, self.views)
-        if self.keep_traces == "gpu" and (self.device == "cpu" or not torch.cuda.is_available()):
+    @property
+    def task_file(self) -> Path | None:
+        """`out` as a path."""
+        return None if self.out is None else Path(self.out)
+
+
+SETTINGS: dict[str, Setting] = {each.name: each.metadata["setting"] for each in fields(Settings)}
+DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(Settings)}
+FIXED: tuple[str, ...] = tuple(name for name, declared in SETTINGS.items() if declared.fixed)
+ALONE: tuple[str, ...] = tuple(name for name, declared in SETTINGS.items() if declared.alone)
+
+
+def settings_of(command: str) -> tuple[str, ...]:
+    """The settings that a command has as options."""
+    return tuple(name for name, declared in SETTINGS.items() if command in declared.commands)
+
+
+def check_pairs(settings: Settings) -> None:
+    """MemtokError for settings that exclude or need each other."""
+    steps, epochs = settings.steps, settings.epochs
+    if steps is not None and epochs is not None:
+        raise MemtokError(
+            f"expected {Argument('steps')} or {Argument('epochs')}, found both ({steps} and {epochs}); leave one out"
+        )
+    if settings.flip and settings.augment == "none":
+        raise MemtokError(
+            f"expected {Argument('augment')} inception or crop where {Argument('flip')} is on, found none; leave "
+            "one of them out"
+        )
+    if settings.resume and settings.out is None:
+        raise MemtokError(
+            f"expected {Argument('out')} to resume a run, found none; name the task file that the run writes"
+        )
+    if settings.resume and settings.overwrite:
+        raise MemtokError(
+            f"expected {Argument('resume')} or {Argument('overwrite')}, found both; {Argument('resume')} goes on, "
+            f"{Argument('overwrite')} starts anew"
+        )
+
+
+def check_traces(settings: Settings) -> None:
+    """MemtokError for settings of kept traces that make no sense together, or for views without end."""
+    for name in ("trace_limit", "views"):
+        if getattr(settings, name) is not None and settings.keep_traces is None:
             raise MemtokError(
-                "expected a GPU to keep traces on, found the CPU; keep them in ram or on disk", argument="keep_traces"
+                f"expected {Argument(name)} where traces are kept, found no {Argument('keep_traces')}; give both or "
+                "neither"
             )
+    if settings.trace_dir is not None and settings.keep_traces != "disk":
+        raise MemtokError(
+            f"expected {Argument('trace_dir')} where traces are kept on disk, found "
+            f"{Argument('keep_traces', settings.keep_traces)}; use {Argument('keep_traces', 'disk')}, or leave "
+            f"{Argument('trace_dir')} out"
+        )
+    if settings.views is not None and settings.views > MOST_VIEWS:
+        raise MemtokError(
+            f"expected {Argument('views')} of {MOST_VIEWS:,} at most, found {settings.views:,}; a run shows one of "
+            "them per epoch, so give no more than its epochs"
+        )
+
+
+def check_machine(settings: Settings) -> None:
+    """MemtokError for what other modules check, or this machine lacks. Torch is loaded only where it is asked."""
+    from memtok.data.splits import check_seed
+
+    check_seed(settings.seed)
+    if settings.workers is not None:
+        from memtok.data.loader import check_workers
+
+        check_workers(settings.workers)
+    if not isinstance(settings.compile, bool):  # the name of a backend
+        from memtok.training.compiler import check_compile
+
+        check_compile(settings.compile)
+    if settings.device == "cuda" and not has_gpu():
+        raise MemtokError(
+            f"expected a CUDA device, found none on this machine; use {Argument('device', 'auto')} or 'cpu'"
+        )
+    if settings.keep_traces == "gpu" and (settings.device == "cpu" or not has_gpu()):
+        raise MemtokError(
+            "expected a GPU to keep traces on, found the CPU; keep them in ram or on disk", argument="keep_traces"
+        )
+
+
+def has_gpu() -> bool:
+    """Whether torch finds a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def check_out(out: Path) -> None:
+    """MemtokError unless the task file and the run folder beside it can be written. Leaves nothing behind."""
+    if out.is_dir():
+        raise MemtokError(f"expected a file name for the task, found the folder {out}; name a file in it")
+    if out.exists() and not out.is_file():
+        raise MemtokError(f"expected a regular file for the task, found another thing at {out}; choose another place")
+    if out.suffix != ".safetensors":
+        raise MemtokError(f"expected a file name that ends in .safetensors, found {out}; write {out}.safetensors")
+    run = out.with_suffix(".run")
+    if run.exists() and not run.is_dir():
+        raise MemtokError(
+            f"expected {run} free for the state of the run, found a file there; choose another {Argument('out')}"
+        )
+    folder = Path(os.path.realpath(out)).parent  # a link is written through
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent  # the first that is there; the others are made when the run starts
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".memtok.", suffix=".part"):
+            pass
+    except OSError as error:
+        raise MemtokError(
+            f"expected a folder that can be written for {out}, found: {error.strerror}; choose another place"
+        ) from error
+
+
+def check_whole(name: str, value: int | None, *, least: int) -> None:
+    """MemtokError unless `value` is None or a whole number from `least` to `MOST`."""
+    if value is not None:
+        Whole(least).check(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Every number that the result of a run depends on. All of it goes into the record and must agree on resuming."""
+class Plan(Settings):
+    """The settings of one run with nothing left open, and the numbers that follow from the recipe and the data.
+
+    Those that are fixed, and these numbers, go into the record and must agree on resuming. select is None where the
+    last state is kept; views: those of an image whose traces are kept, rounded to half precision, else None.
+    """
 
     recipe: str
-    optimizer: str
+    steps: int
+    batch_size: int
     learning_rate: float
     weight_decay: float
+    augment: str
+    flip: bool
+    validate_every: int
+    validation_images: int
+    log_every: int
+
+    optimizer: str
     momentum: float
     betas: tuple[float, float]
     clip_norm: float
     warmup: int
-    steps: int
-    batch_size: int
-    accumulate: int
-    seed: int
-    precision: str
-    augment: str
-    flip: bool
     train_images: int
     steps_per_epoch: int
-    validate_every: int
-    validation_images: int
-    log_every: int
-    select: str | None = None  # what the best state is chosen by, one of SELECT; None where the last state is kept
-    views: int | None = None  # fixed views of an image whose traces are kept, rounded to half precision
+
+    def __post_init__(self) -> None:
+        """Settings were checked before a plan is made of them."""
 
     @property
     def part(self) -> int:
@@ -174,13 +337,14 @@ class Plan:
         return math.ceil(min(self.batch_size, self.train_images) / self.accumulate)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; without `views` where no traces are kept, and `select` where no state is chosen."""
-        values = {**asdict(self), "betas": list(self.betas)}
-        return {key: value for key, value in values.items() if value is not None or key not in ("views", "select")}
+        """What goes into the record, as JSON has it; without those that are None."""
+        names = (*FIXED, *(each.name for each in fields(self) if each.name not in SETTINGS))
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in (values | {"betas": list(self.betas)}).items() if value is not None}
 
 
 def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
-    """The numbers of a run, from what the user said, the recipe and the size of the data."""
+    """The plan of a run, from what the user said, the recipe and the size of the data."""
     name, recipe = find_recipe(settings.recipe)
     images = len(data.train)
     batch_size = recipe.batch_size if settings.batch_size is None else settings.batch_size
@@ -189,44 +353,48 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
             f"expected {Argument('accumulate')} of at most the batch size, found {settings.accumulate} parts of "
             f"{batch_size} images; lower it"
         )
-    per_epoch = steps_per_epoch(images, batch_size)
-    if settings.steps is not None:
-        steps = settings.steps
-    elif settings.epochs is not None:
-        steps = max(1, math.ceil(settings.epochs * per_epoch))
-    else:
-        steps = recipe.length(images, batch_size, data.spec)
-    if steps > MOST:
-        raise MemtokError(f"expected a run of {MOST:,} steps at most, found more; lower {Argument('epochs')}")
+    steps = run_length(settings, recipe, data, batch_size)
     validate_every = settings.validate_every or math.ceil(steps / VALIDATIONS)
     peak = recipe.full_learning_rate if REGIMES[regime].whole else recipe.learning_rate
     augment = settings.augment or data.augment
-    views = kept_views(settings, augment)
-    flip = augment != "none" and (data.flip if settings.flip is None else settings.flip)
+    found = {
+        "recipe": name,
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": peak if settings.learning_rate is None else float(settings.learning_rate),
+        "weight_decay": recipe.weight_decay if settings.weight_decay is None else float(settings.weight_decay),
+        "seed": int(settings.seed),
+        "augment": augment,
+        "flip": augment != "none" and (data.flip if settings.flip is None else settings.flip),
+        "validate_every": validate_every,
+        "validation_images": validated_images(settings, data, steps * batch_size, math.ceil(steps / validate_every)),
+        "log_every": settings.log_every or min(max(steps // 100, 1), 50),
+        "select": settings.select or BALANCED,
+        "views": kept_views(settings, augment),
+    }
     return Plan(
-        recipe=name,
+        **{**vars(settings), **found},
         optimizer=recipe.optimizer,
-        learning_rate=peak if settings.learning_rate is None else float(settings.learning_rate),
-        weight_decay=recipe.weight_decay if settings.weight_decay is None else float(settings.weight_decay),
         momentum=recipe.momentum,
         betas=recipe.betas,
         clip_norm=recipe.clip_norm,
         warmup=recipe.warmup(steps),
-        steps=steps,
-        batch_size=batch_size,
-        accumulate=settings.accumulate,
-        seed=int(settings.seed),
-        precision=settings.precision,
-        augment=augment,
-        flip=flip,
         train_images=images,
-        steps_per_epoch=per_epoch,
-        validate_every=validate_every,
-        validation_images=validated_images(settings, data, steps * batch_size, math.ceil(steps / validate_every)),
-        log_every=settings.log_every or min(max(steps // 100, 1), 50),
-        select=settings.select or BALANCED,
-        views=views,
+        steps_per_epoch=memtok.data.steps_per_epoch(images, batch_size),
     )
+
+
+def run_length(settings: Settings, recipe: Recipe, data: DataSource, batch_size: int) -> int:
+    """Steps of the run."""
+    images = len(data.train)
+    if settings.steps is not None:
+        return settings.steps
+    if settings.epochs is None:
+        return recipe.length(images, batch_size, data.spec)
+    steps = max(1, math.ceil(settings.epochs * memtok.data.steps_per_epoch(images, batch_size)))
+    if steps > MOST:
+        raise MemtokError(f"expected a run of {MOST:,} steps at most, found more; lower {Argument('epochs')}")
+    return steps
 
 
 def kept_views(settings: Settings, augment: str) -> int | None:
@@ -257,56 +425,3 @@ def default_workers(device: torch.device) -> int:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, cores - 1)
-
-
-def check_whole(name: str, value: int | None, *, least: int) -> None:
-    """MemtokError unless `value` is None or a whole number from `least` to `MOST`."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise MemtokError(f"expected {Argument(name)} as a whole number of {least} or more, found {value!r}; change it")
-    if value > MOST:
-        raise MemtokError(f"expected {Argument(name)} of {MOST:,} at most, found more; change it")
-
-
-def check_number(name: str, value: float | None, *, above_zero: bool) -> None:
-    """MemtokError unless `value` is None or a number above zero (or from zero on), finite in single precision."""
-    if value is None:
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if number and value > LARGEST:
-        raise MemtokError(f"expected {Argument(name)} of {LARGEST:g} at most, found {value!r}; change it")
-    if not number or value < 0 or (above_zero and value == 0):
-        bound = "above 0" if above_zero else "of 0 or more"
-        raise MemtokError(f"expected {Argument(name)} as a finite number {bound}, found {value!r}; change it")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """MemtokError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise MemtokError(f"expected {Argument(name)} among {', '.join(choices)}, found {value!r}; choose one of these")
-
-
-def check_out(out: Path) -> None:
-    """MemtokError unless the task file and the run folder beside it can be written. Leaves nothing behind."""
-    if out.is_dir():
-        raise MemtokError(f"expected a file name for the task, found the folder {out}; name a file in it")
-    if out.exists() and not out.is_file():
-        raise MemtokError(f"expected a regular file for the task, found another thing at {out}; choose another place")
-    if out.suffix != ".safetensors":
-        raise MemtokError(f"expected a file name that ends in .safetensors, found {out}; write {out}.safetensors")
-    run = out.with_suffix(".run")
-    if run.exists() and not run.is_dir():
-        raise MemtokError(
-            f"expected {run} free for the state of the run, found a file there; choose another {Argument('out')}"
-        )
-    folder = Path(os.path.realpath(out)).parent  # a link is written through
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent  # the first that is there; the others are made when the run starts
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".memtok.", suffix=".part"):
-            pass
-    except OSError as error:
-        raise MemtokError(
-            f"expected a folder that can be written for {out}, found: {error.strerror}; choose another place"
-        ) from error

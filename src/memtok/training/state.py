@@ -26,10 +26,11 @@ from torch import Tensor
 
 from memtok.confusion import ENDINGS
 from memtok.errors import Argument, MemtokError
+from memtok.folders import LOCK
 from memtok.training.saved import Saved, read_saved, write_saved
+from memtok.training.settings import DEFAULTS, FIXED, LOSS, TOP1
 
 CONFUSION = "confusion"
-SELECT = TOP1, BALANCED, LOSS = "top1", "balanced", "loss"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class RunFolder:
     @property
     def state(self) -> Path:
         return self.path / "state.safetensors"
+
+    @property
+    def lock(self) -> Path:
+        """Locked while a run is at work here."""
+        return self.path / LOCK
 
     @property
     def last(self) -> Path:
@@ -96,8 +102,17 @@ class Validation:
     loss: float
     balanced: float | None = None
 
+    def row(self) -> dict[str, Any]:
+        """The same as in a row of metrics and in a record."""
+        return {
+            "validation_top1": self.top1,
+            "validation_top5": self.top5,
+            "validation_balanced": self.balanced,
+            "validation_loss": self.loss,
+        }
+
     def chosen(self, select: str) -> float:
-        """The number that `select` names, one of `SELECT`, so that more is better; top-1 stands for no balanced one."""
+        """The number that `select` names, so that more is better; top-1 where there is no balanced one."""
         if select == LOSS:
             return -self.loss
         return self.top1 if select == TOP1 or self.balanced is None else self.balanced
@@ -263,22 +278,24 @@ def check_same_run(
 ) -> None:
     """MemtokError that names the first difference, unless a saved run was configured as this one is.
 
-    Data are held to what they are, not to what they are called; version 0.1 knew no more than the name. anew: what to
+    Data are held to what they are, not to what they are called; version 0.1 knew no more than the name. A setting that
+    the saved run did not know yet had its default. anew: what to
     do to start anew.
     """
     left_out = "data" if "content" in found else "content"
+    had = {name: DEFAULTS[name] for name in FIXED} | dict(found)
     keys = (found.keys() | expected.keys()) - {left_out}
     for key in sorted(keys, key=lambda key: (key == "content", key)):  # what explains another content comes first
-        if key == "content" and found.get(key) != expected.get(key):
+        if key == "content" and had.get(key) != expected.get(key):
             raise MemtokError(
                 f"expected the images of the run in {folder} to resume it, found others under the same names (or other "
                 f"labels); restore them, or {anew}",
                 argument="data",
             )
-        if found.get(key) != expected.get(key):
+        if had.get(key) != expected.get(key):
             raise MemtokError(
                 f"expected the configuration of the run in {folder} to resume it, found "
-                f"{shown(key, expected.get(key))} where that run has {shown(key, found.get(key))}; use the same, or "
+                f"{shown(key, expected.get(key))} where that run has {shown(key, had.get(key))}; use the same, or "
                 f"{anew}"
             )
 

@@ -8,31 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from memtok.data import DataSource
 from memtok.errors import Argument, MemtokError
-from memtok.folders import locked
 from memtok.surroundings import plain_torch
 from memtok.task import Task
 from memtok.traces import OpenStores
-from memtok.training.compiler import make_compiler
-from memtok.training.device import moved, processes_for
-from memtok.training.feed import make_feed
-from memtok.training.loop import as_found, matching, open_source
-from memtok.training.progress import Progress, RichProgress
-from memtok.training.regimes import check_trainable, frozen_parts
+from memtok.training.progress import Progress
+from memtok.training.regimes import check_trainable
 from memtok.training.result import TrainResult
 from memtok.training.run import Run
-from memtok.training.settings import Settings, make_plan
+from memtok.training.settings import ALONE, Plan, Settings, make_plan
+from memtok.training.setup import set_up
 from memtok.training.state import RunState
-
-OF_ONE_TASK = ("out", "resume", "overwrite", "save_every", "validate_every", "select", "compare_head")
 
 
 @plain_torch()
@@ -64,54 +55,25 @@ def train_together(
     A task that diverged has `diverged_at` set in its result, an accuracy of 0, and its initial values.
     Raises MemtokError for tasks that cannot share a pass and for bad arguments.
     """
-    for name in (*OF_ONE_TASK, "learning_rate", "weight_decay"):
+    for name in (*ALONE, "learning_rate", "weight_decay"):
         if name in shared:
             raise MemtokError(f"expected no {Argument(name)} for tasks trained together, found one; leave it out")
-    settings = Settings(**shared)
+    settings = Settings(progress=progress, **shared)
     check_together(tasks, {"learning_rates": learning_rates, "weight_decays": weight_decays})
-    listener = progress if isinstance(progress, Progress) else RichProgress() if progress else Progress()
-    with ExitStack() as stack:
-        accelerator = processes_for(settings.device, settings.precision)
-        if not accelerator.is_main_process:
-            listener = Progress()
-        stack.callback(listener.close)
-        for task in tasks:
-            stack.enter_context(as_found(task))
-        home = tasks[0].class_tokens.device
-        place = home if settings.device == "auto" and home.type != "cpu" else accelerator.device
-        compiler = make_compiler(settings.compile, place)
-        with accelerator.main_process_first():
-            source = matching(open_source(data, tasks[0], settings, listener), tasks[0])
+
+    def plans(source: DataSource) -> list[Plan]:
         common = replace(make_plan(settings, tasks[0].regime, source), select=None)  # they keep their last state
-        plans = [
-            replace(
-                common,
-                learning_rate=common.learning_rate if learning_rates is None else float(learning_rates[index]),
-                weight_decay=common.weight_decay if weight_decays is None else float(weight_decays[index]),
-            )
-            for index in range(len(tasks))
+        rates = [common.learning_rate] * len(tasks) if learning_rates is None else learning_rates
+        decays = [common.weight_decay] * len(tasks) if weight_decays is None else weight_decays
+        return [
+            replace(common, learning_rate=float(rate), weight_decay=float(decay))
+            for rate, decay in zip(rates, decays, strict=True)
         ]
-        stack.enter_context(moved(modules_of(tasks), place))
-        path = None if state is None else Path(state)
-        if path is not None and accelerator.is_main_process:
-            stack.enter_context(locked(path.parent, lock_of(path).name))
-        feed = make_feed(tasks, source, common, settings, accelerator, place, listener, stores, compiler)
-        stack.enter_context(closing(feed))
-        run = Run(
-            tasks,
-            source,
-            plans,
-            settings,
-            accelerator,
-            place,
-            listener,
-            feed,
-            compiler,
-            state=path,
-            together=True,
-            begun=begun,
-        )
-        return run.run(until)
+
+    path = None if state is None else Path(state)
+    lock = None if path is None else lock_of(path)
+    with set_up(tasks, data, settings, plans, state=path, lock=lock, together=True, stores=stores) as setup:
+        return Run(setup, begun).run(until)
 
 
 def lock_of(state: Path) -> Path:
@@ -141,9 +103,3 @@ def check_together(tasks: Sequence[Task], per_task: Mapping[str, Sequence[float]
         for value in values or ():
             if not math.isfinite(value) or value < 0 or (value == 0 and name == "learning_rates"):
                 raise MemtokError(f"expected finite {Argument(name)} above 0, found {value!r}; change it")
-
-
-def modules_of(tasks: Sequence[Task]) -> list[torch.nn.Module]:
-    """The tasks and all that their passes need, each once."""
-    everything = [part for task in tasks for part in (task, *frozen_parts(task))]
-    return list({id(module): module for module in everything}.values())
