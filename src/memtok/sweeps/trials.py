@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from memtok.digests import sealed, unsealed
-from memtok.errors import MemtokError
-from memtok.files import write_json
+from memtok.digests import read_sealed, write_sealed
 from memtok.intervals import Right
 from memtok.sweeps.space import Configuration
 from memtok.training.state import Validation
@@ -102,22 +99,13 @@ def packed(right: Right | None) -> str | None:
 
 def write_trial(path: Path, trial: Trial) -> None:
     """Writes the record of a configuration, atomically and with a checksum."""
-    write_json(path, sealed(trial.to_dict()))
+    write_sealed(path, trial.to_dict())
 
 
 def read_trial(path: Path) -> Trial | None:
     """What `write_trial` wrote, None where nothing is; MemtokError for another file."""
-    try:
-        return Trial.from_dict(unsealed(json.loads(path.read_text(encoding="utf-8"))))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise MemtokError(f"expected to read {path}, found: {error.strerror}; check its permissions") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise MemtokError(
-            f"expected the record of a configuration (format {FORMAT_VERSION}) in {path}, found something else; delete "
-            "it to train that configuration again"
-        ) from error
+    what = f"the record of a configuration (format {FORMAT_VERSION})"
+    return read_sealed(path, what, Trial.from_dict, "delete it to train that configuration again")
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
