@@ -19,9 +19,10 @@ from memtok.bundle import load_task
 from memtok.data import DataSource, ImageSet
 from memtok.errors import MemtokError
 from memtok.folders import slug
-from memtok.runs import Runs
+from memtok.runs import Listener as RunsListener
+from memtok.runs import Runs, cost
 from memtok.task import Task
-from memtok.training import Progress, TrainResult, create
+from memtok.training import TrainResult, create
 from memtok.training.regimes import Trainable, count_parameters
 from memtok.training.result import versions
 from memtok.training.settings import Settings, default_workers, make_plan
@@ -31,6 +32,7 @@ from memtok_experiments.columns import Column, find_column, find_columns
 from memtok_experiments.records import RunRecord, Score, read_record, write_record
 from memtok_experiments.settings import GridSettings
 
+ALONE = 2.5  # passes of a batch through the trunk that a step of a run takes that trains alone, about
 Extends = Callable[[int], tuple[Task, ...]]
 
 
@@ -52,24 +54,14 @@ class Run:
         return f"{self.column.name}/rate-{self.learning_rate:g}-seed-{self.seed}"
 
 
-class Listener:
-    """What a grid tells while it works. Silent; override what you want to hear."""
-
-    def left(self, amount: float) -> None:
-        """What is left to train on all data sets, in passes of one through the trunk; near enough to tell the time.
-
-        Called before the first run and after each training.
-        """
+class Listener(RunsListener):
+    """What a grid tells while it works: `left` of all data sets, before the first run and after each training."""
 
     def done(self, data: str, runs: Sequence[Run], records: Sequence[RunRecord]) -> None:
         """These were trained (together)."""
 
     def tested(self, data: str, runs: Sequence[Run], records: Sequence[RunRecord]) -> None:
         """These were tested."""
-
-    def training(self) -> Progress:
-        """Who listens to the steps of the next training."""
-        return Progress()
 
 
 class DataRuns(Runs[Run]):
@@ -78,6 +70,8 @@ class DataRuns(Runs[Run]):
     extends: for a seed, the tasks that every composable column extends. trained: called after each training. plan: the
     numbers of every run but its learning rate.
     """
+
+    listener: Listener
 
     def __init__(
         self,
@@ -91,8 +85,8 @@ class DataRuns(Runs[Run]):
         listener: Listener,
         trained: Callable[[], None],
     ) -> None:
-        super().__init__(folder, backbone, source, data)
-        self.settings, self.extends, self.listener, self.trained = settings, extends, listener, trained
+        super().__init__(folder, backbone, source, data, listener)
+        self.settings, self.extends, self.trained = settings, extends, trained
         self.columns = find_columns(settings.columns)
         images = settings.validation_images or len(source.validation)  # the same for every column
         self.training = settings.training() | {"validation_images": images}
@@ -119,14 +113,15 @@ class DataRuns(Runs[Run]):
         return min(alive, key=lambda record: (-record.validation.top1, record.learning_rate)).learning_rate
 
     def left(self) -> float:
-        """What is left to train, in passes of the data through the trunk; a later seed has one run for each column."""
+        """What is left to train, as `cost` counts it; a later seed has one run for each column."""
         first, *others = self.settings.seeds
         missing = [run for run in self.tried(first) if not self.path(run).exists()]
         for seed in others:
             started = {path.parent.name for path in self.folder.glob(f"*/rate-*-seed-{seed}.json")}
             missing += {run.column: run for run in self.tried(seed) if run.column.name not in started}.values()
         shared = sum(map(self.composes, missing))
-        return math.ceil(shared / self.settings.together) + 0.15 * shared + 2.5 * (len(missing) - shared)
+        groups, steps = max(1, math.ceil(shared / self.settings.together)), self.plan.steps
+        return groups * cost(shared / groups, steps) + ALONE * steps * (len(missing) - shared)
 
     # What a run is
 
@@ -158,9 +153,6 @@ class DataRuns(Runs[Run]):
         # Tasks that extend the same one are computed as one family, in which a task that diverges spoils the others.
         size = 1 if runs and self.extends(runs[0].seed) else self.settings.together
         return [list(runs[start : start + size]) for start in range(0, len(runs), size)]
-
-    def begins(self, runs: Sequence[Run], start: int, until: int) -> Progress:
-        return self.listener.training()
 
     def ended(self, runs: Sequence[Run]) -> None:
         self.listener.done(self.spec, runs, [self.record(run) for run in runs])

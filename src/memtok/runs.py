@@ -49,6 +49,22 @@ class Run(Protocol):
 R = TypeVar("R", bound=Run)
 
 
+class Listener:
+    """What many runs tell while they train. Silent; override what you want to hear."""
+
+    def left(self, amount: float) -> None:
+        """What is left to train, as `cost` counts it; near enough to tell the time."""
+
+    def training(self, runs: Sequence[Any], start: int, until: int) -> Progress:
+        """A training of these begins, from one step to another; returns who listens to its steps."""
+        return Progress()
+
+
+def cost(together: float, steps: int) -> float:
+    """What so many steps take of runs that train together, in passes of a batch through the trunk; near enough."""
+    return steps * (1 + 0.1 * together) if together else 0.0
+
+
 class Runs(ABC, Generic[R]):
     """The runs on one data set, in a folder that this process keeps `locked` while it trains.
 
@@ -56,8 +72,9 @@ class Runs(ABC, Generic[R]):
     named. stores: of kept traces, which the first pass fills for all others.
     """
 
-    def __init__(self, folder: Path, backbone: Backbone, source: DataSource, spec: str) -> None:
+    def __init__(self, folder: Path, backbone: Backbone, source: DataSource, spec: str, listener: Listener) -> None:
         self.folder, self.backbone, self.source, self.spec = folder, backbone, source, spec
+        self.listener = listener
         self.states = folder / "passes"
         self.stores = OpenStores()
 
@@ -82,10 +99,6 @@ class Runs(ABC, Generic[R]):
     @abstractmethod
     def passes(self, runs: Sequence[R]) -> list[list[R]]:
         """Runs that compose, divided into those that train together."""
-
-    @abstractmethod
-    def begins(self, runs: Sequence[R], start: int, until: int) -> Progress:
-        """A training of these begins, from one step to another; returns who listens to its steps."""
 
     @abstractmethod
     def ended(self, runs: Sequence[R]) -> None:
@@ -122,19 +135,15 @@ class Runs(ABC, Generic[R]):
             "split": self.source.split_digest,
             "images": self.content if found["images"] else "",
         }
+        restore = f"restore the data, or use another {Argument('out')}"
+        advice = {"run": "delete it to train the run again", "split": f"give {Argument('split')} as it was, {restore}"}
         for what, value in wanted.items():
-            if found[what] == value:
-                continue
-            advice = f"restore the data, or use another {Argument('out')}"
-            if what == "run":
-                advice = "delete it to train the run again"
-            elif what == "split":
-                advice = f"give {Argument('split')} as it was, {advice}"
-            raise MemtokError(
-                f"expected the record of a run in {path} of the {what} {value[:40]}, found {found[what][:40]}; "
-                + advice,
-                argument={"images": "data"}.get(what),
-            )
+            if found[what] != value:
+                raise MemtokError(
+                    f"expected the record of a run in {path} of the {what} {value[:40]}, found {found[what][:40]}; "
+                    + advice.get(what, restore),
+                    argument="data" if what == "images" else None,
+                )
 
     # Work
 
@@ -187,7 +196,7 @@ class Runs(ABC, Generic[R]):
             until=until,
             begun=begun,
             stores=self.stores,
-            progress=self.begins(group, begun.step if begun else 0, until),
+            progress=self.listener.training(group, begun.step if begun else 0, until),
             **self.arguments(group[0]),
         )
         for run, result in zip(group, results, strict=True):
@@ -207,7 +216,7 @@ class Runs(ABC, Generic[R]):
                 resume=folder.state.exists(),
                 validate_every=until,  # the last state counts, as it does for those that train together
                 compare_head=False,
-                progress=self.begins([run], 0, until),
+                progress=self.listener.training([run], 0, until),
                 **self.arguments(run),
             )
         except DivergedError:

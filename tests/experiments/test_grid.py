@@ -362,7 +362,7 @@ def test_a_group_that_was_killed_goes_on_as_the_group_it_was(
     whole = by_run(Grid(settings(tmp_path / "a"), backbone).run())
 
     class Killed(Listener):
-        def training(self) -> TrainingRecorder:
+        def training(self, *_: Any) -> TrainingRecorder:
             return TrainingRecorder(stop=3)
 
     with pytest.raises(KeyboardInterrupt):
@@ -370,7 +370,7 @@ def test_a_group_that_was_killed_goes_on_as_the_group_it_was(
     steps = TrainingRecorder()
 
     class Watched(Recorder):
-        def training(self) -> TrainingRecorder:
+        def training(self, *_: Any) -> TrainingRecorder:
             return steps
 
     # A column that is asked for in addition does not start the others anew.

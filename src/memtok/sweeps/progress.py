@@ -9,12 +9,12 @@ from rich.console import Console
 
 from memtok.display import counted, percent, shown_bytes
 from memtok.meter import Meter, print_line
-from memtok.sweeps.space import Configuration
+from memtok.runs import Listener, cost
 from memtok.sweeps.trials import Trial
 from memtok.training.progress import Progress, RichProgress, RunInfo
 
 
-class SweepListener:
+class SweepListener(Listener):
     """Says nothing. Override what you want to hear."""
 
     def reading(self, done: int, total: int) -> None:
@@ -29,13 +29,6 @@ class SweepListener:
         need: bytes of the largest pass, of `limit`. rungs: steps after which the worse ones stop.
         """
 
-    def left(self, amount: float) -> None:
-        """What is left to train on this data set, in steps of one configuration and of the trunk; near enough."""
-
-    def training(self, configurations: Sequence[Configuration], start: int, until: int) -> Progress:
-        """A pass begins, from one step to another; returns who listens to its steps."""
-        return Progress()
-
     def validated(self, data: str, trials: Sequence[Trial], best: Trial | None) -> None:
         """A pass is over; best: of all that finished or were looked at so far."""
 
@@ -44,11 +37,6 @@ class SweepListener:
 
     def close(self) -> None:
         """The sweep ended, well or not. Called once."""
-
-
-def cost(configurations: float, steps: int) -> float:
-    """What a pass takes, in passes of a batch through the trunk; near enough to tell the time left."""
-    return steps * (1 + 0.1 * configurations) if configurations else 0.0
 
 
 class RichSweepListener(SweepListener):
@@ -85,7 +73,7 @@ class RichSweepListener(SweepListener):
         if amount:
             self.meter = Meter(self.console, "sweep", amount, counted=False)
 
-    def training(self, configurations: Sequence[Configuration], start: int, until: int) -> Progress:
+    def training(self, configurations: Sequence[Any], start: int, until: int) -> Progress:
         self.running = f"{counted(len(configurations), 'configuration')}, steps {start + 1:,} to {until:,}"
         if not self.console.is_terminal:
             self.message(self.running)

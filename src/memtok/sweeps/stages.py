@@ -18,16 +18,15 @@ from memtok.backbone import Backbone
 from memtok.data import DataSource
 from memtok.folders import slug
 from memtok.parts import parameters
-from memtok.runs import Runs
+from memtok.runs import Runs, cost
 from memtok.sweeps.halving import find_rungs, going_on
 from memtok.sweeps.memory import Budget, Sizes, find_limit
-from memtok.sweeps.progress import SweepListener, cost
+from memtok.sweeps.progress import SweepListener
 from memtok.sweeps.settings import SweepSettings
 from memtok.sweeps.space import Configuration
 from memtok.sweeps.trials import Trial, packed, ranked, read_trial, write_trial
 from memtok.task import Task
 from memtok.training.feed import traces_in_memory
-from memtok.training.progress import Progress
 from memtok.training.regimes import Trainable
 from memtok.training.result import TrainResult
 from memtok.training.settings import Settings, make_plan
@@ -40,6 +39,8 @@ class Stages(Runs[Configuration]):
     name: of the tasks that are written. plan: every number of a run but those of its configuration. eta: of successive
     halving, None for none. heads: the line to beat, which is not stopped early. budget: the memory of a pass.
     """
+
+    listener: SweepListener
 
     def __init__(
         self,
@@ -54,8 +55,8 @@ class Stages(Runs[Configuration]):
         listener: SweepListener,
     ) -> None:
         """training: arguments of `train_together` that all share."""
-        super().__init__(settings.out / "runs" / slug(spec), backbone, source, spec)
-        self.name, self.eta, self.heads, self.listener = name, settings.halving, settings.heads(), listener
+        super().__init__(settings.out / "runs" / slug(spec), backbone, source, spec, listener)
+        self.name, self.eta, self.heads = name, settings.halving, settings.heads()
         self.training = training | {"validation_images": training.get("validation_images") or len(source.validation)}
         wanted = Settings(**self.training)
         self.plan = make_plan(wanted, "memory", source)
@@ -206,9 +207,6 @@ class Stages(Runs[Configuration]):
         return going
 
     # What to tell
-
-    def begins(self, configurations: Sequence[Configuration], start: int, until: int) -> Progress:
-        return self.listener.training(configurations, start, until)
 
     def ended(self, configurations: Sequence[Configuration]) -> None:
         self.listener.validated(self.spec, [self.trial(each) for each in configurations], self.best())

@@ -58,38 +58,18 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` reads it back."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "name": self.configuration.name,
-            "configuration": self.configuration.to_dict(),
-            "state": self.state,
-            "looks": [asdict(look) for look in self.looks],
-            "trained_parameters": self.trained_parameters,
-            "seconds": self.seconds,
-            "diverged_at": self.diverged_at,
-            "data": self.data,
-            "split": self.split,
-            "fingerprint": self.fingerprint,
-            "right": self.right,
-            "content": self.content,
-        }
+        return {"format_version": FORMAT_VERSION, "name": self.configuration.name, **asdict(self)}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Trial:
         """Raises ValueError, TypeError or KeyError for anything that `to_dict` did not give."""
+        given = {name: one for name, one in value.items() if name not in ("format_version", "name")}
         if value["format_version"] != FORMAT_VERSION or value["state"] not in STATES:
             raise ValueError("another format")
-        names = ("state", "trained_parameters", "seconds", "diverged_at", "data", "split", "fingerprint")
-        unknown = set(value) - {"format_version", "name", "configuration", "looks", "right", "content", *names}
-        if unknown:
-            raise ValueError(f"the unknown {min(unknown)!r}")
-        return cls(
-            content=value.get("content", ""),
-            configuration=Configuration.of(value["configuration"]),
-            looks=tuple(Validation(**look) for look in value["looks"]),
-            right=value.get("right") and bytes.fromhex(value["right"]).hex(),  # earlier versions did not keep it
-            **{name: value[name] for name in names},
-        )
+        given["configuration"] = Configuration.of(value["configuration"])
+        given["looks"] = tuple(Validation(**look) for look in value["looks"])
+        given["right"] = value.get("right") and bytes.fromhex(value["right"]).hex()  # earlier versions did not keep it
+        return cls(**given)
 
 
 def packed(right: Right | None) -> str | None:
