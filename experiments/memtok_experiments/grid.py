@@ -131,8 +131,7 @@ class Grid:
         for group in [shared] * bool(shared) + [[run] for run in alone]:
             tested = []
             for run, found in zip(group, self.test(runs, group), strict=True):
-                score = Score(top1=found.top1, top5=found.top5, images=found.images)
-                tested.append(records[run].tested(score))
+                tested.append(records[run].tested(Score(top1=found.top1, top5=found.top5, images=found.images)))
                 write_record(runs.path(run), tested[-1])
             self.listener.tested(runs.spec, group, tested)
 

@@ -25,7 +25,7 @@ from memtok.task import Task
 from memtok.training import TrainResult, create
 from memtok.training.regimes import Trainable, count_parameters
 from memtok.training.result import versions
-from memtok.training.settings import Settings, default_workers, make_plan
+from memtok.training.settings import default_workers
 from memtok.training.state import read_run, write_run
 from memtok.training.together import lock_of
 from memtok_experiments.columns import Column, find_column, find_columns
@@ -67,8 +67,7 @@ class Listener(RunsListener):
 class DataRuns(Runs[Run]):
     """The runs of a grid on one data set.
 
-    extends: for a seed, the tasks that every composable column extends. trained: called after each training. plan: the
-    numbers of every run but its learning rate.
+    extends: for a seed, the tasks that every composable column extends. trained: called after each training.
     """
 
     listener: Listener
@@ -85,12 +84,9 @@ class DataRuns(Runs[Run]):
         listener: Listener,
         trained: Callable[[], None],
     ) -> None:
-        super().__init__(folder, backbone, source, data, listener)
+        super().__init__(folder, backbone, source, data, settings.training(), listener)
         self.settings, self.extends, self.trained = settings, extends, trained
         self.columns = find_columns(settings.columns)
-        images = settings.validation_images or len(source.validation)  # the same for every column
-        self.training = settings.training() | {"validation_images": images}
-        self.plan = make_plan(Settings(**self.training), self.columns[0].regime, source)
 
     def tried(self, seed: int) -> list[Run]:
         """Every column at all its rates."""
@@ -208,16 +204,9 @@ class DataRuns(Runs[Run]):
         """
         for path in sorted(self.folder.glob("*/rate-*.json")):
             record = read_record(path)
-            self.check_record(
-                path,
-                {
-                    "run": Run(find_column(record.column), record.learning_rate, record.seed).name,
-                    "data": record.data,
-                    "backbone": record.fingerprint,
-                    "split": record.split["digest"],
-                    "images": record.split.get("content", ""),
-                },
-            )
+            name = Run(find_column(record.column), record.learning_rate, record.seed).name
+            digest, content = record.split["digest"], record.split.get("content", "")
+            self.check_record(path, name, record.data, record.fingerprint, digest, content)
 
     def take_over(self) -> None:
         """Takes over the states of passes that earlier versions left, whose runs are listed in a file beside each."""

@@ -9,7 +9,7 @@ from typing import Any
 from memtok.errors import Argument, MemtokError
 from memtok.folders import check_outside
 from memtok.preprocessing import Preprocessing
-from memtok.sweeps.settings import usual_rates
+from memtok.sweeps.settings import OF_RUN, usual_rates
 from memtok_experiments.columns import PAPER_COLUMNS, Column, find_columns
 
 
@@ -95,14 +95,11 @@ class GridSettings:
 
     def training(self) -> dict[str, Any]:
         """The arguments of `train` that all runs share."""
-        names: tuple[str, ...] = ("recipe", "steps", "epochs", "batch_size", "accumulate", "augment", "flip")
-        names += ("validation_images", "device", "precision", "workers", "on_bad_image", "data_dir")
+        names = (*OF_RUN, "device", "workers", "on_bad_image", "data_dir")
         return {name: getattr(self, name) for name in names}
 
     def fixed(self, fingerprint: str, preprocessing: Preprocessing) -> dict[str, Any]:
         """What must be the same whenever the grid in `out` goes on, as JSON-able values."""
-        names: tuple[str, ...] = ("recipe", "steps", "epochs", "batch_size", "accumulate", "split", "augment", "flip")
-        names += ("validation_images", "test_images", "precision")
         # Where traces are kept may change, not whether: what is trained on is rounded.
         kept = {} if self.keep_traces is None else {"kept_traces": {"views": self.views}}
         return {
@@ -110,7 +107,7 @@ class GridSettings:
             "image_size": list(preprocessing.image_size),
             "preprocessing": preprocessing.to_dict(),  # no fingerprint tells it
             "first_seed": self.seeds[0],
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in (*OF_RUN, "split", "test_images")},
             **kept,
         }
 

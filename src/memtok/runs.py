@@ -29,6 +29,7 @@ from memtok.training.loop import train
 from memtok.training.progress import Progress
 from memtok.training.regimes import Trainable
 from memtok.training.result import TrainResult
+from memtok.training.settings import Settings, make_plan
 from memtok.training.state import RunFolder, RunState, joined, read_run
 from memtok.training.together import train_together
 
@@ -69,11 +70,23 @@ class Runs(ABC, Generic[R]):
     """The runs on one data set, in a folder that this process keeps `locked` while it trains.
 
     A subclass says what a run trains, what its record holds, and how many train together. spec: the data as they were
-    named. stores: of kept traces, which the first pass fills for all others.
+    named. training: arguments of `train` that all share, and plan: what follows from them, but for rate and decay.
+    stores: of kept traces, which the first pass fills for all others.
     """
 
-    def __init__(self, folder: Path, backbone: Backbone, source: DataSource, spec: str, listener: Listener) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        backbone: Backbone,
+        source: DataSource,
+        spec: str,
+        training: Mapping[str, Any],
+        listener: Listener,
+    ) -> None:
         self.folder, self.backbone, self.source, self.spec = folder, backbone, source, spec
+        images = training.get("validation_images") or len(source.validation)  # the same for all
+        self.training = {**training, "validation_images": images}
+        self.plan = make_plan(Settings(**self.training), "memory", source)
         self.listener = listener
         self.states = folder / "passes"
         self.stores = OpenStores()
@@ -83,10 +96,6 @@ class Runs(ABC, Generic[R]):
     @abstractmethod
     def create(self, run: R) -> Trainable:
         """What a run trains, with its initial values. Tasks that train together are called as their runs."""
-
-    @abstractmethod
-    def arguments(self, run: R) -> dict[str, Any]:
-        """The arguments of `train` and `train_together`, but for its rates, that a run has in common with its pass."""
 
     @abstractmethod
     def is_at(self, run: R, step: int) -> bool:
@@ -103,6 +112,10 @@ class Runs(ABC, Generic[R]):
     @abstractmethod
     def ended(self, runs: Sequence[R]) -> None:
         """These were trained, and their records are written."""
+
+    def arguments(self, run: R) -> dict[str, Any]:
+        """The arguments of `train` and `train_together` that a run has in common with its pass."""
+        return self.training
 
     def composes(self, run: R) -> bool:
         """Whether a run may train together with others; otherwise it trains alone, from its start to its end."""
@@ -123,24 +136,19 @@ class Runs(ABC, Generic[R]):
         """The digest of the images that are trained and validated on."""
         return training_content(self.source)
 
-    def check_record(self, path: Path, found: Mapping[str, str]) -> None:
+    def check_record(self, path: Path, *found: str) -> None:
         """MemtokError unless the record in `path` is of the run that its name says, of these data and this backbone.
 
-        found: its `run`, `data`, `backbone`, `split` and `images`, these empty where version 0.1 wrote it.
+        found: its run, data, backbone, split and images, these empty where version 0.1 wrote it.
         """
-        wanted = {
-            "run": path.relative_to(self.folder).with_suffix("").as_posix(),
-            "data": self.spec,
-            "backbone": self.backbone.fingerprint,
-            "split": self.source.split_digest,
-            "images": self.content if found["images"] else "",
-        }
+        name = path.relative_to(self.folder).with_suffix("").as_posix()
+        wanted = name, self.spec, self.backbone.fingerprint, self.source.split_digest, self.content
         restore = f"restore the data, or use another {Argument('out')}"
         advice = {"run": "delete it to train the run again", "split": f"give {Argument('split')} as it was, {restore}"}
-        for what, value in wanted.items():
-            if found[what] != value:
+        for what, here, value in zip(("run", "data", "backbone", "split", "images"), found, wanted, strict=True):
+            if here != value and (here or what != "images"):
                 raise MemtokError(
-                    f"expected the record of a run in {path} of the {what} {value[:40]}, found {found[what][:40]}; "
+                    f"expected the record of a run in {path} of the {what} {value[:40]}, found {here[:40]}; "
                     + advice.get(what, restore),
                     argument="data" if what == "images" else None,
                 )

@@ -77,7 +77,7 @@ class RichSweepListener(SweepListener):
         self.running = f"{counted(len(configurations), 'configuration')}, steps {start + 1:,} to {until:,}"
         if not self.console.is_terminal:
             self.message(self.running)
-        self._show()
+        self.show()
         return _Steps(self, len(configurations), start)
 
     @property
@@ -85,18 +85,18 @@ class RichSweepListener(SweepListener):
         """How much of what was left is done."""
         return 0.0 if self.meter is None else self.meter.done
 
-    def advanced(self, amount: float, speed: str | None = None) -> None:
-        """Moves the bar to `amount` of what was left."""
-        self.speed = self.speed if speed is None else speed
+    def show(self, done: float | None = None) -> None:
+        """Shows the figures beside the bar, which moves to `done` of what was left."""
         if self.meter is not None:
-            self.meter.tick()  # of the step before
-            self.meter.move(amount)
-        self._show()
+            if done is not None:
+                self.meter.tick()  # of the step before
+            figures = self.best, self.running, self.speed
+            self.meter.move(self.meter.done if done is None else done, figures=figures)
 
     def validated(self, data: str, trials: Sequence[Trial], best: Trial | None) -> None:
         if best is not None and best.last is not None:
             self.best = f"best {percent(best.last.top1, 1)} ({best.configuration.name})"
-        self._show()
+        self.show()
         if not self.console.is_terminal:
             left = [] if self.meter is None else self.meter.time_left()
             self.message("; ".join([f"{data}: {self.best or 'all diverged so far'}", *left]))
@@ -109,11 +109,6 @@ class RichSweepListener(SweepListener):
         if self.meter is not None:
             self.meter.close()
         self.meter = None
-
-    def _show(self) -> None:
-        """The figures beside the bar."""
-        if self.meter is not None:
-            self.meter.move(self.meter.done, figures=(self.best, self.running, self.speed))
 
 
 class _Steps(Progress):
@@ -130,11 +125,12 @@ class _Steps(Progress):
         self.step(info.start_step)
 
     def step(self, step: int) -> None:
-        self.listener.advanced(self.before + cost(self.configurations, step - self.begin))
+        self.listener.show(self.before + cost(self.configurations, step - self.begin))
 
     def validating(self, done: int, total: int) -> None:
-        self.listener.advanced(self.listener.done, f"validating {percent(done / total, 0)}")
+        self.listener.speed = f"validating {percent(done / total, 0)}"
+        self.listener.show(self.listener.done)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        figures = f"{row['images_per_second']:,.0f} images/s"
-        self.listener.advanced(self.before + cost(self.configurations, row["step"] - self.begin), figures)
+        self.listener.speed = f"{row['images_per_second']:,.0f} images/s"
+        self.step(row["step"])

@@ -19,18 +19,8 @@ RATE_SPAN = 10.0  # a search draws from the recipe's rate over this to the rate 
 PER_CONFIGURATION = ("learning_rate", "weight_decay")
 PER_TASK = ("out", "resume", "overwrite", "save_every", "validate_every", "select")
 OF_OPENING = ("data_dir", "split", "on_bad_image")
-FIXED: tuple[str, ...] = (
-    "recipe",
-    "steps",
-    "epochs",
-    "batch_size",
-    "accumulate",
-    "augment",
-    "flip",
-    "validation_images",
-    "precision",
-)
-FIXED += ("seed", "split")
+OF_RUN: tuple[str, ...] = ("recipe", "steps", "epochs", "batch_size", "accumulate", "augment", "flip")
+OF_RUN += ("validation_images", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +96,7 @@ class SweepSettings:
         from memtok.training.settings import VIEWS, Settings
 
         settings = asdict(Settings(**self.shared))
-        found: dict[str, Any] = {name: settings[name] for name in FIXED}
+        found: dict[str, Any] = {name: settings[name] for name in (*OF_RUN, "seed", "split")}
         if settings["keep_traces"] is not None:  # where they are kept may change, not what is trained on
             found["views"] = settings["views"] or (1 if settings["augment"] == "none" else VIEWS)
         found |= {"backbone": fingerprint, "image_size": list(preprocessing.image_size), "halving": self.halving}

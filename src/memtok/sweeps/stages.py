@@ -29,15 +29,15 @@ from memtok.task import Task
 from memtok.training.feed import traces_in_memory
 from memtok.training.regimes import Trainable
 from memtok.training.result import TrainResult
-from memtok.training.settings import Settings, make_plan
+from memtok.training.settings import Settings
 from memtok.training.state import Validation
 
 
 class Stages(Runs[Configuration]):
     """The configurations of one data set.
 
-    name: of the tasks that are written. plan: every number of a run but those of its configuration. eta: of successive
-    halving, None for none. heads: the line to beat, which is not stopped early. budget: the memory of a pass.
+    name: of the tasks that are written. eta: of successive halving, None for none. heads: the line to beat, which is
+    not stopped early. budget: the memory of a pass.
     """
 
     listener: SweepListener
@@ -54,12 +54,8 @@ class Stages(Runs[Configuration]):
         device: torch.device,
         listener: SweepListener,
     ) -> None:
-        """training: arguments of `train_together` that all share."""
-        super().__init__(settings.out / "runs" / slug(spec), backbone, source, spec, listener)
+        super().__init__(settings.out / "runs" / slug(spec), backbone, source, spec, training, listener)
         self.name, self.eta, self.heads = name, settings.halving, settings.heads()
-        self.training = training | {"validation_images": training.get("validation_images") or len(source.validation)}
-        wanted = Settings(**self.training)
-        self.plan = make_plan(wanted, "memory", source)
         sizes = Sizes.of(
             backbone,
             images=-(-self.plan.batch_size // self.plan.accumulate),
@@ -67,7 +63,8 @@ class Stages(Runs[Configuration]):
             optimizer=self.plan.optimizer,
             precision=self.plan.precision,
         )
-        limit = find_limit(device, settings.memory_limit, traces_in_memory(backbone, self.plan, wanted, device))
+        traces = traces_in_memory(backbone, self.plan, Settings(**self.training), device)
+        limit = find_limit(device, settings.memory_limit, traces)
         self.budget = Budget(sizes, backbone, limit, settings.together)
 
     # Records
@@ -78,16 +75,8 @@ class Stages(Runs[Configuration]):
         found = read_trial(path)
         if found is None:
             return self.fresh(configuration)
-        self.check_record(
-            path,
-            {
-                "run": found.configuration.name,
-                "data": found.data,
-                "backbone": found.fingerprint,
-                "split": found.split,
-                "images": found.content,
-            },
-        )
+        name = found.configuration.name
+        self.check_record(path, name, found.data, found.fingerprint, found.split, found.content)
         return found
 
     def fresh(self, configuration: Configuration) -> Trial:
@@ -132,9 +121,6 @@ class Stages(Runs[Configuration]):
             seed=configuration.seed,
         )
 
-    def arguments(self, configuration: Configuration) -> dict[str, Any]:
-        return self.training
-
     def passes(self, configurations: Sequence[Configuration]) -> list[list[Configuration]]:
         return self.budget.passes(configurations)
 
@@ -173,19 +159,16 @@ class Stages(Runs[Configuration]):
         share: how much of all the work that is left this is, for telling the time. heads: those that are trained beside
         them, only to be compared with.
         """
-        ends = (*self.rungs(len(configurations)), self.plan.steps)
+        steps = self.plan.steps
+        ends = (*find_rungs(self.eta, count=len(configurations), steps=steps, warmup=self.plan.warmup), steps)
         living, start = [*configurations, *heads], 0
         self.announce(living, ends, share)
         for until in ends:
             self.train(living, until, start)
-            if until != self.plan.steps:
+            if until != steps:
                 living, start = self.survivors(living, until), until
         self.clear()
         return [self.trial(each) for each in (*configurations, *heads)]
-
-    def rungs(self, count: int) -> tuple[int, ...]:
-        """The steps after which the worse ones stop."""
-        return find_rungs(self.eta, count=count, steps=self.plan.steps, warmup=self.plan.warmup)
 
     def survivors(self, living: Sequence[Configuration], rung: int) -> list[Configuration]:
         """The best at a rung that did not diverge, in the order of the space; the others are marked as stopped.
