@@ -193,13 +193,12 @@ class Runs(ABC, Generic[R]):
     def train_together(self, group: Sequence[R], until: int, begun: RunState | None) -> None:
         """Trains a group to step `until` over one pass of the trunk, and writes the records."""
         tasks = [task for task in map(self.create, group) if isinstance(task, Task)]
-        decays = [run.weight_decay for run in group if run.weight_decay is not None]
         key = hashlib.sha256("/".join(run.name for run in group).encode()).hexdigest()[:12]
         results = train_together(
             tasks,
             self.source,
             learning_rates=[run.learning_rate for run in group],
-            weight_decays=decays or None,
+            weight_decays=[self.plan.weight_decay if run.weight_decay is None else run.weight_decay for run in group],
             state=self.states / f"{until}-{key}.safetensors",
             until=until,
             begun=begun,

@@ -163,9 +163,16 @@ class Sweep:
         training = self.settings.training()
         if training.get("trace_dir") is not None and len(self.data) > 1:
             training["trace_dir"] = Path(training["trace_dir"]) / slug(spec)
-        name = self.settings.name or name_of(spec)
-        more: dict[str, Any] = {"name": name, "training": training, "device": device, "listener": self.listener}
-        return Stages(self.settings, self.backbone, source, spec, **more)
+        return Stages(
+            self.settings,
+            self.backbone,
+            source,
+            spec,
+            name=self.settings.name or name_of(spec),
+            training=training,
+            device=device,
+            listener=self.listener,
+        )
 
     def run_data(self, stages: Stages) -> DataResult:
         """Trains what is missing on one data set, chooses, tests the winner."""
