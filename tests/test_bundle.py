@@ -256,7 +256,7 @@ def test_a_save_that_fails_half_way_leaves_nothing(
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("memtok.bundle.save_file", fail)
+    monkeypatch.setattr("memtok.writing.save_file", fail)
     with pytest.raises(MemtokError, match=r"expected to write .*found: disk full; make room"):
         tiny_task(backbone).save(tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []

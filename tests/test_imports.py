@@ -10,14 +10,6 @@ import pytest
 
 PLACES = {"memtok": "src", "memtok_experiments": "experiments", "memtok_benchmarks": "benchmarks"}
 
-# Known circles, as (importer, imported): without these imports there is none. Remove the line of one that is gone.
-KNOWN = {
-    # `Task.save` imports the module that writes task files when it is called, and that module needs Task.
-    ("memtok.task", "memtok.bundle"),
-    # For types only: the result has itself drawn by the module of the picture.
-    ("memtok.sweeps.picture", "memtok.sweeps.result"),
-}
-
 Graph = dict[str, set[str]]
 
 
@@ -57,11 +49,6 @@ def circle(graph: Graph) -> list[str]:
     return []
 
 
-def without(edges: set[tuple[str, str]], graph: Graph) -> Graph:
-    """The same without some imports."""
-    return {name: {other for other in others if (name, other) not in edges} for name, others in graph.items()}
-
-
 def test_a_circle_is_found() -> None:
     names = {"a", "a.b", "a.c"}
     code = {"a": "", "a.b": "def f():\n    from a import c", "a.c": "if True:\n    from a.b import anything"}
@@ -71,14 +58,7 @@ def test_a_circle_is_found() -> None:
 
 @pytest.mark.parametrize("package", PLACES)
 def test_no_circles(root: Path, package: str) -> None:
-    graph = graph_of(package, root)
-    assert circle(without(KNOWN, graph)) == []
-
-
-@pytest.mark.parametrize("edge", sorted(KNOWN))
-def test_known_circles_are_still_there(root: Path, edge: tuple[str, str]) -> None:
-    graph = graph_of(edge[0].split(".")[0], root)
-    assert circle(without(KNOWN - {edge}, graph))
+    assert circle(graph_of(package, root)) == []
 
 
 @pytest.mark.parametrize("package", PLACES)

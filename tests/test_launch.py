@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+import torch
 
 import memtok
 from memtok.data import open_data
@@ -71,8 +72,57 @@ def test_the_library_refuses_too(monkeypatch: pytest.MonkeyPatch) -> None:
         memtok.train(task, data, steps=1, batch_size=4, device="cpu")
 
 
+class Met:
+    """What accelerate says of two processes on GPUs."""
+
+    num_processes, process_index = 2, 1
+    device = torch.device("cuda", 1)
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, state: Any) -> None:
+    """As in the second of two processes, whose meeting is `state`."""
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(device, "PartialState", state)
+
+
+def test_launched_processes_keep_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(monkeypatch, Met)
+    found = device.processes_for("auto", "float32")
+    assert (found.num_processes, found.process_index, found.is_main_process) == (2, 1, False)
+    assert found.device == Met.device
+    with pytest.raises(MemtokError) as caught:
+        device.processes_for("cpu", "float32")
+    assert caught.value.argument == "device"
+
+
+@pytest.mark.parametrize(("asked", "flag", "expected"), [("cpu", "", "cpu"), ("auto", "True", "cpu")])
+def test_one_process_needs_no_meeting(monkeypatch: pytest.MonkeyPatch, asked: str, flag: str, expected: str) -> None:
+    def meet(**settings: Any) -> None:
+        raise AssertionError("expected no meeting of one process")
+
+    monkeypatch.setattr(device, "PartialState", meet)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", flag)
+    found = device.processes_for(asked, "bf16")
+    assert (found.num_processes, found.is_main_process, found.device.type) == (1, True, expected)
+
+
+def test_processes_of_mpi_meet_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    monkeypatch.setattr(device, "PartialState", Met)
+    monkeypatch.setattr(Met, "device", torch.device("cpu"))
+    found = device.processes_for("cpu", "float32")
+    assert found.num_processes == 2
+    assert isinstance(found.state, Met)
+    assert found.state.settings["cpu"]
+
+
 def test_waiting_for_the_others_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processes meet inside `Accelerator`; here it goes on when the line is there."""
+    """The processes meet inside `PartialState`; here it goes on when the line is there."""
     announced, records = threading.Event(), list[logging.LogRecord]()
 
     class Handler(logging.Handler):
@@ -87,13 +137,11 @@ def test_waiting_for_the_others_is_announced(monkeypatch: pytest.MonkeyPatch) ->
 
     handler = Handler()
     logging.getLogger("memtok").addHandler(handler)
-    for name, value in TORCHRUN.items():
-        monkeypatch.setenv(name, value)
+    launched(monkeypatch, meet)
     monkeypatch.setattr(device, "PATIENCE", 0.0)
-    monkeypatch.setattr(device, "Accelerator", meet)
     try:
         with pytest.raises(MemtokError, match=r"2 processes .*Timed out") as caught:
-            device.make_accelerator("cpu", "float32")
+            device.processes_for("cpu", "float32")
     finally:
         logging.getLogger("memtok").removeHandler(handler)
     assert "\n" not in str(caught.value)

@@ -1,23 +1,15 @@
-"""The picture of the row `growth`, as PNG: a panel per axis, time over the trunk's.
-
-Drawn by matplotlib without pyplot, so no window and no style of the caller is touched.
-"""
+"""The picture of the row `growth`, as PNG: a panel per axis, time over the trunk's."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from memtok.files import atomic_write
-from memtok.plots import PNG_INK, PNG_RC
-from memtok.plots import PNG_MUTED as MUTED
+from memtok import plots
+from memtok.plots import INK, MUTED
 
 SERIES = {"training": ("training step", "#2767b0", "o"), "inference": ("inference", "#c2571a", "s")}
 ACROSS = 3
@@ -35,21 +27,16 @@ def draw_growth(points: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     axes_of: dict[str, list[Mapping[str, Any]]] = {}
     for point in points:
         axes_of.setdefault(point["axis"], []).append(point)
-    with matplotlib.rc_context(PNG_RC | {"ytick.labelcolor": PNG_INK}):
-        down = math.ceil(len(axes_of) / ACROSS)
-        figure = Figure(figsize=(3.1 * ACROSS, 2.7 * down), layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = list(figure.subplots(down, ACROSS, squeeze=False).flat)
-        for index, (panel, (axis, mine)) in enumerate(zip(panels, axes_of.items(), strict=False)):
+    down = -(-len(axes_of) // ACROSS)
+    with plots.new_figure(3.1 * ACROSS, 2.7 * down) as figure:
+        panels = plots.panels(figure, len(axes_of), ACROSS)
+        for index, (panel, (axis, mine)) in enumerate(zip(panels, axes_of.items(), strict=True)):
             draw_axis(panel, axis, mine)
             if index % ACROSS == 0:
                 panel.set_ylabel("time over the trunk's pass")
-        for panel in panels[len(axes_of) :]:
-            panel.axis("off")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower left", ncols=len(labels), fontsize=8.5)
-        with atomic_write(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=160)
+        handles, _ = panels[0].get_legend_handles_labels()
+        plots.legend(figure, handles, len(handles))
+        plots.write_png(figure, path)
 
 
 def draw_axis(panel: Axes, axis: str, points: Sequence[Mapping[str, Any]]) -> None:
@@ -77,4 +64,5 @@ def draw_axis(panel: Axes, axis: str, points: Sequence[Mapping[str, Any]]) -> No
         if value - shown[-1] >= room:
             shown.append(value)
     panel.set_xticks(shown, [str(value) for value in shown])
+    panel.tick_params(axis="y", labelcolor=INK)
     panel.grid(axis="y")

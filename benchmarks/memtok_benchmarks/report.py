@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from memtok.display import markdown_table
 from memtok.files import write_json, write_text
 from memtok_benchmarks.lines import Entry, Line, RowResult
 from memtok_benchmarks.sizes import Sizes
@@ -58,19 +59,19 @@ class Report:
             "",
             f"Written by `{self.command}`. What each line means: docs/performance.md.",
         ]
-        parts += ["", *markdown(COLUMNS, [cells(line) for line in self.lines()], right=())]
+        parts += ["", *markdown_table(COLUMNS, [cells(line) for line in self.lines()])]
         notes = [note for result in self.rows.values() for note in result.notes]
         parts += ["", *(f"- {note}" for note in notes)]
-        parts += ["", "## Machine and sizes", "", *markdown(("", ""), list(facts(self)), right=())]
+        parts += ["", "## Machine and sizes", "", *markdown_table(("", ""), list(facts(self)))]
         floors = [(name, f"{value:.4g}") for name, value in self.floors.items()]
         parts += [
             "",
             "## Floors, over the trunk's own pass",
             "",
-            *markdown(("what", "floor"), floors, right=("floor",)),
+            *markdown_table(("what", "floor"), floors, right=("floor",)),
         ]
         for table in (table for result in self.rows.values() for table in result.tables):
-            parts += ["", f"## {table.title}", "", *markdown(table.columns, table.rows, right=table.columns[1:])]
+            parts += ["", f"## {table.title}", "", *markdown_table(table.columns, table.rows, right=table.columns[1:])]
         return "\n".join(parts) + "\n"
 
     def save(self, folder: str | Path) -> list[Path]:
@@ -126,14 +127,6 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
             yield name, ", ".join(map(str, value))
         elif value is not None:
             yield name, str(value)
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> Iterator[str]:
-    """The lines of a Markdown table; columns named in `right` hold numbers."""
-    yield "| " + " | ".join(columns) + " |"
-    yield "|" + "|".join("---:" if column in right else "---" for column in columns) + "|"
-    for row in rows:
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
 
 
 def console_tables(result: RowResult) -> Iterator[tuple[str, Sequence[str], Sequence[Sequence[str]], Sequence[str]]]:

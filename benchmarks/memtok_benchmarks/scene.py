@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import timm
 import torch
-from accelerate import Accelerator
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from memtok.data import DataSource, from_dataset
 from memtok.data.transforms import Normaliser
 from memtok.errors import MemtokError
 from memtok.task import Task
-from memtok.training.device import OneProcess, accelerator_for
+from memtok.training.device import Processes, processes_for
 from memtok.training.settings import Plan, Settings, make_plan
 from memtok_benchmarks.sizes import TINY, Sizes
 
@@ -40,7 +39,7 @@ class Noise:
 
 
 class Scene:
-    """A context manager; leave it, and accelerate's global state is as it was. Everything is made when asked for.
+    """A context manager; what its `stack` holds ends with it. Everything is made when asked for.
 
     changes: arguments of timm's model that no size names, such as depth.
     """
@@ -57,9 +56,9 @@ class Scene:
         self.stack.close()
 
     @cached_property
-    def accelerator(self) -> Accelerator | OneProcess:
+    def accelerator(self) -> Processes:
         """As the training loop has it."""
-        return self.stack.enter_context(accelerator_for(self.sizes.device, self.sizes.precision))
+        return processes_for(self.sizes.device, self.sizes.precision)
 
     @cached_property
     def device(self) -> torch.device:

@@ -26,7 +26,7 @@ from memtok.cli.options import (
     text,
     whole,
 )
-from memtok.cli.output import check_apart, check_outputs, note, percent, say, table, write_result
+from memtok.cli.output import check_apart, check_outputs, note, say, table, write_result
 from memtok.launch import check_launch
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ def compositions(options: Namespace, plan: GridSettings, preset: Preset | None) 
 
 def console_listener() -> Listener:
     """Notes on standard error: what was trained, how good it is, and how long the rest will take."""
-    from memtok.meter import duration
+    from memtok.display import duration, percent
     from memtok.training import Progress, RichProgress
     from memtok_experiments.runs import Listener, Run
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+from memtok.display import markdown_table, markdown_text
 from memtok_experiments.columns import find_column
 from memtok_experiments.orderings import ERRORS, orderings
 from memtok_experiments.published import BACKBONE, SOURCES, published
@@ -31,18 +32,20 @@ def to_markdown(table: Table) -> str:
 def accuracies(table: Table, columns: Sequence[str]) -> Iterator[str]:
     """One table of top-1 accuracies on the test part."""
     names = row_names(table)
-    yield from head([*names, *map(column_label, columns)], right=map(column_label, columns))
+    labels = [column_label(column) for column in columns]
+    rows = []
     common = common_seeds(table)
     for row in table.rows:
         cells = [row.cells.get(column) for column in columns]
         if not any(cells):
             continue
-        yield line([*row_name(table, row), *(accuracy(cell, common) for cell in cells)])
+        rows.append([*row_name(table, row), *(accuracy(cell, common) for cell in cells)])
         for name in NAMES:
             figures = [published(row.data, column).get(name) for column in columns]
             if any(figures):
                 shown = (f"*{percent(share(figure))}*" if figure else "" for figure in figures)
-                yield line([f"*{name}*", *[""] * (len(names) - 1), *shown])
+                rows.append([f"*{name}*", *[""] * (len(names) - 1), *shown])
+    yield from markdown_table([*names, *labels], rows, right=labels)
 
 
 def accuracy(cell: Cell | None, common: int | None) -> str:
@@ -66,7 +69,7 @@ def notes(table: Table) -> Iterator[str]:
     for row in table.rows:
         images = sorted({cell.images for cell in row.cells.values() if cell.images})
         tested = f", {', '.join(f'{count:,}' for count in images)} test images" if images else ""
-        yield text(f"- {row.data}: {row.backbone}, {row.setting}{tested}.")
+        yield markdown_text(f"- {row.data}: {row.backbone}, {row.setting}{tested}.")
     cells = [cell for row in table.rows for cell in row.cells.values()]
     for name in NAMES:
         if any(name in cell.published for cell in cells):
@@ -82,12 +85,11 @@ def ordering_lines(table: Table) -> Iterator[str]:
         return
     yield from ("", "### The paper's orderings", "")
     heads = [*row_names(table), "statement", "difference", "verdict", "in the paper"]
-    yield from head(heads, right=["difference"])
+    rows = []
     for found in statements:
         difference = f"{found.difference:+.1f} ± {found.error:.1f}"
-        yield line(
-            [*row_name(table, found.row), found.statement, difference, found.verdict, said(found.paper)],
-        )
+        rows.append([*row_name(table, found.row), found.statement, difference, found.verdict, said(found.paper)])
+    yield from markdown_table(heads, rows, right=["difference"])
     yield ""
     yield (
         "Difference in points: right side minus left. ± is one standard error, from the spread over seeds and from the "
@@ -101,10 +103,8 @@ def rate_lines(table: Table) -> Iterator[str]:
     """Per cell: what was tried, chosen and trained."""
     yield from ("", "### Learning rates, chosen on the validation part", "")
     heads = [*row_names(table), "regime", "rate: validation accuracy, %", "trained parameters", "seconds"]
-    yield from head(heads, right=heads[-2:])
-    for row in table.rows:
-        for cell in row.cells.values():
-            yield line([*row_name(table, row), *rate_cells(cell)])
+    rows = [[*row_name(table, row), *rate_cells(cell)] for row in table.rows for cell in row.cells.values()]
+    yield from markdown_table(heads, rows, right=heads[-2:])
     yield ""
     yield "The chosen rate is bold. Seconds of training over all rates and seeds; runs of one pass share its time."
 
@@ -136,19 +136,3 @@ def row_names(table: Table) -> list[str]:
 def row_name(table: Table, row: Row) -> list[str]:
     """What stands under `row_names`."""
     return [row.data, row.backbone][: len(row_names(table))]
-
-
-def head(names: Sequence[str], *, right: Iterable[str]) -> list[str]:
-    """Headings; the columns named in `right` are aligned there."""
-    aligned = set(right)
-    return [line(names), "|" + "".join("---:|" if name in aligned else "---|" for name in names)]
-
-
-def line(cells: Sequence[str]) -> str:
-    """A line of a table."""
-    return "| " + " | ".join(text(cell) for cell in cells) + " |"
-
-
-def text(words: str) -> str:
-    """Words that stay within their cell."""
-    return " ".join(words.replace("|", "\\|").replace("<", "&lt;").split())

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from memtok.display import markdown_table, percent
 from memtok.files import csv_text, write_csv, write_json, write_text
 
 
@@ -78,7 +79,7 @@ class Outcome:
         rows = []
         for task in self.tasks:
             means = [self.mean(task, key) for key in used]
-            shown = ["" if mean is None else f"{100 * mean:.1f}" for mean in means]
+            shown = ["" if mean is None else percent(mean, 1, unit="") for mean in means]
             rows.append([task, *([extends[task]] if chained else []), *shown])
         return headings, rows
 
@@ -103,9 +104,7 @@ class Outcome:
 
     def to_markdown(self) -> str:
         """A heading line, the table and a sentence on what changed."""
-        headings, rows = self.table()
-        lines = [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]
-        return "\n".join([self.caption(), "", *lines, "", self.sentence(), ""])
+        return "\n".join([self.caption(), "", *markdown_table(*self.table()), "", self.sentence(), ""])
 
     def caption(self) -> str:
         """What was trained how, in one line."""

@@ -1,7 +1,4 @@
-"""Pictures of reproduced tables, as PNG: accuracies of all regimes, and of tasks before and after composition.
-
-Drawn by matplotlib without pyplot, so no window and no style of the caller is touched.
-"""
+"""Pictures of reproduced tables, as PNG: accuracies of all regimes, and of tasks before and after composition."""
 
 from __future__ import annotations
 
@@ -12,19 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from memtok import plots
 from memtok.errors import MemtokError, printable
-from memtok.files import atomic_write
-from memtok.plots import PNG_INK as INK
-from memtok.plots import PNG_LINE as LINE
-from memtok.plots import PNG_MUTED as MUTED
-from memtok.plots import PNG_PAPER as PAPER
-from memtok.plots import PNG_RC
+from memtok.plots import INK, LINE, MUTED, PAPER
 from memtok_experiments.columns import find_column
 from memtok_experiments.published import BACKBONE
 from memtok_experiments.table import Cell, Row, Table, column_label
@@ -43,8 +33,6 @@ COLORS = {
 }
 GROUPS = {MASKED: "with mask", UNMASKED: "without mask", OTHER: "memory that walks through the layers"}
 PUBLISHED = {"paper": ("D", "paper"), "reproduction": ("s", "public reproduction")}
-STYLE: Any = PNG_RC | {"ytick.labelcolor": INK}
-DPI = 160
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +69,12 @@ def draw(table: Table, path: str | Path) -> None:
         raise MemtokError("expected at least one tested run for a picture, found none; test first")
     across = {1: 1, 2: 2, 3: 3, 4: 2}.get(len(table.rows), 3)
     down = math.ceil(len(table.rows) / across)
-    with matplotlib.rc_context(STYLE):
-        size = (1.9 + 3.6 * across, 0.75 + down * (0.95 + 0.27 * len(columns)))
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(down, across, squeeze=False, sharey=True).ravel().tolist()
-        for axes, row in zip(panels, table.rows, strict=False):
+    with plots.new_figure(1.9 + 3.6 * across, 0.75 + down * (0.95 + 0.27 * len(columns))) as figure:
+        everyone = plots.panels(figure, len(table.rows), across, sharey=True)
+        for axes, row in zip(everyone, table.rows, strict=True):
             panel(axes, row, columns)
-        for axes in panels[len(table.rows) :]:
-            axes.set_visible(False)
-        handles = legend(table, columns)
-        figure.legend(handles=handles, loc="outside lower left", ncols=across + 1, fontsize=8.5)
-        write(figure, path)
+        plots.legend(figure, legend(table, columns), across + 1)
+        plots.write_png(figure, path)
 
 
 def panel(axes: Axes, row: Row, columns: Sequence[str]) -> None:
@@ -112,7 +95,7 @@ def panel(axes: Axes, row: Row, columns: Sequence[str]) -> None:
         caption(row), (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=7.5, color=MUTED
     )
     axes.set_yticks(list(places.values()), [column_label(column) for column in columns])
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_ylim(-len(columns) + 0.5, 0.5)
     axes.grid(axis="x")
     axes.set_axisbelow(True)
@@ -199,9 +182,9 @@ def draw_before_after(rows: Sequence[BeforeAfter | Mapping[str, Any]], path: str
         ("together, without mask", UNMASKED, [task.after_unmasked for task in tasks]),
     ]
     series = [row for row in series if any(value is not None for value in row[2])]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(4.6, 1.2 + 2.2 * len(tasks)), 3.4), layout="constrained")
+    with plots.new_figure(max(4.6, 1.2 + 2.2 * len(tasks)), 3.4) as figure:
         axes = figure.subplots()
+        axes.tick_params(axis="y", labelcolor=INK)
         width = 0.84 / len(series)
         for number, (label, paint, values) in enumerate(series):
             bars = [
@@ -223,17 +206,10 @@ def draw_before_after(rows: Sequence[BeforeAfter | Mapping[str, Any]], path: str
         if title:
             axes.set_title(title)
         figure.legend(loc="outside lower left", ncols=2, handlelength=1.2, fontsize=8.5)
-        write(figure, path)
+        plots.write_png(figure, path)
 
 
 def beside(series: Sequence[tuple[str, str, list[float | None]]], number: int, index: int) -> float:
     """How many bars series `number` stands right of the middle of group `index`, where other series may lack a bar."""
     there = [each for each, (_, _, values) in enumerate(series) if values[index] is not None]
     return there.index(number) - (len(there) - 1) / 2
-
-
-def write(figure: Figure, path: str | Path) -> None:
-    """Saves a figure as PNG, atomically; the same figure gives the same bytes."""
-    FigureCanvasAgg(figure)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})

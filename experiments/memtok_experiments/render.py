@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from memtok import display
 from memtok.files import csv_text
 from memtok_experiments.orderings import Ordering, orderings
 from memtok_experiments.published import BACKBONE, SOURCES
@@ -166,7 +167,7 @@ def share(percent: float | None) -> float | None:
 
 def percent(value: float | None) -> str:
     """0.7694 as 76.9; a dash for None."""
-    return NONE if value is None else f"{100 * value:.1f}"
+    return NONE if value is None else display.percent(value, 1, unit="")
 
 
 def said(value: bool | None) -> str:

@@ -10,49 +10,19 @@ content that does not match its fingerprint and a header that does not match its
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from memtok.backbone import Backbone
-from memtok.checkpoint import portable_source
-from memtok.checks import check_classes, check_name
 from memtok.errors import Argument, MemtokError
-from memtok.files import atomic_write
-from memtok.header import DIGEST, FORMAT_VERSION, digest_of, read_header, tensors_of, without_repeats
-from memtok.parts import TENSORS
+from memtok.header import read_header, tensors_of
 from memtok.preprocessing import Preprocessing
 from memtok.stored import StoredTask, as_one_file, resolve
-from memtok.task import Task
-
-
-def header_of(task: Task) -> dict[str, Any]:
-    """What a file says of a task beside its tensors."""
-    sees = {"sees": len(task.ancestors())} if task.extends else {}
-    return {
-        "name": task.name,
-        "classes": list(task.classes),
-        "regime": task.regime,
-        "composable": task.composable,
-        "placement": task.placement,
-        "backbone": {"fingerprint": task.backbone.fingerprint, "source": task.backbone.source},
-        "preprocessing": task.preprocessing.to_dict(),
-        "extends": [{"name": ancestor.name, "fingerprint": ancestor.fingerprint} for ancestor in task.extends],
-        **sees,
-        "fingerprint": task.fingerprint,
-        "record": task.record,
-    }
-
-
-def save_task(task: Task, path: str | Path) -> None:
-    """Writes one task, atomically. What it extends is named by fingerprint and not written."""
-    write_stored([StoredTask(header_of(task), task.tensors())], path)
+from memtok.task import Task, header_of
+from memtok.writing import write_tasks
 
 
 def save_tasks(tasks: Sequence[Task], path: str | Path) -> None:
@@ -62,53 +32,8 @@ def save_tasks(tasks: Sequence[Task], path: str | Path) -> None:
 
 
 def write_stored(tasks: Sequence[StoredTask], path: str | Path) -> None:
-    """Writes tasks as they came from files or objects, atomically, each header with a new digest.
-
-    MemtokError for no task, two of one name, other tensors than tasks have, or broken numbers.
-    """
-    if not tasks:
-        raise MemtokError("expected at least one task to write, found none; name some")
-    names: set[str] = set()
-    tensors: dict[str, Tensor] = {}
-    for task in tasks:
-        check_stored(task)
-        if task.name in names:
-            raise MemtokError(f"expected tasks of different names in one file, found {task.name!r} twice; rename one")
-        names.add(task.name)
-        prefix = "" if len(tasks) == 1 else f"tasks.{task.name}."
-        tensors |= {prefix + key: tensor.detach().to("cpu").contiguous() for key, tensor in task.tensors.items()}
-    headers = [sealed(task.header) for task in tasks]
-    content = headers[0] if len(tasks) == 1 else {"tasks": headers}
-    # ASCII with escapes, for the name of a folder in a record may be no UTF-8.
-    metadata = {"memtok": json.dumps({"format_version": FORMAT_VERSION, **content})}
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
-
-
-def check_stored(task: StoredTask) -> None:
-    """MemtokError unless a task can be written: its names, the names of its tensors, finite numbers."""
-    check_name(task.name)
-    for key, tensor in task.tensors.items():
-        if key not in TENSORS:
-            raise MemtokError(f"expected no tensor {key} in task {task.name!r}, found one; not this format")
-        if not bool(torch.isfinite(tensor).all()):
-            raise MemtokError(f"expected finite numbers in {key} of task {task.name!r}, found others; train it again")
-    if len(check_classes(task.header["classes"])) != len(task.tensors["head.bias"]):
-        raise MemtokError(
-            f"expected {len(task.tensors['head.bias'])} class names in task {task.name!r}, found "
-            f"{len(task.header['classes'])}; the file was changed, get it again"
-        )
-
-
-def sealed(header: dict[str, Any]) -> dict[str, Any]:
-    """A header as JSON gives it back, without a path of this machine, and with the digest of just that."""
-    backbone = header["backbone"]
-    shared = header | {"backbone": backbone | {"source": portable_source(backbone["source"])}}
-    try:
-        fields = json.loads(json.dumps(shared), object_pairs_hook=without_repeats)
-        return {**fields, DIGEST: digest_of(fields)}
-    except (TypeError, ValueError, RecursionError) as error:
-        raise MemtokError(f"expected a task.record of JSON values, found another ({error}); mend the record") from error
+    """Writes tasks as they came from files or objects, atomically, each header with a new digest; see `write_tasks`."""
+    write_tasks([(task.header, task.tensors) for task in tasks], path)
 
 
 def read_stored(path: str | Path) -> list[StoredTask]:

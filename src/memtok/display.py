@@ -66,11 +66,14 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right:
     """The lines of a table in GitHub's Markdown; the columns named in `right` hold numbers."""
 
     def line(cells: Sequence[str]) -> str:
-        return (
-            "| " + " | ".join(" ".join(cell.replace("|", "\\|").replace("<", "&lt;").split()) for cell in cells) + " |"
-        )
+        return f"| {' | '.join(map(markdown_text, cells))} |"
 
     yield line(columns)
     yield "|" + "".join("---:|" if name in right else "---|" for name in columns)
     for row in rows:
         yield line(row)
+
+
+def markdown_text(text: str) -> str:
+    """Text that stays within its cell or its line of Markdown."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

@@ -15,6 +15,7 @@ OWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 NEEDED = (*OWN, "MASTER_ADDR", "MASTER_PORT")
 # An MPI launcher says the same in variables of its own, which accelerate reads.
 MPI = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 ADVICE = "for one process `unset RANK LOCAL_RANK WORLD_SIZE`, for several start with `accelerate launch` or `torchrun`"
 
 
@@ -41,6 +42,16 @@ def check_launch(environment: Mapping[str, str] = os.environ) -> None:
 def launched_processes(environment: Mapping[str, str] = os.environ) -> int:
     """How many processes a launcher started, of an environment that `check_launch` found right."""
     return int(environment.get("WORLD_SIZE", "1"))
+
+
+def mpi_processes(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes an MPI launcher started."""
+    return max(int(environment.get(name, "1")) for name in MPI_SIZES)
+
+
+def launched_on_cpu(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether `accelerate launch --cpu` started this process."""
+    return environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
 
 
 def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:

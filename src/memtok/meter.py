@@ -10,7 +10,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from memtok.display import duration as duration  # `memtok reproduce` imports it from here
+from memtok.display import duration, percent
 from memtok.errors import printable
 
 # Off a terminal: a line whenever so many seconds went by without one, and at 1 %, 10 %, 20 % ... unless that comes
@@ -85,7 +85,7 @@ class Meter:
     def line(self) -> str:
         """How far it is, in a line."""
         assert self.total
-        share = f"{100 * self.done / self.total:.0f} %"
+        share = percent(self.done / self.total, 0)
         amount = f"{self.done:,.0f} of {self.total:,.0f} ({share})" if self.counted else share
         return ", ".join([f"{self.what}: {amount}", *(figure for figure in self.figures if figure), *self.time_left()])
 

@@ -101,7 +101,7 @@ class MemoryViT(nn.Module):
         without tasks answers, for the trunk is compiled by itself. Use this instead of `torch.compile(model)`.
 
         The first batch of another size compiles once more, for all sizes from 2 on. Torch keeps 8 versions of a layer
-        in a process (`torch._dynamo.config.recompile_limit`), for all models together; what is beyond runs uncompiled.
+        in a process (`torch.compiler.config.recompile_limit`), for all models together; what is beyond runs uncompiled.
         """
         self.run_with(shared_layers(*args, **kwargs))
 

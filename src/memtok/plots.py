@@ -93,10 +93,6 @@ def style(theme: Theme) -> Any:  # matplotlib's own type lists every key
     }
 
 
-# The names by which the pictures of `reproduce` and `bench` know the style of a file.
-PNG_INK, PNG_MUTED, PNG_LINE, PNG_PAPER, PNG_RC = INK, MUTED, LINE, PAPER, style(LIGHT)
-
-
 @contextmanager
 def new_figure(width: float, height: float, theme: Theme = LIGHT) -> Iterator[Figure]:
     """A figure in inches, to be drawn and written inside the block."""

@@ -22,6 +22,7 @@ from memtok.errors import Argument, MemtokError
 from memtok.parts import OPTIONS, PARTS, Sizes, sizes_of, specs
 from memtok.preprocessing import Preprocessing
 from memtok.surroundings import plain_torch
+from memtok.writing import write_tasks
 
 DEFAULT_CELLS = 5
 PLACEMENTS = ("before-norm", "after-norm")
@@ -263,9 +264,7 @@ class Task(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Writes a task file, atomically; see `memtok.bundle`."""
-        from memtok.bundle import save_task  # bundle builds on this module
-
-        save_task(self, path)
+        write_tasks([(header_of(self), self.tensors())], path)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, classes) logits from its class tokens after the final norm, (B, max(queries, 1), D)."""
@@ -287,6 +286,24 @@ class Task(nn.Module):
         memo[id(self)] = clone
         clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return clone
+
+
+def header_of(task: Task) -> dict[str, Any]:
+    """What a file says of a task beside its tensors."""
+    sees = {"sees": len(task.ancestors())} if task.extends else {}
+    return {
+        "name": task.name,
+        "classes": list(task.classes),
+        "regime": task.regime,
+        "composable": task.composable,
+        "placement": task.placement,
+        "backbone": {"fingerprint": task.backbone.fingerprint, "source": task.backbone.source},
+        "preprocessing": task.preprocessing.to_dict(),
+        "extends": [{"name": ancestor.name, "fingerprint": ancestor.fingerprint} for ancestor in task.extends],
+        **sees,
+        "fingerprint": task.fingerprint,
+        "record": task.record,
+    }
 
 
 def content_fingerprint(

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from memtok import plots
 from memtok.errors import MemtokError
-from memtok_experiments import pictures
 from memtok_experiments.pictures import BeforeAfter, draw, draw_before_after
 from memtok_experiments.records import Score
 from memtok_experiments.table import make_table
@@ -21,7 +21,7 @@ from tests.experiments.records import grid, run
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are drawn, in place of files."""
     figures: list[Figure] = []
-    monkeypatch.setattr(pictures, "write", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "write_png", lambda figure, path: figures.append(figure))
     return figures
 
 

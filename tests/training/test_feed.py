@@ -7,7 +7,7 @@ import torch
 
 from memtok.backbone import Backbone
 from memtok.data import AUGMENTATIONS, DataSource, batches, evaluation_transform, training_transform
-from memtok.training.device import accelerator_for
+from memtok.training.device import processes_for
 from memtok.training.feed import Feed
 from memtok.training.settings import Settings, make_plan
 from memtok.training.trainer import Trainer
@@ -27,18 +27,17 @@ def test_pixels_become_what_the_transforms_give(
         data.train, training_transform(backbone.preprocessing, augment, plan.flip), batch_size=20, seed=4, shuffle=True,
         steps=3,
     )  # fmt: skip
-    with accelerator_for("cpu", "float32") as accelerator:
-        trainer = Trainer([task], [plan], accelerator, torch.device("cpu"))
-        for (pixels, labels, _), (images, wanted, _) in zip(feed.training(0), trained, strict=True):
-            assert isinstance(pixels, torch.Tensor)
-            assert pixels.dtype == torch.uint8
-            found = [part for part, _, _ in trainer.parts(pixels, labels)]
-            assert len(found) == 3
-            assert torch.equal(torch.cat([part for part in found if isinstance(part, torch.Tensor)]), images)
-            assert torch.equal(labels, wanted)
-        held_out = data.validation.select(feed.validated)
-        validated = batches(held_out, evaluation_transform(backbone.preprocessing), batch_size=feed.validation_size)
-        for (part, labels, _), (images, wanted, _) in zip(trainer.shares(feed.validation()), validated, strict=True):
-            assert isinstance(part, torch.Tensor)
-            assert torch.equal(part, images)
-            assert torch.equal(labels, wanted)
+    trainer = Trainer([task], [plan], processes_for("cpu", "float32"), torch.device("cpu"))
+    for (pixels, labels, _), (images, wanted, _) in zip(feed.training(0), trained, strict=True):
+        assert isinstance(pixels, torch.Tensor)
+        assert pixels.dtype == torch.uint8
+        found = [part for part, _, _ in trainer.parts(pixels, labels)]
+        assert len(found) == 3
+        assert torch.equal(torch.cat([part for part in found if isinstance(part, torch.Tensor)]), images)
+        assert torch.equal(labels, wanted)
+    held_out = data.validation.select(feed.validated)
+    validated = batches(held_out, evaluation_transform(backbone.preprocessing), batch_size=feed.validation_size)
+    for (part, labels, _), (images, wanted, _) in zip(trainer.shares(feed.validation()), validated, strict=True):
+        assert isinstance(part, torch.Tensor)
+        assert torch.equal(part, images)
+        assert torch.equal(labels, wanted)

@@ -15,7 +15,7 @@ from memtok.data import DataSource
 from memtok.errors import MemtokError
 from memtok.task import Task
 from memtok.training import TrainResult, train_together
-from memtok.training.device import accelerator_for
+from memtok.training.device import processes_for
 from memtok.training.feed import KeptFeed, make_feed
 from memtok.training.progress import Progress
 from memtok.training.settings import VIEWS, Settings, make_plan
@@ -311,10 +311,10 @@ def test_one_process_only(backbone: Backbone, data: DataSource, monkeypatch: pyt
     settings = Settings(keep_traces="ram", augment="none")
     plan = make_plan(settings, "memory", data)
     tasks, cpu = [new_task(backbone, data)], torch.device("cpu")
-    with accelerator_for("cpu", "float32") as accelerator:
-        monkeypatch.setattr(type(accelerator), "num_processes", 2)
-        with pytest.raises(MemtokError, match="expected one process where traces are kept, found 2"):
-            make_feed(tasks, data, plan, settings, accelerator, cpu, Progress())
+    processes = processes_for("cpu", "float32")
+    monkeypatch.setattr(processes, "num_processes", 2)
+    with pytest.raises(MemtokError, match="expected one process where traces are kept, found 2"):
+        make_feed(tasks, data, plan, settings, processes, cpu, Progress())
 
 
 def test_a_store_is_closed_when_the_run_fails(

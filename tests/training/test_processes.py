@@ -40,6 +40,8 @@ backbone, data = tiny_backbone(), open_data("digits").only(["0", "1"])
 # The initial values of the first process count. Of 259 images in batches of 43 the seventh batch holds one.
 result = quick(new_task(backbone, data, seed=rank), data, out=Path(sys.argv[1]), steps=10, batch_size=43, accumulate=2)
 print(result.best_step, result.best_accuracy, rows, result.best_balanced, *result.score.confusion().flatten())
+# Another run in these processes may have another precision.
+assert quick(new_task(backbone, data), data, steps=2, batch_size=43, precision="bf16").steps == 2
 torch.distributed.destroy_process_group()
 """
 

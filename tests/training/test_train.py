@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import Subset
@@ -174,8 +173,6 @@ def test_bf16_keeps_parameters_in_float32(backbone: Backbone, data: DataSource) 
 
 
 def test_an_accelerator_of_the_caller_stays_as_it_is(backbone: Backbone, data: DataSource) -> None:
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._shared_state.clear()
     mine = Accelerator(cpu=True, mixed_precision="no", gradient_accumulation_steps=7)
     quick(new_task(backbone, data), data, steps=1, precision="bf16")
     quick(new_task(backbone, data), data, steps=1)

@@ -12,7 +12,7 @@ import torch
 
 from memtok.backbone import Backbone
 from memtok.data import DataSource
-from memtok.training.device import accelerator_for, moved
+from memtok.training.device import moved, processes_for
 from memtok.training.feed import make_feed
 from memtok.training.progress import Progress
 from memtok.training.regimes import frozen_parts
@@ -52,7 +52,7 @@ def steps(
     settings = Settings(epochs=epochs, batch_size=32, augment="none", device=device, workers=0, **arguments)
     task = new_task(backbone, data)
     with ExitStack() as stack:
-        accelerator = stack.enter_context(accelerator_for(settings.device, settings.precision))
+        accelerator = processes_for(settings.device, settings.precision)
         place = accelerator.device
         stack.enter_context(moved([task, *frozen_parts(task)], place))
         plan = make_plan(settings, task.regime, data)

@@ -109,11 +109,10 @@ def fresh_compiler() -> Iterator[None]:
 
     Beyond a number of graphs per function it would run the function uncompiled, and a count would stand still.
     """
-    settings: Any = torch._dynamo.config
-    names = ("fail_on_recompile_limit_hit", "fail_on_cache_limit_hit")  # torch before 2.6 has the second one only
+    settings: Any = torch.compiler.config
     torch.compiler.reset()
     try:
-        with settings.patch({next(name for name in names if hasattr(settings, name)): True}):
+        with settings.patch(fail_on_recompile_limit_hit=True):
             yield
     finally:
         torch.compiler.reset()

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memtok.cli.errors import UsageError, arguments
-from memtok.display import percent as percent  # `memtok reproduce` imports it from here
-from memtok.display import text_table
+from memtok.display import percent, text_table
 from memtok.errors import MemtokError, printable
 from memtok.files import is_stream, look_at, standard_descriptor, write_json
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -25,11 +25,9 @@ from matplotlib.transforms import ScaledTranslation
 
 from memtok import plots
 from memtok.plots import INK, MUTED, PAPER
+from memtok.sweeps.result import DataResult, SweepResult
 from memtok.sweeps.space import FIELDS, OF_TOKENS, values_of
 from memtok.sweeps.trials import Trial
-
-if TYPE_CHECKING:
-    from memtok.sweeps.result import DataResult, SweepResult
 
 HEAD = "#c2571a"  # a head has no cells, and so no place on the scale
 HEAD_LINE: Any = {"color": HEAD, "linewidth": 1.2, "linestyle": (0, (5, 3))}

@@ -194,15 +194,12 @@ class SweepResult:
         return f"# Sweep\n\n{said}\n\n![validation accuracy]({self.picture.name})\n\n{rows}\n"
 
     def save(self) -> list[Path]:
-        """Writes sweep.json's result as result.json, .csv, .md, and the plot; returns the paths."""
-        from memtok.sweeps.picture import draw
-
+        """Writes result.json, result.csv and result.md; returns their paths."""
         paths = [self.out / name for name in ("result.json", "result.csv", "result.md")]
         write_json(paths[0], self.to_json())
         write_csv(paths[1], self.to_csv())
         write_text(paths[2], self.to_markdown())
-        draw(self, self.picture)
-        return [*paths, self.picture]
+        return paths
 
 
 COMPARED = ("top1_low", "top1_high", "mean_top1", "spread", "from_best", "from_best_low", "from_best_high", "tied")

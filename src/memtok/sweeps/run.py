@@ -20,6 +20,7 @@ from memtok.evaluation import evaluate
 from memtok.files import atomic_write
 from memtok.folders import check_fixed, locked, slug
 from memtok.model import MemoryViT
+from memtok.sweeps import picture
 from memtok.sweeps.choice import choose
 from memtok.sweeps.progress import RichSweepListener, SweepListener
 from memtok.sweeps.proposals import Proposals
@@ -142,6 +143,7 @@ class Sweep:
                         found.append(self.run_data(stages))
                 result = SweepResult(tuple(found), settings.out)
                 result.save()
+                picture.draw(result, result.picture)
         return result
 
     def open(self, one: Data) -> DataSource:

@@ -1,13 +1,14 @@
 """`compile=True`: what of a run `torch.compile` compiles, and what to say where it cannot.
 
-Tasks that compose: one layer of the trunk and one of the streams, for all layers. Other regimes: the whole pass. All
-sizes of batches from 2 on share their code, so a run compiles in its first epoch and its first validation, and no more.
+Tasks that compose: one layer of the trunk and one of the streams, for all layers. Other regimes: the whole pass. What
+is compiled for the first size of batch is compiled once more for all sizes from 2 on when another one comes: the last
+batch of an epoch is smaller. So a run compiles in its first epoch and its first validation, and no more.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtok.compiling import Compiled, any_batch, own_code, own_layers
+from memtok.backbone import run_layer
+from memtok.compiling import Compiled
 from memtok.errors import Argument, MemtokError
+from memtok.streams import stream_layer
 
 INDUCTOR = "inductor"  # torch's own compiler, which writes C++ for a CPU and Triton for a GPU
 SHOWN = 160  # characters of what went wrong
@@ -31,14 +34,8 @@ class Compiler:
 
     def function(self, function: Callable[..., Tensor], *modules: Any) -> Callable[[Tensor], Tensor]:
         """`function(*modules, images)` as a function of images alone, (B, 3, height, width), compiled as a whole."""
-        code = own_code(function, **arguments_of(self.backend))
-
-        def run(images: Tensor) -> Tensor:
-            any_batch(images)
-            found: Tensor = code(*modules, images)
-            return found
-
-        return run
+        code = compiled(function, self.backend)
+        return lambda images: code(*modules, images)
 
 
 def make_compiler(choice: bool | str, device: torch.device) -> Compiler | None:
@@ -48,12 +45,7 @@ def make_compiler(choice: bool | str, device: torch.device) -> Compiler | None:
     backend = INDUCTOR if choice is True else choice
     if backend == INDUCTOR:
         check_inductor(device)
-    return Compiler(backend, own_layers(**arguments_of(backend)))
-
-
-def arguments_of(backend: str) -> dict[str, Any]:
-    """The arguments of `torch.compile`. Dropout draws the numbers that it would draw uncompiled."""
-    return {"backend": backend} | ({"options": {"fallback_random": True}} if backend == INDUCTOR else {})
+    return Compiler(backend, Compiled(compiled(run_layer, backend), compiled(stream_layer, backend)))
 
 
 def check_compile(choice: bool | str) -> None:
@@ -71,12 +63,9 @@ def check_compile(choice: bool | str) -> None:
 @cache  # asked at every pass of a sweep; a failure is not kept
 def check_inductor(device: torch.device) -> None:
     """MemtokError unless torch's own compiler works for `device`: compiles a line and runs it."""
-    import torch._inductor.config
-
     try:
         # What an earlier run left in torch's cache does not show that the compiler is still there.
-        with torch._inductor.config.patch(fx_graph_cache=False):
-            own_code(a_line, **arguments_of(INDUCTOR))(torch.ones(64, device=device))
+        torch.compile(a_line, backend=INDUCTOR, options={"fx_graph_cache": False})(torch.ones(64, device=device))
     except Exception as error:  # whatever it is, the run could not go on
         wanted = "C++ compiler" if device.type == "cpu" else "C++ compiler and Triton"
         raise MemtokError(
@@ -90,23 +79,35 @@ def a_line(x: Tensor) -> Tensor:
     return torch.sin(x) + 1
 
 
-@contextmanager
-def compiling(compiler: Compiler | None) -> Iterator[None]:
-    """What torch fails to compile in the block becomes a MemtokError of one line; other errors stay as they are."""
-    try:
-        yield
-    except Exception as error:
-        if compiler is None or not any(is_compilers(one) for one in chain(error)):
-            raise
-        raise MemtokError(
-            f"expected a training step that torch.compile ({compiler.backend}) can compile, found {reason(error)}; "
-            f"leave {Argument('compile')} out"
-        ) from error
+def compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    """`function` through `torch.compile`, with compiled versions of its own: 8, whatever was compiled before.
+
+    Where the compiled call fails and the plain one does not, the compiler is at fault: a MemtokError of one line.
+    Other errors are those of the plain call.
+    """
+    code = torch.compile(function, **arguments_of(backend))
+
+    def run(*args: Any) -> Any:
+        try:
+            return code(*args)
+        except Exception as error:
+            function(*args)
+            raise MemtokError(
+                f"expected a training step that torch.compile ({backend}) can compile, found {reason(error)}; "
+                f"leave {Argument('compile')} out"
+            ) from error
+
+    return run
 
 
-def is_compilers(error: BaseException) -> bool:
-    """Whether an error is one of torch's compiler."""
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch._functorch"))
+def arguments_of(backend: str) -> dict[str, Any]:
+    """The arguments of `torch.compile`."""
+    arguments: dict[str, Any] = {"backend": backend}
+    if backend == INDUCTOR:
+        arguments["options"] = {"fallback_random": True}  # dropout draws the numbers that it would draw uncompiled
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:  # earlier torch has one limit for all
+        arguments["isolate_recompiles"] = True
+    return arguments
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

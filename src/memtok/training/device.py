@@ -1,7 +1,8 @@
-"""Device, precision and processes, through accelerate. The order of the data is not its business.
+"""Device, precision and processes. The order of the data is not its business.
 
 Several processes (`accelerate launch`, `torchrun`): every process takes its rows of every batch, and gradients are
-added up, so the result is that of one process up to rounding.
+all-reduced, so the result is that of one process up to rounding. They meet through accelerate, which keeps them and
+their device for as long as they live; one process does without it.
 """
 
 from __future__ import annotations
@@ -9,19 +10,18 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast
+from accelerate import PartialState
+from accelerate.utils import broadcast, reduce
 from torch import Tensor, nn
 from torch.distributed import DistError
 
 from memtok.errors import Argument, MemtokError
-from memtok.launch import ADVICE, check_launch, launched_processes
+from memtok.launch import ADVICE, check_launch, launched_on_cpu, launched_processes, mpi_processes
 
 logger = logging.getLogger("memtok")
 
@@ -29,93 +29,85 @@ MEETING = timedelta(minutes=30)  # that processes wait for each other, at the st
 PATIENCE = 10.0  # seconds until a process says that it waits
 MASTER = ("MASTER_ADDR", "MASTER_PORT")
 
-SHARED_STATE = threading.RLock()
-"""Held while accelerate's choices for the process are not the caller's."""
 
+class Processes:
+    """The processes that train together, and the device and the precision of this one; alone without a `state`."""
 
-class OneProcess:
-    """What training needs of an `Accelerator`, where one process trains: shares nothing with runs in other threads."""
+    def __init__(self, device: torch.device, precision: str, state: PartialState | None = None) -> None:
+        self.device, self.precision, self.state = device, precision, state
+        self.num_processes = 1 if state is None else state.num_processes
+        self.process_index = 0 if state is None else state.process_index
 
-    num_processes, process_index, is_main_process = 1, 0, True
-
-    def __init__(self, device: torch.device, precision: str) -> None:
-        self.device, self.precision = device, precision
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.process_index == 0
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision where it was asked for."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
-    def backward(self, loss: Tensor) -> None:
-        """Adds up the gradients."""
-        torch.autograd.backward(loss)
-
-    def clip_grad_norm_(self, parameters: Iterable[nn.Parameter], norm: float) -> Tensor:
-        """Clips the gradients, and returns their norm before it."""
-        return nn.utils.clip_grad_norm_(parameters, norm)
-
     def main_process_first(self) -> AbstractContextManager[None]:
-        """Nobody to wait for."""
-        return nullcontext()
+        """A block that the others enter when the first process has left it."""
+        return nullcontext() if self.state is None else self.state.main_process_first()
 
     def wait_for_everyone(self) -> None:
-        """Nobody to wait for."""
+        """Returns when all processes have come here."""
+        if self.state is not None:
+            self.state.wait_for_everyone()
 
 
-@contextmanager
-def accelerator_for(device: str, precision: str) -> Iterator[Accelerator | OneProcess]:
-    """An Accelerator for "auto", "cpu" or "cuda" and "float32" or "bf16"; a `OneProcess` where there is but one.
+def processes_for(device: str, precision: str) -> Processes:
+    """For "auto", "cpu" or "cuda" and "float32" or "bf16": all processes that a launcher started, or this one alone.
 
-    accelerate keeps one set of choices per process. They are set aside and put back, so that runs may differ and an
-    Accelerator of the caller's stays as it is. Runs of one process set them aside only while they ask for the
-    device, so they may go on in several threads.
+    MemtokError if the device cannot do it, or if the other processes do not come. Launched processes keep the device
+    that they met on, be it that of an Accelerator of the caller's; the precision may differ from run to run.
     """
-    with SHARED_STATE, own_choices():
-        accelerator = make_accelerator(device, precision)
-        if accelerator.num_processes > 1:
-            yield accelerator
-            return
-        place = accelerator.device
-    yield OneProcess(place, precision)
-
-
-@contextmanager
-def own_choices() -> Iterator[None]:
-    """Sets accelerate's choices for the process aside, and puts them back when the block ends."""
-    shared = (AcceleratorState._shared_state, GradientState._shared_state, PartialState._shared_state)
-    kept = [dict(state) for state in shared]
-    for state in shared:
-        state.clear()
-    try:
-        yield
-    finally:
-        for state, content in zip(shared, kept, strict=True):
-            state.clear()
-            state.update(content)
-
-
-def make_accelerator(device: str, precision: str) -> Accelerator:
-    """The Accelerator itself; MemtokError if the device cannot do it, or if the other processes do not come."""
     check_launch()
-    several = launched_processes() > 1
+    if device == "auto" and launched_on_cpu():
+        device = "cpu"
+    # Those of MPI alone meet on the CPU only.
+    if launched_processes() > 1 or (device == "cpu" and mpi_processes() > 1):
+        found = met(device, precision)
+    else:
+        found = Processes(chosen_device(device), precision)
     try:
-        with announced_meeting() if several else nullcontext():
-            return Accelerator(
-                # accelerate looks for other processes on the CPU only if it is told that the CPU trains
-                cpu=device == "cpu" or (several and not torch.cuda.is_available()),
-                mixed_precision="bf16" if precision == "bf16" else "no",
-                # Parts of a batch may differ in size, so the loop itself divides by the size of the whole batch.
-                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=MEETING)],
-            )
-    except DistError as error:
-        raise MemtokError(
-            f"expected {meeting()}, found not all of them ({str(error).splitlines()[0][:200]}); {ADVICE}"
-        ) from error
-    except ValueError as error:
+        found.autocast()
+    except RuntimeError as error:
         raise MemtokError(
             f"expected a device that trains in {precision}, found one that does not ({' '.join(str(error).split())}); "
             f"use {Argument('precision', 'float32')} or another device"
         ) from error
+    return found
+
+
+def chosen_device(device: str) -> torch.device:
+    """The device by name; of "auto" a GPU or another accelerator that torch knows, else the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if hasattr(torch, "accelerator") and torch.accelerator.is_available():  # torch 2.6
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return torch.device("cpu")
+
+
+def met(device: str, precision: str) -> Processes:
+    """This process among those of a launcher, when all are there."""
+    cpu = device == "cpu" or not torch.cuda.is_available()  # accelerate does not look for processes there unasked
+    try:
+        with announced_meeting() if launched_processes() > 1 else nullcontext():
+            state = PartialState(cpu=cpu, timeout=MEETING)
+    except DistError as error:
+        raise MemtokError(
+            f"expected {meeting()}, found not all of them ({str(error).splitlines()[0][:200]}); {ADVICE}"
+        ) from error
+    if device not in ("auto", state.device.type):
+        raise MemtokError(
+            f"expected {Argument('device', state.device.type)}, on which these processes met, found "
+            f"{Argument('device', device)}; use one device in all runs of a launch"
+        )
+    return Processes(state.device, precision, state)
 
 
 def meeting() -> str:
@@ -164,32 +156,32 @@ def kept_gpu_state(device: torch.device) -> Iterator[None]:
         torch.cuda.set_rng_state(state, device)
 
 
-def add_up(accelerator: Accelerator | OneProcess, tensors: Sequence[Tensor]) -> list[Tensor]:
+def add_up(processes: Processes, tensors: Sequence[Tensor]) -> list[Tensor]:
     """The sum of each tensor over all processes; one exchange for all."""
-    if isinstance(accelerator, OneProcess):
+    if processes.num_processes == 1:
         return list(tensors)
-    flat = accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduction="sum")
+    flat = reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduction="sum")
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def add_up_gradients(accelerator: Accelerator | OneProcess, parameters: Sequence[nn.Parameter]) -> None:
+def add_up_gradients(processes: Processes, parameters: Sequence[nn.Parameter]) -> None:
     """Adds the gradients of all processes."""
-    if accelerator.num_processes > 1:
+    if processes.num_processes > 1:
         with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in with_gradient if parameter.grad is not None]
-        for parameter, total in zip(with_gradient, add_up(accelerator, gradients), strict=True):
+        for parameter, total in zip(with_gradient, add_up(processes, gradients), strict=True):
             parameter.grad = total
 
 
-def same_start(accelerator: Accelerator | OneProcess, parameters: Sequence[nn.Parameter]) -> None:
+def same_start(processes: Processes, parameters: Sequence[nn.Parameter]) -> None:
     """Gives every process the parameters of the first."""
-    if accelerator.num_processes > 1:
+    if processes.num_processes > 1:
         with torch.no_grad():
             for parameter in parameters:
                 parameter.copy_(broadcast(parameter.detach().clone(), from_process=0))
 
 
-def own_rows(accelerator: Accelerator | OneProcess, rows: Tensor) -> Tensor:
+def own_rows(processes: Processes, rows: Tensor) -> Tensor:
     """This process's rows of a batch; empty where there are fewer rows than processes."""
-    return rows[accelerator.process_index :: accelerator.num_processes]
+    return rows[processes.process_index :: processes.num_processes]

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from memtok.backbone import Backbone
@@ -28,7 +27,7 @@ from memtok.traces import KeptBatch, Manifest, OpenStores, Store, TraceReader, d
 from memtok.traces.manifest import record_bytes, trace_shape
 from memtok.traces.sizes import default_limit, default_trace_dir, taken_bytes
 from memtok.training.compiler import Compiler
-from memtok.training.device import OneProcess
+from memtok.training.device import Processes
 from memtok.training.progress import Progress
 from memtok.training.regimes import Trainable
 from memtok.training.settings import Plan, Settings, default_workers
@@ -112,7 +111,7 @@ class KeptFeed(Feed):
         plan: Plan,
         workers: int,
         settings: Settings,
-        accelerator: Accelerator | OneProcess,
+        accelerator: Processes,
         progress: Progress,
         stores: OpenStores | None = None,
         compiler: Compiler | None = None,
@@ -255,7 +254,7 @@ def make_feed(
     data: DataSource,
     plan: Plan,
     settings: Settings,
-    accelerator: Accelerator | OneProcess,
+    accelerator: Processes,
     device: torch.device,
     progress: Progress,
     stores: OpenStores | None = None,

@@ -118,7 +118,7 @@ def head_step(trainer: Trainer, step: int, features: Tensor, labels: Tensor) -> 
     with trainer.accelerator.autocast():
         logits = head(features.to(trainer.device))
     loss = F.cross_entropy(logits.float(), labels.to(trainer.device))
-    trainer.accelerator.backward(loss)
+    torch.autograd.backward(loss)
     trainer.optimizer.apply(loss.detach().unsqueeze(0))
 
 

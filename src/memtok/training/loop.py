@@ -7,7 +7,6 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Subset
 
@@ -16,8 +15,8 @@ from memtok.data import DataSource, from_dataset, open_data
 from memtok.errors import MemtokError
 from memtok.folders import locked
 from memtok.surroundings import plain_torch
-from memtok.training.compiler import compiling, make_compiler
-from memtok.training.device import OneProcess, accelerator_for, moved
+from memtok.training.compiler import make_compiler
+from memtok.training.device import Processes, moved, processes_for
 from memtok.training.feed import check_traceable, make_feed
 from memtok.training.head_alone import check_comparable
 from memtok.training.progress import Progress, RichProgress
@@ -136,7 +135,8 @@ def train(
     if settings.keep_traces is not None:
         check_traceable([task])
     check_replaces_nothing(settings)
-    with accelerator_for(settings.device, settings.precision) as accelerator, as_found(task):
+    accelerator = processes_for(settings.device, settings.precision)
+    with as_found(task):
         if settings.out is not None and RunFolder(settings.out).path.exists() and accelerator.is_main_process:
             with locked(RunFolder(settings.out).path):
                 pass  # another run there is told of before the data are opened
@@ -153,7 +153,7 @@ def run(
     task: Trainable,
     data: str | DataSource | Any,
     settings: Settings,
-    accelerator: Accelerator | OneProcess,
+    accelerator: Processes,
     progress: Progress,
 ) -> TrainResult:
     """The part of `train` that works."""
@@ -167,7 +167,6 @@ def run(
     folder = RunFolder(settings.out) if settings.out else None
     with ExitStack() as stack:
         stack.enter_context(moved([task, *frozen_parts(task)], place))
-        stack.enter_context(compiling(compiler))
         feed = make_feed([task], source, plan, settings, accelerator, place, progress, compiler=compiler)
         stack.enter_context(closing(feed))
         state = folder.state if folder else None

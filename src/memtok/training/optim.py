@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from memtok.errors import MemtokError
-from memtok.training.device import OneProcess, add_up, add_up_gradients
+from memtok.training.device import Processes, add_up, add_up_gradients
 from memtok.training.recipes import learning_rate_at
 from memtok.training.regimes import Trainable, without_decay
 from memtok.training.settings import Plan
@@ -22,9 +21,7 @@ class Optimizer:
     The parameters of `without_decay` do not decay. Plans differ in learning rate and weight decay only.
     """
 
-    def __init__(
-        self, tasks: Sequence[Trainable], plans: Sequence[Plan], accelerator: Accelerator | OneProcess
-    ) -> None:
+    def __init__(self, tasks: Sequence[Trainable], plans: Sequence[Plan], accelerator: Processes) -> None:
         self.plans, self.accelerator = plans, accelerator
         self.parameters = [list(task.parameters()) for task in tasks]
         self.names = [dict(task.named_parameters()) for task in tasks]
@@ -56,8 +53,7 @@ class Optimizer:
         add_up_gradients(self.accelerator, [parameter for own in self.parameters for parameter in own])
         (losses,) = add_up(self.accelerator, [losses])
         norms = [
-            self.accelerator.clip_grad_norm_(own, plan.clip_norm)
-            for own, plan in zip(self.parameters, self.plans, strict=True)
+            nn.utils.clip_grad_norm_(own, plan.clip_norm) for own, plan in zip(self.parameters, self.plans, strict=True)
         ]
         self.torch.step()
         return torch.stack([losses, torch.stack([norm.detach().to(losses) for norm in norms])], dim=1)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from memtok.confusion import write_confusion
@@ -25,7 +24,7 @@ from memtok.errors import Argument, DivergedError, MemtokError
 from memtok.files import write_json
 from memtok.metrics import score_of
 from memtok.training.compiler import Compiler
-from memtok.training.device import OneProcess, same_start
+from memtok.training.device import Processes, same_start
 from memtok.training.feed import Feed
 from memtok.training.head_alone import HeadAlone, is_due, train_head
 from memtok.training.interrupts import Interrupted, Interrupts
@@ -64,7 +63,7 @@ class Run:
         data: DataSource,
         plans: Sequence[Plan],
         settings: Settings,
-        accelerator: Accelerator | OneProcess,
+        accelerator: Processes,
         device: torch.device,
         progress: Progress,
         feed: Feed,

@@ -21,8 +21,8 @@ from memtok.folders import locked
 from memtok.surroundings import plain_torch
 from memtok.task import Task
 from memtok.traces import OpenStores
-from memtok.training.compiler import compiling, make_compiler
-from memtok.training.device import accelerator_for, moved
+from memtok.training.compiler import make_compiler
+from memtok.training.device import moved, processes_for
 from memtok.training.feed import make_feed
 from memtok.training.loop import as_found, matching, open_source
 from memtok.training.progress import Progress, RichProgress
@@ -71,7 +71,7 @@ def train_together(
     check_together(tasks, {"learning_rates": learning_rates, "weight_decays": weight_decays})
     listener = progress if isinstance(progress, Progress) else RichProgress() if progress else Progress()
     with ExitStack() as stack:
-        accelerator = stack.enter_context(accelerator_for(settings.device, settings.precision))
+        accelerator = processes_for(settings.device, settings.precision)
         if not accelerator.is_main_process:
             listener = Progress()
         stack.callback(listener.close)
@@ -95,7 +95,6 @@ def train_together(
         path = None if state is None else Path(state)
         if path is not None and accelerator.is_main_process:
             stack.enter_context(locked(path.parent, lock_of(path).name))
-        stack.enter_context(compiling(compiler))
         feed = make_feed(tasks, source, common, settings, accelerator, place, listener, stores, compiler)
         stack.enter_context(closing(feed))
         run = Run(

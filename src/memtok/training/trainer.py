@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +18,7 @@ from memtok.data.transforms import Normaliser
 from memtok.metrics import Score, answered, score_of
 from memtok.traces import KeptBatch
 from memtok.training.compiler import Compiler
-from memtok.training.device import OneProcess, add_up, kept_gpu_state, own_rows
+from memtok.training.device import Processes, add_up, kept_gpu_state, own_rows
 from memtok.training.feed import Batches, Feed
 from memtok.training.optim import Optimizer
 from memtok.training.regimes import FullModel, Trainable, forward_of
@@ -38,7 +37,7 @@ class Trainer:
         self,
         tasks: Sequence[Trainable],
         plans: Sequence[Plan],
-        accelerator: Accelerator | OneProcess,
+        accelerator: Processes,
         device: torch.device,
         compiler: Compiler | None = None,
     ) -> None:
@@ -61,7 +60,7 @@ class Trainer:
                 with self.accelerator.autocast():
                     logits = self.forward(part)
                 shares = torch.stack([share_of_loss(one, answers, weight / len(labels)) for one in logits])
-                self.accelerator.backward(shares.sum())
+                torch.autograd.backward(shares.sum())
                 losses += shares.detach()
         return self.optimizer.apply(losses)
 
