@@ -138,8 +138,9 @@ def test_classes_are_matched_by_name(backbone: memtok.Backbone) -> None:
 
 def test_unknown_class_names_the_class(model: memtok.MemoryViT) -> None:
     pictures = Pictures(6, seed=0, classes=("class 0", "zebra"))
-    with pytest.raises(MemtokError, match=r"expected only classes of task 'pets' in zoo .*found 'zebra'"):
+    with pytest.raises(MemtokError, match="zebra") as error:
         memtok.evaluate(model, {"pets": source_of(pictures, "zoo")})
+    assert error.value.argument == "data"
 
 
 def test_a_task_that_cannot_compose_is_alone(backbone: memtok.Backbone) -> None:
@@ -171,11 +172,13 @@ def test_base_by_class_name_and_by_position() -> None:
 
 
 def test_base_needs_a_classifier_and_its_classes(model: memtok.MemoryViT) -> None:
-    with pytest.raises(MemtokError, match="expected only classes of the backbone"):
+    with pytest.raises(MemtokError) as error:
         memtok.evaluate(model, {}, base=source_of(Pictures(6, 0)))
+    assert error.value.argument == "base"
     without = memtok.MemoryViT(tiny_backbone(num_classes=0))
-    with pytest.raises(MemtokError, match="expected a backbone with a classifier"):
+    with pytest.raises(MemtokError) as error:
         memtok.evaluate(without, {}, base=source_of(Pictures(6, 0)))
+    assert error.value.argument == "base"
 
 
 def test_json_csv_and_pairs(model: memtok.MemoryViT, tmp_path: Path) -> None:
@@ -234,14 +237,14 @@ def test_mode_gradients_weights_and_generators_are_left_as_found(training_model:
 
 
 def test_wrong_names_and_parts(model: memtok.MemoryViT, backbone: memtok.Backbone) -> None:
-    with pytest.raises(MemtokError, match="expected data for each task"):
-        memtok.evaluate(model, source_of(Pictures(6, 0)))
-    with pytest.raises(MemtokError, match="found data for 'cars'; check the spelling"):
-        memtok.evaluate(model, {"cars": source_of(Pictures(6, 0))})
-    with pytest.raises(MemtokError, match="use base="):
-        memtok.evaluate(model, {"base": source_of(Pictures(6, 0))})
-    with pytest.raises(MemtokError, match="expected one of the parts"):
-        memtok.evaluate(model, {"pets": source_of(Pictures(6, 0))}, part="all")
+    pictures = source_of(Pictures(6, 0))
+    for data in (pictures, {"cars": pictures}, {"base": pictures}):
+        with pytest.raises(MemtokError) as error:
+            memtok.evaluate(model, data)
+        assert error.value.argument == "data"
+    with pytest.raises(MemtokError) as error:
+        memtok.evaluate(model, {"pets": pictures}, part="all")
+    assert error.value.argument == "part"
 
 
 def test_confusion_matrices_are_written(model: memtok.MemoryViT, tmp_path: Path) -> None:
@@ -324,8 +327,9 @@ def test_validation_images_are_never_called_test(backbone: memtok.Backbone) -> N
         assert table.tasks["pets"].images == 6
         assert table.splits["pets"]["part"] == table.to_json()["splits"]["pets"]["part"] == "validation"
         assert data.split["counts"] == {"train": 12, "validation": 6, "test": 0}
-        with pytest.raises(MemtokError, match="expected a test part in dataset, found none apart from its validation"):
+        with pytest.raises(MemtokError) as error:
             memtok.evaluate(model, data, part="test")
+        assert error.value.argument == "part"
     # Nobody says what a torch data set is for.
     whole = memtok.evaluate(model, Pictures(5, 0)).splits["pets"]
     assert (whole["part"], whole["counts"]) == ("all", {"all": 5})
@@ -353,8 +357,9 @@ def test_labels_that_the_base_has_twice_are_counted_by_number() -> None:
     assert some.recall == {"crane (0)": None, "ox": same.recall["ox"], "crane (2)": same.recall["crane (2)"]}
 
     for names in (("crane", "ox", "crane (2)"), ("crane", "digger", "bird")):
-        with pytest.raises(MemtokError, match=r"found 'crane', which names 2; rename it to 'crane \(0\)' or"):
+        with pytest.raises(MemtokError, match=r"crane \(0\)") as error:
             memtok.evaluate(model, {}, base=from_dataset(pictures, names, validation=pictures))
+        assert error.value.argument == "base"
 
 
 def test_the_base_names_of_a_vit_are_numbers_where_unknown() -> None:

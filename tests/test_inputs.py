@@ -144,8 +144,9 @@ def test_what_is_no_picture_is_one_line(model: memtok.MemoryViT, wrong: Any, sai
 
 def test_no_pictures(model: memtok.MemoryViT) -> None:
     for call in (model.prepare, lambda images: memtok.predict(model, images)):
-        with pytest.raises(MemtokError, match="expected images"):
+        with pytest.raises(MemtokError) as error:
             call([])
+        assert error.value.argument == "images"
 
 
 def test_forward_takes_tensors_and_names_what_makes_them(model: memtok.MemoryViT, pixels: Any) -> None:

@@ -90,8 +90,9 @@ def test_a_task_file_of_an_imported_task_is_small(legacy: Path, backbone: memtok
 
 
 def test_another_architecture_is_refused(legacy: Path) -> None:
-    with pytest.raises(MemtokError, match=r"expected the backbone object:VisionTransformer \(width 32\) .* width 48"):
+    with pytest.raises(MemtokError, match="width 48") as error:
         memtok.read_legacy(legacy / "A_model.pt", tiny_backbone())
+    assert error.value.argument == "backbone"
 
 
 # --- state dicts made here
@@ -132,10 +133,10 @@ def test_half_precision_and_class_names(tmp_path: Path) -> None:
     first, second = memtok.read_legacy(tmp_path / "x_model.pt", backbone, classes=[["a", "b"], ["c", "d", "e"]])
     assert (first.classes, second.classes) == (("a", "b"), ("c", "d", "e"))
     assert first.memory.dtype == torch.float32
-    with pytest.raises(MemtokError, match=r"expected 2 lists of class names, one for each of x-1, x-2 .* found 1"):
-        memtok.read_legacy(tmp_path / "x_model.pt", backbone, classes=[["a", "b"]])
-    with pytest.raises(MemtokError, match="expected 3 class names for 'x-2', found 2"):
-        memtok.read_legacy(tmp_path / "x_model.pt", backbone, classes=[["a", "b"], ["c", "d"]])
+    for classes in ([["a", "b"]], [["a", "b"], ["c", "d"]]):
+        with pytest.raises(MemtokError) as error:
+            memtok.read_legacy(tmp_path / "x_model.pt", backbone, classes=classes)
+        assert error.value.argument == "classes"
 
 
 def test_the_backbone_inside(tmp_path: Path) -> None:
@@ -169,17 +170,22 @@ def test_a_folder_and_names_in_it(tmp_path: Path) -> None:
         write(old_state(tiny_vit(), seed=seed), tmp_path, name)
     assert [task.name for task in memtok.read_legacy(tmp_path, backbone)] == ["a", "b"]
     assert [task.name for task in memtok.read_legacy(tmp_path, backbone, file="b_model.pt")] == ["b"]
-    with pytest.raises(MemtokError, match=r"expected c_model\.pt in .*, found a_model\.pt, b_model\.pt"):
-        memtok.read_legacy(tmp_path, backbone, file="c_model.pt")
-    with pytest.raises(MemtokError, match="expected the name of a file"):
-        memtok.read_legacy(tmp_path, backbone, file="../a_model.pt")
-    with pytest.raises(MemtokError, match="which is a file"):
-        memtok.read_legacy(tmp_path / "a_model.pt", backbone, file="a_model.pt")
-    with pytest.raises(MemtokError, match="expected one old checkpoint, found 2"):
+    for source, name in (
+        (tmp_path, "c_model.pt"),
+        (tmp_path, "../a_model.pt"),
+        (tmp_path / "a_model.pt", "a_model.pt"),
+    ):
+        with pytest.raises(MemtokError) as error:
+            memtok.read_legacy(source, backbone, file=name)
+        assert error.value.argument == "file"
+        assert name in str(error.value)
+    with pytest.raises(MemtokError) as error:
         legacy_backbone(tmp_path, backbone)
+    assert error.value.argument == "file"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MemtokError, match=r"found no file that ends in \.pt"):
+    with pytest.raises(MemtokError) as error:
         memtok.read_legacy(tmp_path / "empty", backbone)
+    assert error.value.argument == "source"
 
 
 # --- files that are something else
@@ -193,8 +199,9 @@ class Bomb:
 def test_other_files_are_refused_and_nothing_is_executed(tmp_path: Path) -> None:
     backbone = tiny_backbone()
     path = tmp_path / "x_model.pt"
-    with pytest.raises(MemtokError, match="found no file"):
+    with pytest.raises(MemtokError) as error:
         memtok.read_legacy(path, backbone)
+    assert error.value.argument == "source"
     path.write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(MemtokError, match="executes nothing"):
         memtok.read_legacy(path, backbone)
@@ -203,13 +210,13 @@ def test_other_files_are_refused_and_nothing_is_executed(tmp_path: Path) -> None
         memtok.read_legacy(path, backbone)
     assert "\n" not in str(caught.value)
     torch.save(OrderedDict(weight=torch.zeros(2)), path)
-    with pytest.raises(MemtokError, match="found none of its class tokens"):
+    with pytest.raises(MemtokError, match="cls_tokens"):
         memtok.read_legacy(path, backbone)
     torch.save([torch.zeros(2)], path)
-    with pytest.raises(MemtokError, match="found list"):
+    with pytest.raises(MemtokError, match="list"):
         memtok.read_legacy(path, backbone)
     torch.save(old_state(tiny_vit()) | {"epoch": 3}, path)
-    with pytest.raises(MemtokError, match="expected tensors only"):
+    with pytest.raises(MemtokError, match="tensors only in"):
         memtok.read_legacy(path, backbone)
     path.write_bytes(b"")
     with pytest.raises(MemtokError, match="executes nothing"):

@@ -93,9 +93,11 @@ def test_a_good_score_has_no_warnings() -> None:
 
 def test_what_does_not_fit_is_an_error() -> None:
     tally = Tally(["cat", "dog"])
-    with pytest.raises(MemtokError, match=r"expected logits \(batch, 2\)"):
+    with pytest.raises(MemtokError) as error:
         tally.add(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(MemtokError, match="expected labels of 0 to 1, found 0 to 2"):
+    assert error.value.argument == "logits"
+    with pytest.raises(MemtokError) as error:
         tally.add(torch.zeros(2, 2), torch.tensor([0, 2]))
-    with pytest.raises(MemtokError, match="expected at least one image"):
+    assert error.value.argument == "labels"
+    with pytest.raises(MemtokError, match="image"):
         tally.score()

@@ -95,7 +95,7 @@ def test_base_classes(folder: Path) -> None:
     found = memtok.predict(memtok.MemoryViT(backbone), [folder / "b.png"], base=True, top=1)
     assert found.rows[0].task == "base"
     assert found.rows[0].ranking[0][0] in "01234"
-    with pytest.raises(MemtokError, match="expected a model with a task"):
+    with pytest.raises(MemtokError, match="a task"):
         memtok.predict(memtok.MemoryViT(backbone), [folder])
 
 
@@ -132,12 +132,11 @@ def test_finding_images(folder: Path) -> None:
     odd.write_bytes((folder / "b.png").read_bytes())
     assert find_images([odd]) == ([str(odd)], [])  # named by hand, its ending does not matter
     (folder.parent / "empty").mkdir()
-    with pytest.raises(MemtokError, match="expected images in the folder"):
-        find_images([folder.parent / "empty"])
-    with pytest.raises(MemtokError, match="expected an image or a folder of images at"):
-        find_images([folder / "gone.png"])
-    with pytest.raises(MemtokError, match="found no path"):
-        find_images([])
+    for paths in ([folder.parent / "empty"], [folder / "gone.png"], []):
+        with pytest.raises(MemtokError) as error:
+            find_images(paths)
+        assert error.value.argument == "images"
+        assert all(str(path) in str(error.value) for path in paths)
 
 
 def test_predict_and_train_find_the_same_images(
@@ -196,7 +195,7 @@ def test_predict_and_train_find_the_same_images(
     assert {Path(one.path).name: one.reason for one in data.left_out} == {
         name: reason for name, reason in lost.items() if name != "closed"
     }
-    with pytest.raises(MemtokError, match="found 4 that are not"):
+    with pytest.raises(MemtokError, match="found 4"):
         memtok.open_data(f"folder:{classes}", data_dir=tmp_path / "data")
 
 

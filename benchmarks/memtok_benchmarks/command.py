@@ -1,4 +1,4 @@
-"""`memtok bench`: memtok, its peers and the floor, timed on this machine."""
+"""`memtok bench`: memtok and other packages, timed on this machine and compared to the floor."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from memtok.cli.output import check_outputs, note, say, table, write_result
 from memtok_benchmarks.sizes import POINTS, ROWS, Sizes, quick_sizes
 from memtok_benchmarks.timing import LEAST_ROUNDS
 
+FILES = ("results.json", "results.md", "growth.png")
 USAGE = ""
 EXAMPLES = """
   memtok bench --quick
@@ -48,8 +49,6 @@ def run(options: Namespace) -> int:
     if options.profile and (options.rows or options.out or options.json):
         raise UsageError("expected --profile alone, found --rows, --out or --json beside it; leave one of them out")
     names = list(options.rows or ROWS)
-    if len(set(names)) != len(names):
-        raise UsageError(f"expected each row once, found {' '.join(names)}; remove the repetition")
     outputs = [] if options.out is None else [str(Path(options.out) / file) for file in FILES]
     check_outputs(options.json, *outputs)
     with arguments():
@@ -57,6 +56,8 @@ def run(options: Namespace) -> int:
     from memtok_benchmarks import runner
     from memtok_benchmarks.report import Report, console_tables
 
+    with arguments():
+        runner.check_rows(names)
     if options.profile:
         print(runner.profile(options.profile, sizes).rstrip())
         return 0
@@ -80,11 +81,8 @@ def run(options: Namespace) -> int:
     return 0
 
 
-FILES = ("results.json", "results.md", "growth.png")
-
-
 def sizes_of(options: Namespace) -> Sizes:
-    """The sizes of the run; what was not given is the default of `--quick` or of an ordinary run."""
+    """The sizes of the run; the defaults are those of `--quick` or of an ordinary run."""
     device = options.device
     if device == "auto":
         import torch
@@ -106,7 +104,7 @@ def sizes_of(options: Namespace) -> Sizes:
 
 
 def command() -> str:
-    """What was typed, without the folders that it names."""
+    """The command line without names of folders."""
     words = sys.argv[1:] if Path(sys.argv[0]).name in ("memtok", "__main__.py") else ["bench"]
     kept, skip = [], False
     for word in words:

@@ -1,14 +1,14 @@
-"""Who is timed: one entry per contender, each a function from a scene to the step that is run again and again.
+"""The contenders: each a function that makes a model for a scene and returns the step to be timed.
 
-A contender makes its model when it is called and returns a function without arguments. What it needs beside memtok is
-named, so that a missing package leaves a gap in a table and never ends a run.
+The packages that a contender needs besides memtok are named, so that a missing one leaves a gap in a table and is no
+error.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,9 +35,10 @@ class Contender:
     needs: tuple[str, ...] = ()
 
     @property
-    def missing(self) -> tuple[str, ...]:
-        """Which of its packages are not installed."""
-        return tuple(package for package in self.needs if not peers.installed(package))
+    def gap(self) -> str:
+        """Why it cannot run: packages that are not installed; empty if there are none."""
+        missing = [package for package in self.needs if not peers.installed(package)]
+        return f"not installed: {', '.join(missing)}" if missing else ""
 
 
 def trunk(scene: Scene) -> Run:
@@ -58,8 +59,13 @@ def forward_pass(vit: Any, images: Tensor) -> Run:
 
 def memtok_step(scene: Scene) -> Run:
     """One step of memtok's own training loop on one task: forward, backward, clip, AdamW."""
-    task = scene.task("task", scene.sizes.training_cells)
-    trainer = Trainer([task], [scene.plan], scene.accelerator, scene.device)
+    return together(scene, 1)
+
+
+def together(scene: Scene, tasks: int) -> Run:
+    """One step of `tasks` configurations of a task at once, with learning rates that differ by a factor."""
+    plans = [replace(scene.plan, learning_rate=scene.plan.learning_rate * 0.9**index) for index in range(tasks)]
+    trainer = Trainer(scene.tasks(tasks, scene.sizes.training_cells), plans, scene.accelerator, scene.device)
     pixels, labels = scene.pixels, scene.labels
     return counted(lambda number: trainer.step(number, pixels, labels))
 
@@ -77,8 +83,8 @@ def counted(step: Callable[[int], object]) -> Run:
 
 
 def dense_step(scene: Scene, *, trainable: bool) -> Run:
-    """A step in the dense masked form. With `trainable` as the public reproduction does it: gradients everywhere, which
-    add up unread in the backbone, while the optimizer moves the task only."""
+    """A step in the dense masked form. With `trainable` as in the public reproduction: gradients of all parameters,
+    but the optimizer updates those of the task only."""
     model = DenseMasked(scene.backbone, [scene.task("task", scene.sizes.training_cells)], trainable=trainable)
     images = scene.images if trainable else scene.images.to(scene.dtype)
     return supervised(scene, lambda: model(images)[0], model.task_parameters())
@@ -99,7 +105,7 @@ def lora_step(scene: Scene) -> Run:
 
 
 def probe_step(scene: Scene) -> Run:
-    """A step of a linear probe with timm: features without gradient, a linear head with. The cheapest that there is."""
+    """A step of a linear probe with timm: features without gradient, a trained linear head. The cheapest step."""
     vit = scene.backbone.vit
     head = new_head(int(vit.num_features), scene.sizes.classes, None, scene.device)
     images = scene.images.to(scene.dtype)
@@ -120,7 +126,7 @@ def full_step(scene: Scene) -> Run:
 
 
 def fine_tuned(scene: Scene) -> Any:
-    """A float32 copy of the backbone with a new classifier: what full fine-tuning leaves behind for one task."""
+    """A float32 copy of the backbone with a new classifier: the result of full fine-tuning on one task."""
     vit = copy.deepcopy(scene.backbone.vit).float()
     vit.reset_classifier(scene.sizes.classes)
     return vit.to(scene.device).eval()
@@ -176,7 +182,7 @@ def memtok_serving(scene: Scene, tasks: int, cells: int | None = None) -> Run:
 def dense_serving(scene: Scene, tasks: int) -> Run:
     """All tasks in one pass of the dense masked form."""
     model = DenseMasked(scene.backbone, scene.tasks(tasks, scene.sizes.serving_cells), trainable=False)
-    return answered(scene, [lambda: model(scene.images.to(scene.dtype))])
+    return run_all(scene, [lambda: model(scene.images.to(scene.dtype))])
 
 
 def vit_pytorch_serving(scene: Scene, tasks: int) -> Run:
@@ -184,25 +190,25 @@ def vit_pytorch_serving(scene: Scene, tasks: int) -> Run:
     peers.seeded(scene)
     vit = peers.vit_pytorch_vit(scene)
     adapters = [peers.vit_pytorch_adapter(scene, vit, scene.sizes.serving_cells).eval() for _ in range(tasks)]
-    return answered(scene, [lambda adapter=adapter: adapter(scene.images) for adapter in adapters])  # type: ignore[misc]
+    return run_all(scene, [lambda adapter=adapter: adapter(scene.images) for adapter in adapters])  # type: ignore[misc]
 
 
 def lora_serving(scene: Scene, tasks: int) -> Run:
-    """PEFT's adapters on one ViT, switched and answered one after another: they change the image tokens."""
+    """PEFT's adapters on one ViT, switched and run one after another: they change the image tokens."""
     peers.seeded(scene)
     names = tuple(f"task-{index}" for index in range(tasks))
     model = peers.LoRA(scene, names).eval()
-    return answered(scene, [lambda name=name: model.answer(name, scene.images) for name in names])  # type: ignore[misc]
+    return run_all(scene, [lambda name=name: model.answer(name, scene.images) for name in names])  # type: ignore[misc]
 
 
 def models_serving(scene: Scene, tasks: int) -> Run:
     """Fine-tuned models, each with a backbone of its own, one after another."""
     models = [fine_tuned(scene).to(scene.dtype) for _ in range(tasks)]
     images = scene.images.to(scene.dtype)
-    return answered(scene, [lambda model=model: model(images) for model in models])  # type: ignore[misc]
+    return run_all(scene, [lambda model=model: model(images) for model in models])  # type: ignore[misc]
 
 
-def answered(scene: Scene, calls: Iterable[Callable[[], object]]) -> Run:
+def run_all(scene: Scene, calls: Iterable[Callable[[], object]]) -> Run:
     """All calls without gradient, in bf16 where that is asked for."""
     listed = list(calls)
 

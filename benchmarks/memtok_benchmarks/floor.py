@@ -1,7 +1,7 @@
-"""The floor: what a Vision Transformer with tasks has to compute, counted from its architecture.
+"""The floor: the least that a Vision Transformer with tasks has to compute, counted from its architecture.
 
-Everything is in multiply-adds (one multiplication and one addition, two floating-point operations) of matrix products
-per image; norms, activations, softmax and sums are left out, as is usual. Letters:
+All counts are multiply-adds (one multiplication and one addition, two floating-point operations) of matrix products per
+image, without norms, activations, softmax and sums, as usual. Letters:
 
     N  tokens of the trunk     D  width          H  heads          L  layers       F  width of the MLP's hidden layer
     T  class tokens of tasks   m  memory cells that each sees      C  classes of a task
@@ -51,16 +51,28 @@ class Geometry:
         )
 
 
+def layer_parts(geometry: Geometry, rows: int, columns: int) -> dict[str, int]:
+    """Multiply-adds of one layer for `rows` tokens that attend to `columns` keys, part by part."""
+    d = geometry.dim
+    return {
+        "queries, keys, values": rows * 3 * d * d,
+        "attention": 2 * rows * columns * d,
+        "output projection": rows * d * d,
+        "MLP": 2 * rows * d * geometry.hidden,
+    }
+
+
+def all_layers(geometry: Geometry, rows: int, columns: int) -> dict[str, int]:
+    """The same of all layers."""
+    return {name: geometry.depth * cost for name, cost in layer_parts(geometry, rows, columns).items()}
+
+
 def trunk_parts(geometry: Geometry) -> dict[str, int]:
     """Multiply-adds of the trunk's own forward pass for one image, part by part over all layers."""
-    n, d, layers = geometry.tokens, geometry.dim, geometry.depth
     return {
-        "patch embedding": geometry.patches * geometry.patch_inputs * d,
-        "queries, keys, values": layers * n * 3 * d * d,
-        "attention": layers * 2 * n * n * d,
-        "output projection": layers * n * d * d,
-        "MLP": layers * 2 * n * d * geometry.hidden,
-        "head": d * geometry.base_classes,
+        "patch embedding": geometry.patches * geometry.patch_inputs * geometry.dim,
+        **all_layers(geometry, geometry.tokens, geometry.tokens),
+        "head": geometry.dim * geometry.base_classes,
     }
 
 
@@ -70,25 +82,18 @@ def trunk(geometry: Geometry) -> int:
 
 
 def skipped(geometry: Geometry) -> int:
-    """What the trunk saves when nobody asks for the base output: all of its last layer but keys and values, and its
-    head."""
+    """What the trunk saves without base output: all of its last layer but keys and values, and its head."""
     n, d = geometry.tokens, geometry.dim
-    return n * d * d + 2 * n * n * d + n * d * d + 2 * n * d * geometry.hidden + d * geometry.base_classes
+    return sum(layer_parts(geometry, n, n).values()) - 2 * n * d * d + d * geometry.base_classes
 
 
 def stream_parts(geometry: Geometry, tasks: int, cells: int, classes: int) -> dict[str, int]:
     """Multiply-adds that `tasks` tasks of one class token and `cells` cells add to the pass for one image.
 
-    Keys and values of memory do not depend on the image (`memory_once`) and are not among them.
+    Keys and values of memory do not depend on the image (`memory_once`) and are not included.
     """
-    t, d, layers = tasks, geometry.dim, geometry.depth
-    return {
-        "queries, keys, values": layers * t * 3 * d * d,
-        "attention": layers * 2 * t * (geometry.tokens + 1 + cells) * d,
-        "output projection": layers * t * d * d,
-        "MLP": layers * 2 * t * d * geometry.hidden,
-        "heads": t * d * classes,
-    }
+    layers = all_layers(geometry, tasks, geometry.tokens + 1 + cells)
+    return {**layers, "heads": tasks * geometry.dim * classes}
 
 
 def stream(geometry: Geometry, tasks: int, cells: int, classes: int) -> int:
@@ -132,7 +137,7 @@ def break_even(geometry: Geometry) -> int:
 
     Applied, a layer costs 2 N D D for the keys and values of N tokens and 2 T N D for the attention of T queries;
     absorbed, 2 T D D to carry queries and outputs through the projections and 2 T H N D for the attention, since every
-    head then looks at all D numbers of a token. They are equal at T = N D / (D + N (H - 1)).
+    head then uses all D numbers of a token. They are equal at T = N D / (D + N (H - 1)).
     """
     n, d, h = geometry.tokens, geometry.dim, geometry.heads
     return math.floor(n * d / (d + n * (h - 1)))
@@ -154,17 +159,14 @@ def from_traces(geometry: Geometry, tasks: int, cells: int, classes: int, batch:
 
 def dense_inference(geometry: Geometry, tasks: int, cells: int, classes: int) -> float:
     """Multiply-adds of the dense masked form over the trunk's: every token scores every column, memory per image."""
-    t, memory, n, d = tasks, tasks * cells, geometry.tokens, geometry.dim
-    rows, columns = n + t, n + t + memory
-    per_layer = (
-        rows * 3 * d * d + memory * 2 * d * d + 2 * rows * columns * d + rows * d * d + 2 * rows * d * geometry.hidden
-    )
-    total = geometry.patches * geometry.patch_inputs * d + geometry.depth * per_layer + t * d * classes
-    return (total + d * geometry.base_classes) / trunk(geometry)
+    rows, memory = geometry.tokens + tasks, tasks * cells
+    parts = trunk_parts(geometry) | all_layers(geometry, rows, rows + memory)
+    heads = tasks * geometry.dim * classes
+    return (sum(parts.values()) + memory_once(geometry, tasks, cells) + heads) / trunk(geometry)
 
 
 def table(geometry: Geometry, *, cells: int, training_cells: int, classes: int, batch: int) -> dict[str, float]:
-    """Every floor that a row of the benchmarks is held against, by name, as ratios to the trunk's own forward pass."""
+    """Every floor to which rows of the benchmarks are compared, by name, as ratios to the trunk's own forward pass."""
     sweep = training(geometry, 24, training_cells, classes, batch)
     one_dense = 3 * dense_inference(geometry, 1, training_cells, classes)
     found = {

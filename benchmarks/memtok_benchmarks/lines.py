@@ -1,11 +1,12 @@
-"""What a row of the benchmarks comes to: lines of the table, further tables, and all that was measured."""
+"""The results of a row of the benchmarks: lines of the table, further tables, and all measurements."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from memtok.files import first_line
 from memtok_benchmarks.contenders import Contender
 from memtok_benchmarks.scene import Scene
 from memtok_benchmarks.timing import Run, Timing, race
@@ -13,7 +14,7 @@ from memtok_benchmarks.timing import Run, Timing, race
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One contender's number in a line. value: None where there is none, and `note` says why, or how it was found."""
+    """The number of one contender in a line. value: None if there is none; note: why, or how it was computed."""
 
     label: str
     value: float | None
@@ -24,8 +25,8 @@ class Entry:
 class Line:
     """One line of the table.
 
-    what: what was measured, in which unit. must, aim: what is asked for, None where nothing is. least: whether a value
-    must be at least that, not at most. digits: shown after the point.
+    what: the measured quantity with its unit. must, aim: bounds, None without one. least: whether they are lower
+    bounds, not upper ones. digits: after the decimal point.
     """
 
     what: str
@@ -38,7 +39,7 @@ class Line:
 
     @property
     def reached(self) -> str:
-        """`aim`, `must`, `no`, or nothing where nothing is asked for or nothing was measured."""
+        """`aim`, `must` or `no`; empty without bounds or without a measurement."""
         value = self.memtok.value
         if value is None or (self.must is None and self.aim is None):
             return ""
@@ -49,21 +50,12 @@ class Line:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {
-            "what": self.what,
-            "memtok": vars(self.memtok),
-            "peers": [vars(peer) for peer in self.peers],
-            "must": self.must,
-            "aim": self.aim,
-            "least": self.least,
-            "digits": self.digits,
-            "reached": self.reached,
-        }
+        return {**asdict(self), "reached": self.reached}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A further table of a row, all cells as they are shown; all but the first column are numbers."""
+    """A further table of a row, with cells as text; all columns but the first are numbers."""
 
     title: str
     columns: tuple[str, ...]
@@ -82,7 +74,7 @@ class RowResult:
 
 @dataclass(frozen=True)
 class Race:
-    """Times of those that ran, by name, and why the others did not."""
+    """Times of the contenders that ran, by name, and the reasons of the others."""
 
     timings: dict[str, Timing]
     gaps: dict[str, str]
@@ -99,16 +91,16 @@ class Race:
 
 
 def run_race(scene: Scene, contenders: Mapping[str, Contender]) -> Race:
-    """Makes all contenders, runs each once untimed, and lets them run in turns.
+    """Makes all contenders, runs each once untimed, and times them in turns.
 
-    One whose packages are not installed, or whose package does not run here, is left out, with the reason. memtok and
-    the dependencies that it needs anyway have no such excuse: their errors are errors.
+    A contender whose packages are not installed or fail is left out, with the reason. Errors of memtok and of its own
+    dependencies are raised.
     """
     ready: dict[str, Run] = {}
     gaps: dict[str, str] = {}
     for name, contender in contenders.items():
-        if contender.missing:
-            gaps[name] = f"not installed: {', '.join(contender.missing)}"
+        if contender.gap:
+            gaps[name] = contender.gap
             continue
         try:
             run = contender.make(scene)
@@ -116,26 +108,20 @@ def run_race(scene: Scene, contenders: Mapping[str, Contender]) -> Race:
         except Exception as error:
             if not contender.needs:
                 raise
-            gaps[name] = f"does not run here: {first_line(error)}"
+            gaps[name] = does_not_run(error)
             continue
         ready[name] = run
     return Race(race(ready, rounds=scene.sizes.rounds, warmup=0, synchronize=scene.synchronize), gaps)
 
 
-def first_line(error: Exception) -> str:
-    """The beginning of what an error says."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['nothing'])[0][:120]}"
+def does_not_run(error: Exception) -> str:
+    """The note for a package that fails."""
+    return f"does not run here: {type(error).__name__}: {first_line(error)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What can be asked for by name. profiled: the step of memtok that `--profile` looks into."""
+    """A row of the benchmarks. profiled: the step of memtok that `--profile` shows."""
 
-    title: str
     run: Callable[[Scene], RowResult]
     profiled: Callable[[Scene], Run] | None = None
-
-
-def listed(values: Sequence[str]) -> str:
-    """a, b and c."""
-    return values[0] if len(values) == 1 else f"{', '.join(values[:-1])} and {values[-1]}"

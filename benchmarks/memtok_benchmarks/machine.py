@@ -1,4 +1,4 @@
-"""The machine that a run was made on, without names of hosts, users or folders."""
+"""The machine of a run, without names of hosts, users or folders."""
 
 from __future__ import annotations
 

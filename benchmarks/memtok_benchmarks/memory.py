@@ -1,9 +1,9 @@
 """Peak memory of one contender, in a process of its own.
 
 On a CPU it is the most that the process ever held (the kernel's high-water mark, set back once the model is there)
-less what it held after the imports and before the model, so that the interpreter and its libraries, several hundred
-megabytes that every contender has, do not bring the ratios nearer to one. On a GPU it is torch's own count. Beside it
-stands what torch's profiler counts in tensors alone.
+minus what it held after the imports and before the model: the interpreter and its libraries, several hundred
+megabytes in every contender, would bring the ratios nearer to one. On a GPU it is torch's own count. The peak of
+tensors alone, from torch's profiler, is reported as well.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import resource
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Peak:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {"process": self.process, "tensors": self.tensors, "reset": self.reset}
+        return asdict(self)
 
 
 def measure(name: str, sizes: Sizes) -> Peak:
@@ -64,7 +64,7 @@ def measure(name: str, sizes: Sizes) -> Peak:
 
 
 def peak_here(name: str, sizes: Sizes) -> Peak:
-    """The same in this process, which has done nothing else."""
+    """The same in this process, which does nothing else."""
     import torch
 
     from memtok_benchmarks.contenders import ALL
@@ -92,13 +92,13 @@ def peak_here(name: str, sizes: Sizes) -> Peak:
 def bring(package: str) -> None:
     """Imports what a contender needs, before anything is counted."""
     if package == "transformers":
-        _ = importlib.import_module(package).ViTForImageClassification  # it imports its parts when they are named
+        _ = importlib.import_module(package).ViTForImageClassification  # it imports its parts on access
     else:
         importlib.import_module({"vit-pytorch": "vit_pytorch.learnable_memory_vit"}.get(package, package))
 
 
 def wake(device: Any) -> None:
-    """Starts the threads and libraries of torch, which every contender has, with a little of each kind of work."""
+    """Starts the threads and libraries of torch, which every contender needs, with a small amount of work."""
     import torch
 
     layer = torch.nn.Linear(64, 64, device=device)
@@ -120,7 +120,7 @@ def resident(field: str) -> int:
 
 
 def trim() -> None:
-    """Gives memory that was freed while building back to the system, where the C library can."""
+    """Returns freed memory to the system, if the C library supports it."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -141,7 +141,7 @@ def reset_peak(device: Any) -> bool:
 
 
 def tensor_peak(run: Any) -> int:
-    """Bytes of tensors at most while `run` runs: those that are there, and what torch's profiler sees come and go."""
+    """The peak of bytes in tensors during `run`: those that exist, and those that torch's profiler sees allocated."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 

@@ -1,6 +1,6 @@
-"""Other people's packages, at the sizes of the backbone and used as their own documentation shows it.
+"""Packages of others, at the sizes of the backbone and used as in their documentation.
 
-None of them is a dependency; the extra `bench` installs them. All weights are random: a time does not depend on them.
+None of them is a dependency; the extra `bench` installs them. All weights are random: times do not depend on them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ RANK = 8
 
 
 def installed(name: str) -> bool:
-    """Whether a package, named as on PyPI, is here."""
+    """Whether a package, named as on PyPI, is installed."""
     return importlib.util.find_spec(PACKAGES[name]) is not None
 
 
 def package(module: str) -> Any:
-    """A module of theirs. What types they have differs from version to version, so none is relied on."""
+    """A module of such a package, untyped: their types differ between versions."""
     return importlib.import_module(module)
 
 
@@ -37,17 +37,12 @@ def versions() -> dict[str, str | None]:
     return {name: metadata.version(name) if installed(name) else None for name in PACKAGES}
 
 
-def image_size(scene: Scene) -> tuple[int, int]:
-    """(height, width) in pixels."""
-    return scene.backbone.preprocessing.image_size
-
-
 def vit_pytorch_vit(scene: Scene) -> nn.Module:
     """vit-pytorch's ViT of the backbone's sizes, from the module whose Adapter adds memory to it."""
     module = package("vit_pytorch.learnable_memory_vit")
     geometry = Geometry.of(scene.backbone.vit)
     vit: nn.Module = module.ViT(
-        image_size=image_size(scene),
+        image_size=scene.backbone.preprocessing.image_size,
         patch_size=scene.backbone.vit.patch_embed.patch_size,
         num_classes=max(geometry.base_classes, 1),
         dim=geometry.dim,
@@ -67,7 +62,7 @@ def vit_pytorch_adapter(scene: Scene, vit: nn.Module, cells: int) -> nn.Module:
 
 
 class LoRA(nn.Module):
-    """PEFT's LoRA of rank 8 on queries and values of transformers' ViT, with the classifier trained besides.
+    """PEFT's LoRA of rank 8 on queries and values of transformers' ViT, and a trained classifier.
 
     That is PEFT's own recipe for image classification. `names` are the adapters, one per task.
     """
@@ -81,7 +76,7 @@ class LoRA(nn.Module):
             num_hidden_layers=geometry.depth,
             num_attention_heads=geometry.heads,
             intermediate_size=geometry.hidden,
-            image_size=list(image_size(scene)),
+            image_size=list(scene.backbone.preprocessing.image_size),
             patch_size=list(scene.backbone.vit.patch_embed.patch_size),
             num_labels=scene.sizes.classes,
         )
@@ -90,7 +85,7 @@ class LoRA(nn.Module):
             r=RANK, lora_alpha=RANK, target_modules=query_and_value(vit), modules_to_save=["classifier"]
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what they may say about each other's versions
+            warnings.simplefilter("ignore")  # warnings about each other's versions
             self.model: Any = peft.get_peft_model(vit, lora, adapter_name=names[0])
             for name in names[1:]:
                 self.model.add_adapter(name, lora)
@@ -119,7 +114,7 @@ def query_and_value(vit: nn.Module) -> list[str]:
 
 
 def lowered(scene: Scene, model: nn.Module) -> nn.Module:
-    """The same with its frozen matrices in the precision of the run; autocast would cast them anew in every pass."""
+    """Casts frozen matrices to the precision of the run; autocast would cast them again in every pass."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad:
             module.to(scene.dtype)

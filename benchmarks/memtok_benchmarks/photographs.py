@@ -1,4 +1,4 @@
-"""A folder of random JPEG files that cost what photographs cost to decode, for rows that load images."""
+"""A folder of random JPEG files that take as long to decode as photographs, for rows that load images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def places(folder: Path, count: int) -> Iterator[Path]:
 
 
 def photograph(generator: torch.Generator) -> Image.Image:
-    """A random picture that compresses like a photograph: fields of colour, the finer the weaker."""
+    """A random image that compresses like a photograph: noise of several scales, weaker the finer it is."""
     height, width = PHOTOGRAPH
     pixels, strength = torch.full((1, 3, 3, 4), 128.0), 40.0
     while pixels.shape[-2] < height:

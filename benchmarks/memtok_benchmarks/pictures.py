@@ -1,4 +1,4 @@
-"""The picture of the row `growth`, as PNG: a panel per axis, time over the trunk's."""
+"""The chart of the row `growth`, as PNG: a panel per axis, time over that of the trunk's pass."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from memtok import plots
-from memtok.plots import INK, MUTED
+from memtok.plots import LIGHT, legend, new_figure, panels, write_png
 
-SERIES = {"training": ("training step", "#2767b0", "o"), "inference": ("inference", "#c2571a", "s")}
+SERIES = {"training": ("training step", LIGHT.series[0], "o"), "inference": ("inference", LIGHT.series[1], "s")}
 ACROSS = 3
 LABELS = {
     "tasks": "tasks, each of one class token",
@@ -23,20 +22,20 @@ LABELS = {
 
 
 def draw_growth(points: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Writes the PNG of the points that the row's JSON has; times are ratios of medians to the trunk's own pass."""
+    """Writes the PNG of the points in the row's JSON; times are ratios of medians to the trunk's own pass."""
     axes_of: dict[str, list[Mapping[str, Any]]] = {}
     for point in points:
         axes_of.setdefault(point["axis"], []).append(point)
     down = -(-len(axes_of) // ACROSS)
-    with plots.new_figure(3.1 * ACROSS, 2.7 * down) as figure:
-        panels = plots.panels(figure, len(axes_of), ACROSS)
-        for index, (panel, (axis, mine)) in enumerate(zip(panels, axes_of.items(), strict=True)):
+    with new_figure(3.1 * ACROSS, 2.7 * down) as figure:
+        shown = panels(figure, len(axes_of), ACROSS)
+        for index, (panel, (axis, mine)) in enumerate(zip(shown, axes_of.items(), strict=True)):
             draw_axis(panel, axis, mine)
             if index % ACROSS == 0:
                 panel.set_ylabel("time over the trunk's pass")
-        handles, _ = panels[0].get_legend_handles_labels()
-        plots.legend(figure, handles, len(handles))
-        plots.write_png(figure, path)
+        handles, _ = shown[0].get_legend_handles_labels()
+        legend(figure, handles, len(handles))
+        write_png(figure, path)
 
 
 def draw_axis(panel: Axes, axis: str, points: Sequence[Mapping[str, Any]]) -> None:
@@ -55,14 +54,13 @@ def draw_axis(panel: Axes, axis: str, points: Sequence[Mapping[str, Any]]) -> No
         ]
         panel.errorbar(values, ratios, yerr=spread, color=color, marker=marker, markersize=4, elinewidth=1, label=label)
         most = max(most, *ratios)
-    panel.axhline(1, color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
+    panel.axhline(1, color=LIGHT.muted, linewidth=0.8, linestyle=(0, (3, 2)))
     panel.set(title=f"Growth with {axis}", xlabel=LABELS.get(axis, axis))
     panel.set_ylim(0, 1.12 * most)
     room = 0.07 * (max(values) - min(values))  # that a label needs
-    shown = [values[0]]
+    ticks = [values[0]]
     for value in values[1:]:
-        if value - shown[-1] >= room:
-            shown.append(value)
-    panel.set_xticks(shown, [str(value) for value in shown])
-    panel.tick_params(axis="y", labelcolor=INK)
+        if value - ticks[-1] >= room:
+            ticks.append(value)
+    panel.set_xticks(ticks, [str(value) for value in ticks])
     panel.grid(axis="y")

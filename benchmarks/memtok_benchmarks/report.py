@@ -18,7 +18,7 @@ COLUMNS = ("what", "memtok", "peers", "must", "aim", "reached")
 
 @dataclass
 class Report:
-    """The rows of one run, in order, with the machine, the sizes and the floors that they are held against."""
+    """The rows of one run, in order, with the machine, the sizes and the floors."""
 
     machine: dict[str, Any]
     sizes: Sizes
@@ -64,12 +64,8 @@ class Report:
         parts += ["", *(f"- {note}" for note in notes)]
         parts += ["", "## Machine and sizes", "", *markdown_table(("", ""), list(facts(self)))]
         floors = [(name, f"{value:.4g}") for name, value in self.floors.items()]
-        parts += [
-            "",
-            "## Floors, over the trunk's own pass",
-            "",
-            *markdown_table(("what", "floor"), floors, right=("floor",)),
-        ]
+        parts += ["", "## Floors, over the trunk's own pass", ""]
+        parts += markdown_table(("what", "floor"), floors, right=("floor",))
         for table in (table for result in self.rows.values() for table in result.tables):
             parts += ["", f"## {table.title}", "", *markdown_table(table.columns, table.rows, right=table.columns[1:])]
         return "\n".join(parts) + "\n"
@@ -101,14 +97,14 @@ def cells(line: Line) -> tuple[str, ...]:
 
 
 def shown(entry: Entry, line: Line, *, named: bool) -> str:
-    """A contender's number, with its name and what there is to say about it."""
+    """The number of a contender, with its name and note."""
     value = "-" if entry.value is None else f"{entry.value:.{line.digits}f}"
     text = f"{entry.label} {value}" if named else value
     return f"{text} ({entry.note})" if entry.note else text
 
 
 def bound(value: float | None, line: Line) -> str:
-    """What is asked for: a number, or 1 / n for small ones."""
+    """A bound as text: a number, or 1 / n for small ones."""
     if value is None:
         return "-"
     sign = "≥ " if line.least else "≤ "

@@ -1,10 +1,11 @@
-"""Runs the rows that were asked for, one after the other, and looks into one with torch's profiler."""
+"""Runs the rows of the benchmarks one after the other, or profiles one with torch's profiler."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -23,7 +24,7 @@ PROFILED_STEPS = 3
 def check_device(sizes: Sizes) -> None:
     """MemtokError unless this machine has the device."""
     if sizes.device == "cuda" and not torch.cuda.is_available():
-        raise MemtokError("expected a CUDA device, found none on this machine; use --device cpu")
+        raise MemtokError("expected a CUDA device, found none on this machine; use --device cpu", argument="device")
 
 
 def run(
@@ -37,23 +38,30 @@ def run(
     """Measures the rows `names` in order and returns their report.
 
     started, finished: called before and after each row; the report given to `finished` has all rows so far. The number
-    of torch's threads and the state of its random generators are as they were afterwards.
+    of torch's threads and its random generators are restored afterwards.
     """
     check_rows(names)
     check_device(sizes)
+    with kept_torch_state(sizes.device):
+        report = Report(machine.describe(sizes), sizes, floors(sizes), command)
+        for name in names:
+            started(name)
+            begun = time.perf_counter()
+            with Scene(sizes) as scene:
+                report.rows[name] = ROWS[name].run(scene)
+            report.seconds[name] = time.perf_counter() - begun
+            gc.collect()
+            finished(report, name)
+    return report
+
+
+@contextmanager
+def kept_torch_state(device: str) -> Iterator[None]:
+    """Restores the number of torch's threads and its random generators when the block ends."""
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]), kept_gpu_state(torch.device(sizes.device)):
+    with torch.random.fork_rng(devices=[]), kept_gpu_state(torch.device(device)):
         try:
-            report = Report(machine.describe(sizes), sizes, floors(sizes), command)
-            for name in names:
-                started(name)
-                begun = time.perf_counter()
-                with Scene(sizes) as scene:
-                    report.rows[name] = ROWS[name].run(scene)
-                report.seconds[name] = time.perf_counter() - begun
-                gc.collect()
-                finished(report, name)
-            return report
+            yield
         finally:
             torch.set_num_threads(threads)
 
@@ -68,7 +76,7 @@ def check_rows(names: Sequence[str]) -> None:
 
 
 def floors(sizes: Sizes) -> dict[str, float]:
-    """What arithmetic says of a model of these sizes."""
+    """The floors of a model of these sizes."""
     with torch.device("meta"):  # shapes without numbers
         vit = make_vit(sizes)
     return floor.table(
@@ -95,18 +103,14 @@ def profile(name: str, sizes: Sizes, *, operators: int = 25) -> str:
     from torch.profiler import profile as watch
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if sizes.device == "cuda" else [])
-    threads = torch.get_num_threads()
-    try:
-        with torch.random.fork_rng(devices=[]), Scene(sizes) as scene:
-            step = make(scene)
-            for _ in range(WARMUP):
+    with kept_torch_state(sizes.device), Scene(sizes) as scene:
+        step = make(scene)
+        for _ in range(WARMUP):
+            step()
+        with watch(activities=activities, acc_events=True) as watched:
+            for _ in range(PROFILED_STEPS):
                 step()
-            with watch(activities=activities, acc_events=True) as watched:
-                for _ in range(PROFILED_STEPS):
-                    step()
-                scene.synchronize()
-    finally:
-        torch.set_num_threads(threads)
+            scene.synchronize()
     key = "self_cuda_time_total" if sizes.device == "cuda" else "self_cpu_time_total"
     table: str = watched.key_averages().table(sort_by=key, row_limit=operators, max_name_column_width=48)
     return table

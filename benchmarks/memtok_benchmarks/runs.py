@@ -1,4 +1,4 @@
-"""Runs of a user, as rows time them: the feed and the step of memtok's own training loop."""
+"""Training runs to be timed: the feed and the step of memtok's own training loop."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from memtok_benchmarks.timing import Run
 
 @dataclass(frozen=True)
 class Runner:
-    """A feed and the step that it feeds; one task of its own."""
+    """A feed and the trainer of one task."""
 
     feed: Feed
     trainer: Trainer
-    epoch: int  # its steps
+    epoch: int  # steps
 
     def epochs(self) -> Run:
-        """One epoch a call, from where the call before stopped, with what it takes to begin."""
+        """One epoch per call, continuing from the last one, with the start of the loader."""
 
         def whole(number: int) -> None:
             begin = number * self.epoch
@@ -36,7 +36,7 @@ class Runner:
         return counted(whole)
 
     def loading(self) -> Run:
-        """One epoch a call of loading batches that nobody trains on."""
+        """One epoch per call of loading batches without training."""
 
         def whole(number: int) -> None:
             begin = number * self.epoch
@@ -46,9 +46,9 @@ class Runner:
         return counted(whole)
 
     def alone(self) -> Run:
-        """One step a call on a batch that lies in memory."""
+        """One step per call on a batch in memory."""
         batch, labels, _ = next(iter(self.feed.training(0, 1)))
-        if isinstance(batch, KeptBatch):  # its memory is used again
+        if isinstance(batch, KeptBatch):  # its buffers are reused
             batch = KeptBatch(batch.inputs.clone(), batch.features.clone())
         return counted(lambda number: self.trainer.step(number, batch, labels))
 

@@ -1,4 +1,4 @@
-"""What the contenders of one process share: the backbone, images and labels, tasks, and noise as training data."""
+"""What all contenders of a process share: the backbone, images and labels, tasks, and noise as training data."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from memtok.training.device import Processes, processes_for
 from memtok.training.settings import Plan, Settings, make_plan
 from memtok_benchmarks.sizes import TINY, Sizes
 
-STEPS = 1_000_000  # of the run that the timed steps are part of: it never ends, and its rate hardly moves
+STEPS = 1_000_000  # of the run that the timed steps belong to: it does not end, and its learning rate hardly changes
 
 
 class Noise:
-    """A data set of grey pictures, as many as there are classes: steps are timed on tensors that are there already."""
+    """A data set of grey images, one per class: steps are timed on tensors in memory."""
 
     def __init__(self, classes: int, size: tuple[int, int]) -> None:
         self.classes = [f"class {index}" for index in range(classes)]
@@ -39,7 +39,7 @@ class Noise:
 
 
 class Scene:
-    """A context manager; what its `stack` holds ends with it. Everything is made when asked for.
+    """A context manager; what its `stack` holds ends with it. Everything is made on first use.
 
     changes: arguments of timm's model that no size names, such as depth.
     """
@@ -62,7 +62,7 @@ class Scene:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where everything lies."""
+        """The device of everything."""
         return torch.device(self.sizes.device)
 
     @property
@@ -71,7 +71,7 @@ class Scene:
         return torch.bfloat16 if self.sizes.precision == "bf16" else torch.float32
 
     def autocast(self) -> torch.autocast:
-        """Mixed precision for whoever trains a float32 model, in bf16; nothing in float32."""
+        """Mixed precision for the training of float32 models in a bf16 run; no effect in float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.sizes.precision == "bf16")
 
     def synchronize(self) -> None:
@@ -85,7 +85,7 @@ class Scene:
         return load_backbone(self.vit(), dtype=self.dtype, device=self.device)
 
     def give_up_backbone(self) -> None:
-        """Keeps images and labels only: who computes with the backbone holds it himself."""
+        """Keeps images and labels only; contenders that use the backbone hold a reference to it."""
         _ = self.images, self.labels
         del self.__dict__["backbone"]
 
@@ -95,7 +95,7 @@ class Scene:
 
     @cached_property
     def pixels(self) -> Tensor:
-        """(batch, 3, height, width) noise in uint8, as memtok's training loop gets it from its feed."""
+        """(batch, 3, height, width) noise in uint8, as the input of memtok's training loop."""
         height, width = self.backbone.preprocessing.image_size
         generator = torch.Generator().manual_seed(self.sizes.seed)
         shape = self.sizes.batch, 3, height, width
@@ -123,13 +123,13 @@ class Scene:
 
     @cached_property
     def data(self) -> DataSource:
-        """What a run says that it trains on."""
+        """The training data of a run."""
         noise = Noise(self.sizes.classes, self.backbone.preprocessing.image_size)
         return from_dataset(noise, name="noise", validation=noise)
 
     @cached_property
     def settings(self) -> Settings:
-        """What a user would have asked for."""
+        """The settings of a run."""
         return Settings(
             steps=STEPS, batch_size=self.sizes.batch, device=self.sizes.device, precision=self.sizes.precision
         )
@@ -156,11 +156,13 @@ def make_vit(sizes: Sizes, **changes: Any) -> VisionTransformer:
             except (RuntimeError, TypeError, AssertionError) as error:
                 raise MemtokError(
                     f"expected a timm model that can be made, found {sizes.model!r} ({' '.join(str(error).split())}); "
-                    "see timm.list_models('vit*')"
+                    "see timm.list_models('vit*')",
+                    argument="model",
                 ) from error
     if not isinstance(vit, VisionTransformer):
         raise MemtokError(
             f"expected a timm VisionTransformer, found {type(vit).__name__} in {sizes.model!r}; see "
-            "timm.list_models('vit*')"
+            "timm.list_models('vit*')",
+            argument="model",
         )
     return vit.eval()

@@ -1,4 +1,4 @@
-"""With which sizes a run of the benchmarks is made."""
+"""The sizes of a run of the benchmarks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from memtok.errors import MemtokError
 from memtok_benchmarks.timing import LEAST_ROUNDS, check_rounds
 
-TINY = "tiny"  # a model of two layers that no timm name has, for a quick look at whether everything runs
+TINY = "tiny"  # a model of two layers, not of timm, to check quickly that everything runs
 
 ROWS = (
     "training",
@@ -34,9 +34,9 @@ def usable_cores() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What all contenders share.
+    """The sizes that all contenders share.
 
-    model: a timm name, or `tiny`; its weights are drawn from `seed`, for a time does not depend on them. image_size:
+    model: a timm name, or `tiny`; its weights are drawn from `seed`; times do not depend on them. image_size:
     pixels, None for the model's own. batch: images per pass. rounds: timed runs of each contender, five or more.
     training_cells, serving_cells: memory cells of a task in the rows of training and of inference. tasks: in the rows
     of inference. configurations: of the sweep. models: how many separate models, or adapters, are measured where a
@@ -65,7 +65,8 @@ class Sizes:
         check_rounds(self.rounds)
         if self.batch < 1 or (self.image_size is not None and self.image_size < 1):
             raise MemtokError(
-                f"expected a batch and an image size of 1 or more, found {self.batch} and {self.image_size}; change it"
+                f"expected a batch and an image size of 1 or more, found {self.batch} and {self.image_size}; change it",
+                argument="batch" if self.batch < 1 else "image_size",
             )
         object.__setattr__(self, "threads", self.threads or usable_cores())
         object.__setattr__(self, "tasks", tuple(self.tasks))  # JSON has lists
@@ -82,7 +83,7 @@ class Sizes:
 
 
 def quick_sizes(**changes: Any) -> Sizes:
-    """Sizes with which everything runs in seconds. Their times say nothing."""
+    """Sizes with which everything runs in seconds; the times are meaningless."""
     quick: dict[str, Any] = {
         "model": TINY,
         "batch": 4,

@@ -1,4 +1,4 @@
-"""Times of several contenders, taken in turns, so that what slows the machine down slows all of them down.
+"""Times of several contenders, measured in turns, so that disturbances of the machine affect all of them.
 
 A figure of memtok's benchmarks is a ratio of medians of at least five rounds. Every contender runs once per round; the
 order is rotated from round to round, so none always runs after the same other.
@@ -51,9 +51,11 @@ class Timing:
 
 
 def check_rounds(rounds: int) -> int:
-    """The number of rounds; MemtokError if a median of so few says nothing."""
+    """Returns the number of rounds; MemtokError if they are too few for a median."""
     if rounds < LEAST_ROUNDS:
-        raise MemtokError(f"expected {LEAST_ROUNDS} rounds or more, found {rounds}; a median of fewer says too little")
+        raise MemtokError(
+            f"expected {LEAST_ROUNDS} rounds or more, found {rounds}; a median needs more", argument="rounds"
+        )
     return rounds
 
 
@@ -73,15 +75,15 @@ def race(
 ) -> dict[str, Timing]:
     """Runs every contender `warmup` times untimed, then once in each of `rounds` rounds, and returns their times.
 
-    synchronize: waits until the device has done what it was given; called before and after each timed run. Garbage is
-    collected between the timed runs and never within one.
+    synchronize: waits until the device has done what it was given; called before and after each timed run. Garbage
+    is collected between the timed runs, never within one.
     """
     check_rounds(rounds)
     names = list(contenders)
     found: dict[str, list[float]] = {name: [] for name in names}
     wait = synchronize or (lambda: None)
     collecting = gc.isenabled()
-    gc.freeze()  # what is there already stays, so looking for garbage is quick
+    gc.freeze()  # objects that exist already are not scanned, so that collecting is fast
     try:
         for number in range(-warmup, rounds):
             for name in turns(names, max(number, 0)):

@@ -2,8 +2,8 @@
 
 full, head                  all of the backbone; a linear head
 class, memory-N             class token and head, with N memory cells per layer, under the mask
-class-unmasked, memory-N-unmasked   the same, but every token sees class token and memory
-propagated-N, additive-N    the paper's alternatives (Figure 2b): memory that walks through the layers
+class-unmasked, memory-N-unmasked   the same, but every token attends to class token and memory
+propagated-N, additive-N    the paper's alternatives (Figure 2b): memory that is propagated through the layers
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def find_column(name: str) -> Column:
         if match:
             return Column(name, regime, int(match[1]))
     raise MemtokError(
-        f"expected a column ({', '.join(EVERY_COLUMN)}, or another number of cells), found {name!r}; choose one"
+        f"expected a column ({', '.join(EVERY_COLUMN)}, or another number of cells), found {name!r}; choose one",
+        argument="columns",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from memtok.cli.options import (
     whole,
 )
 from memtok.cli.output import check_apart, check_outputs, note, say, table, write_result
+from memtok.display import duration, percent
 from memtok.launch import check_launch
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 EXPERIMENTS = {
     "table2": "every regime on every data set, as in Table 2 of the paper",
     "architectures": "the same on several backbones",
-    "concat": "tasks trained apart and put together, with and without the mask",
+    "concat": "tasks trained separately and composed, with and without the mask",
     "extension": "tasks that extend others, mixed with concatenation",
 }
 
@@ -106,7 +108,7 @@ def configure(parser: Parser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Fills in, checks, runs what is missing, prints."""
+    """Applies the preset, checks, runs what is missing, prints."""
     if options.experiment not in EXPERIMENTS:
         found = repr(options.experiment) if options.experiment else "none"
         raise UsageError(
@@ -134,7 +136,7 @@ def run(options: Namespace) -> int:
 
 
 def check_places(options: Namespace) -> None:
-    """Raises for results that could not be written, and for a --json that would take the place of what a grid keeps."""
+    """Raises for results that could not be written, and for a --json that would replace a file of the grid."""
     out = Path(options.out)
     check_outputs(options.json, *(str(out / f"{options.experiment}.{ending}") for ending in RESULTS))
     if options.json is not None:
@@ -145,7 +147,7 @@ def check_places(options: Namespace) -> None:
 
 
 def apply_preset(options: Namespace) -> Preset | None:
-    """Puts what a preset says where the user said nothing."""
+    """Sets the options that are not given to those of the preset."""
     if options.preset is None:
         return None
     from memtok_experiments.presets import find_preset
@@ -175,7 +177,7 @@ def apply_preset(options: Namespace) -> Preset | None:
 
 
 def settings_of(options: Namespace) -> list[GridSettings]:
-    """The settings of a grid per backbone; MemtokError for arguments that make none."""
+    """The settings of a grid per backbone; MemtokError for invalid arguments."""
     from memtok.folders import slug
     from memtok_experiments.presets import find_preset
     from memtok_experiments.settings import GridSettings
@@ -190,43 +192,19 @@ def settings_of(options: Namespace) -> list[GridSettings]:
         raise UsageError(
             f"expected one --backbone for {options.experiment}, found {len(backbones)}; use `reproduce architectures`"
         )
-    shared: dict[str, Any] = {
-        name: options[name]
-        for name in (
-            "steps",
-            "epochs",
-            "batch_size",
-            "accumulate",
-            "image_size",
-            "split",
-            "augment",
-            "flip",
-            "validation_images",
-            "test_images",
-            "device",
-            "precision",
-            "workers",
-            "data_dir",
-            "on_bad_image",
-            "together",
-            "keep_models",
-            "keep_traces",
-            "trace_limit",
-            "views",
-        )
-    }
-    for name in ("data", "columns", "seeds", "learning_rates", "full_learning_rates"):
-        if options[name] is not None:
-            shared[name] = tuple(options[name])
-    shared = {"data": PAPER_DATA, "seeds": (0, 1, 2), **shared, "recipe": options.recipe or "paper"}
-    out, traces = Path(options.out), None if options.trace_dir is None else Path(options.trace_dir)
-    if not several:
-        return [GridSettings(backbone=backbones[0], out=out, trace_dir=traces, **shared)]
+    names = {field.name for field in fields(GridSettings)} - {"backbone", "out", "trace_dir"}
+    given = {name: options[name] for name in names if options.get(name) is not None}
+    shared: dict[str, Any] = {"data": PAPER_DATA, "seeds": (0, 1, 2)}
+    shared |= {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+    def place(folder: str, backbone: str) -> Path:
+        return Path(folder) / slug(backbone) if several else Path(folder)
+
     return [
         GridSettings(
             backbone=backbone,
-            out=out / slug(backbone),
-            trace_dir=None if traces is None else traces / slug(backbone),
+            out=place(options.out, backbone),
+            trace_dir=None if options.trace_dir is None else place(options.trace_dir, backbone),
             **shared,
         )
         for backbone in backbones
@@ -240,7 +218,7 @@ def tables(options: Namespace, plans: Sequence[GridSettings], preset: Preset | N
     from memtok_experiments.saving import save
     from memtok_experiments.table import make_table
 
-    for plan in plans:  # all of them before the first grid, which may take days
+    for plan in plans:  # before the first grid, which may take days
         backbone = open_backbone(plan)
         if preset is not None:
             preset.check_backbone(backbone)
@@ -265,7 +243,7 @@ def tables(options: Namespace, plans: Sequence[GridSettings], preset: Preset | N
 
 
 def compared(preset: Preset, found: Mapping[str, float]) -> dict[str, Any]:
-    """Prints and returns whether accuracies in percent, by column, lie in the range that the preset expects."""
+    """Prints and returns whether accuracies in percent, by column, are in the expected range of the preset."""
     columns = {}
     for column, value in found.items():
         if column in preset.expected:
@@ -302,8 +280,7 @@ def compositions(options: Namespace, plan: GridSettings, preset: Preset | None) 
 
 
 def console_listener() -> Listener:
-    """Notes on standard error: what was trained, how good it is, and how long the rest will take."""
-    from memtok.display import duration, percent
+    """Notes on standard error: finished runs, their accuracy, and the time left."""
     from memtok.training import Progress, RichProgress
     from memtok_experiments.runs import Listener, Run
 
@@ -311,7 +288,7 @@ def console_listener() -> Listener:
         """The listener of the command line."""
 
         def __init__(self) -> None:
-            self.begun: tuple[float, float] | None = None  # the time at the first report, and what was left then
+            self.begun: tuple[float, float] | None = None  # the time of the first report, and the amount left then
 
         def left(self, amount: float) -> None:
             now = time.perf_counter()
@@ -335,7 +312,7 @@ def console_listener() -> Listener:
             return Steps()
 
     class Steps(RichProgress):
-        """The bar of a training, or lines on how far it is, without those that describe it."""
+        """The progress of a training, without the lines that describe it."""
 
         def message(self, text: str) -> None:
             pass

@@ -1,8 +1,8 @@
-"""What becomes of tasks that were trained apart when they answer together: concatenation and extension.
+"""Accuracy of separately trained tasks before and after composition: concatenation and extension.
 
-*Concatenation*: a task per data set, trained apart, once with the mask and once without; put together, with the mask
-as memtok does it, and without. *Extension*: each task extends all before it, but the last of three or more, which is
-trained apart and concatenated. Learning rates are chosen as in a grid, whose runs these are.
+*Concatenation*: a task per data set, trained separately, once with the mask and once without; composed with the mask,
+as in memtok, and without. *Extension*: each task extends all before it, except the last of three or more, which is
+trained separately and concatenated. Runs and learning rates are those of a grid.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from memtok_experiments.settings import GridSettings
 def concat(settings: GridSettings, *, cells: int = 5, listener: Listener | None = None) -> Outcome:
     """Accuracy of the tasks of `settings.data`, each alone and all together, with and without the mask.
 
-    cells: memory cells per layer; 0 for class tokens without memory. `settings.columns` is not looked at. Runs that are
+    cells: memory cells per layer; 0 for class tokens without memory. `settings.columns` is ignored. Runs that are
     in `settings.out` already, from this or from a table, are not trained again.
     """
     check_data(settings, least=2)
@@ -69,8 +69,8 @@ def concat(settings: GridSettings, *, cells: int = 5, listener: Listener | None 
 def extension(settings: GridSettings, *, cells: int = 5, listener: Listener | None = None) -> Outcome:
     """Accuracy of a chain of tasks, each extending all before it, and one that is concatenated, before and after.
 
-    The tasks come in the order of `settings.data`; of three or more the last is trained apart. Each task that extends
-    is also trained on its own, to see what extending gives. `settings.columns` is not looked at.
+    The tasks come in the order of `settings.data`; the last of three or more is trained separately. Each task that
+    extends is also trained without extending, for comparison. `settings.columns` is ignored.
     """
     check_data(settings, least=2)
     column, _ = columns(cells)
@@ -86,7 +86,7 @@ def extension(settings: GridSettings, *, cells: int = 5, listener: Listener | No
 
     for position, data in enumerate(chain[1:], start=1):
         before = chain[:position]
-        # A rate that is added later can change what is extended; runs that extend something else lie apart.
+        # Another learning rate can change the extended tasks; runs that extend other tasks are in other folders.
         bases = " ".join(task_of(other, settings.seeds[0]).fingerprint for other in before)
         extended[data] = Grid(
             replace(settings, data=(data,), columns=(column.name,)),
@@ -126,15 +126,16 @@ def columns(cells: int) -> tuple[Column, Column]:
 
 
 def check_data(settings: GridSettings, *, least: int) -> None:
-    """MemtokError unless there are enough data sets to put tasks together."""
+    """MemtokError unless there are enough data sets to compose tasks."""
     if len(settings.data) < least:
         raise MemtokError(
-            f"expected at least {least} data sets to put together, found {len(settings.data)}; name more with --data"
+            f"expected at least {least} data sets to put together, found {len(settings.data)}; name more with --data",
+            argument="data",
         )
 
 
 def outcome(experiment: str, grid: Grid, column: Column, rows: Sequence[Standing]) -> Outcome:
-    """The rows with what they were made from."""
+    """The rows with the settings of their runs."""
     height, width = grid.backbone.preprocessing.image_size
     plans = {data: grid.on(data).plan for data in grid.settings.data}
     plan = plans[grid.settings.data[0]]
@@ -156,7 +157,7 @@ def outcome(experiment: str, grid: Grid, column: Column, rows: Sequence[Standing
 def evaluate_unmasked(
     backbone: Backbone, tasks: Sequence[Task], images: Mapping[str, ImageSet], *, workers: int = 0
 ) -> dict[str, float]:
-    """Top-1 accuracy of each task on its own images, by name, while all see each other."""
+    """Top-1 accuracy of each task on its own images, by name, without the mask between tasks."""
     transform = evaluation_transform(tasks[0].preprocessing)
     found = {}
     for task in tasks:

@@ -18,7 +18,7 @@ MASKED = ("full", "head", "memory")  # regimes of the first table; the others ge
 def to_markdown(table: Table) -> str:
     """Accuracies in percent with the published figures under each row; then the orderings; then rates and sizes.
 
-    The regimes without the mask and the paper's alternatives stand in a second table, so that neither is too wide.
+    The regimes without the mask and the paper's alternatives are in a second table, so that neither is too wide.
     """
     parts = ["### Top-1 accuracy on the test images, %", ""]
     first = [column for column in table.columns if find_column(column).regime in MASKED]
@@ -31,21 +31,20 @@ def to_markdown(table: Table) -> str:
 
 def accuracies(table: Table, columns: Sequence[str]) -> Iterator[str]:
     """One table of top-1 accuracies on the test part."""
-    names = row_names(table)
-    labels = [column_label(column) for column in columns]
-    rows = []
+    names, labels = row_names(table), [column_label(column) for column in columns]
     common = common_seeds(table)
+    lines: list[list[str]] = []
     for row in table.rows:
         cells = [row.cells.get(column) for column in columns]
         if not any(cells):
             continue
-        rows.append([*row_name(table, row), *(accuracy(cell, common) for cell in cells)])
+        lines.append([*row_name(table, row), *(accuracy(cell, common) for cell in cells)])
         for name in NAMES:
             figures = [published(row.data, column).get(name) for column in columns]
             if any(figures):
                 shown = (f"*{percent(share(figure))}*" if figure else "" for figure in figures)
-                rows.append([f"*{name}*", *[""] * (len(names) - 1), *shown])
-    yield from markdown_table([*names, *labels], rows, right=labels)
+                lines.append([f"*{name}*", *[""] * (len(names) - 1), *shown])
+    yield from markdown_table([*names, *labels], lines, labels)
 
 
 def accuracy(cell: Cell | None, common: int | None) -> str:
@@ -57,7 +56,7 @@ def accuracy(cell: Cell | None, common: int | None) -> str:
 
 
 def notes(table: Table) -> Iterator[str]:
-    """What the numbers of the tables above are."""
+    """Notes on the numbers of the tables above."""
     common = common_seeds(table)
     if common is None:
         yield "± is the standard deviation over the seeds, whose number is in brackets."
@@ -75,21 +74,21 @@ def notes(table: Table) -> Iterator[str]:
         if any(name in cell.published for cell in cells):
             yield f"- *{name}*: {SOURCES[name]}; {BACKBONE}."
     if any("paper" in cell.published and cell.regime not in MASKED for cell in cells):
-        yield "- Whether the paper's table was made with the mask is not known, so its figures stand under both."
+        yield "- Whether the paper's table was made with the mask is not known, so its figures are listed for both."
 
 
 def ordering_lines(table: Table) -> Iterator[str]:
-    """The paper's orderings and whether they show."""
+    """The paper's orderings and whether they hold."""
     statements = orderings(table)
     if not statements:
         return
     yield from ("", "### The paper's orderings", "")
     heads = [*row_names(table), "statement", "difference", "verdict", "in the paper"]
-    rows = []
+    lines = []
     for found in statements:
         difference = f"{found.difference:+.1f} ± {found.error:.1f}"
-        rows.append([*row_name(table, found.row), found.statement, difference, found.verdict, said(found.paper)])
-    yield from markdown_table(heads, rows, right=["difference"])
+        lines.append([*row_name(table, found.row), found.statement, difference, found.verdict, said(found.paper)])
+    yield from markdown_table(heads, lines, ["difference"])
     yield ""
     yield (
         "Difference in points: right side minus left. ± is one standard error, from the spread over seeds and from the "
@@ -100,11 +99,11 @@ def ordering_lines(table: Table) -> Iterator[str]:
 
 
 def rate_lines(table: Table) -> Iterator[str]:
-    """Per cell: what was tried, chosen and trained."""
+    """Per cell: learning rates tried and chosen, and trained parameters."""
     yield from ("", "### Learning rates, chosen on the validation part", "")
     heads = [*row_names(table), "regime", "rate: validation accuracy, %", "trained parameters", "seconds"]
-    rows = [[*row_name(table, row), *rate_cells(cell)] for row in table.rows for cell in row.cells.values()]
-    yield from markdown_table(heads, rows, right=heads[-2:])
+    lines = [[*row_name(table, row), *rate_cells(cell)] for row in table.rows for cell in row.cells.values()]
+    yield from markdown_table(heads, lines, heads[-2:])
     yield ""
     yield "The chosen rate is bold. Seconds of training over all rates and seeds; runs of one pass share its time."
 
@@ -129,10 +128,10 @@ def common_seeds(table: Table) -> int | None:
 
 
 def row_names(table: Table) -> list[str]:
-    """Headings of what names a row: the backbone only where there are several."""
+    """Headings of the columns that name a row: the backbone only if there are several."""
     return ["data", "backbone"] if len({row.backbone for row in table.rows}) > 1 else ["data"]
 
 
 def row_name(table: Table, row: Row) -> list[str]:
-    """What stands under `row_names`."""
+    """The cells under `row_names`."""
     return [row.data, row.backbone][: len(row_names(table))]

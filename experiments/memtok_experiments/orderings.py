@@ -1,13 +1,13 @@
-"""Which of the paper's orderings a table shows, and whether the differences are larger than their uncertainty.
+"""The paper's orderings in a table, and whether the differences are significant.
 
 The uncertainty of an accuracy has two parts, and both parts of both cells add up as variances:
 
-- Training: the standard deviation over the seeds, divided by the root of their number. Few seeds say little about their
-  own spread, so the larger one of the cell's and of the whole row's (pooled) is taken.
+- Training: the standard deviation over the seeds, divided by the root of their number. With few seeds
+  this estimate is noisy, so the larger one of the cell's and of the whole row's (pooled) is taken.
 - Test: n images draw an accuracy p with the variance p (1 - p) / n, which no number of seeds makes smaller. The two
-  cells are tested on the same images, so their difference is steadier than this says.
+  cells are tested on the same images, so the variance of their difference is smaller than this.
 
-A difference of more than two standard errors counts.
+A difference of more than two standard errors is significant.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Ordering:
 
 
 def orderings(table: Table) -> tuple[Ordering, ...]:
-    """All statements that the table's rows can be asked about, row by row. Untested cells are passed over.
+    """All statements about the rows of the table, row by row. Untested cells are ignored.
 
     head < head + class < 1 cell; head and head + class < the best number of cells; that number close to `full`
     (`table.close` points); each with and without mask. And propagated and additive memory < memory of as many cells,
@@ -91,7 +91,7 @@ def statements(cells: dict[str, Cell], close: float) -> Iterator[tuple[str, str,
 
 
 def best_memory(cells: dict[str, Cell], mask: str) -> str | None:
-    """The column of memory, with `mask` at its end, that is best on the validation part; of equals the smaller one."""
+    """The column of memory, with `mask` at its end, that is best on the validation part; of equal ones the smallest."""
     kind = column_order("memory-1" + mask)[0]
     columns = [column for column, cell in cells.items() if column_order(column)[0] == kind and cell.memory]
     return max(columns, key=lambda column: (cells[column].validation or 0.0, -cells[column].memory), default=None)
@@ -139,7 +139,7 @@ def sampling_variance(cell: Cell) -> float:
 
 
 def in_paper(data: str, lower: str, upper: str, margin: float) -> bool | None:
-    """Whether Table 2 says so for this data set; None where it has no such figures."""
+    """Whether the ordering holds in Table 2 for this data set; None if it has no such figures."""
     figures = PAPER.get(data, {})
     low, high = (figures.get(column.removesuffix(UNMASKED)) for column in (lower, upper))
     if low is None or high is None:

@@ -16,7 +16,7 @@ class Standing:
     """Top-1 accuracies in [0, 1] of one task with one seed, over `images` test images.
 
     alone, together: with the mask, in a model of its own (with what it extends) and in the model of all tasks.
-    alone_unmasked, together_unmasked: the same trained and put together without the mask. extends: data sets whose
+    alone_unmasked, together_unmasked: the same, trained and composed without the mask. extends: data sets whose
     tasks it extends; without_extending: of a task on the same data that extends nothing.
     """
 
@@ -33,7 +33,7 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """All rows of an experiment with what they were made from. steps, splits: by data set."""
+    """All rows of an experiment with the settings of its runs. steps, splits: by data set."""
 
     experiment: str
     backbone: str
@@ -53,7 +53,7 @@ class Outcome:
 
     @property
     def unchanged(self) -> bool:
-        """Whether, with the mask, every task answers as many test images right as it did alone."""
+        """Whether, with the mask, every task has exactly the accuracy that it has alone."""
         return all(row.alone == row.together for row in self.rows)
 
     def mean(self, task: str, field: str) -> float | None:
@@ -104,10 +104,11 @@ class Outcome:
 
     def to_markdown(self) -> str:
         """A heading line, the table and a sentence on what changed."""
-        return "\n".join([self.caption(), "", *markdown_table(*self.table()), "", self.sentence(), ""])
+        headings, rows = self.table()
+        return "\n".join([self.caption(), "", *markdown_table(headings, rows), "", self.sentence(), ""])
 
     def caption(self) -> str:
-        """What was trained how, in one line."""
+        """The settings, in one line."""
         seeds = len({row.seed for row in self.rows})
         steps = " to ".join(f"{count:,}" for count in sorted({min(self.steps.values()), max(self.steps.values())}))
         return (
@@ -116,9 +117,9 @@ class Outcome:
         )
 
     def sentence(self) -> str:
-        """What the mask did."""
+        """The effect of the mask."""
         if self.unchanged:
-            return "With the mask every task answers exactly as many test images right as it did alone."
+            return "With the mask every task classifies exactly as many test images correctly as alone."
         changed = next(row for row in self.rows if row.alone != row.together)
         return (
             f"With the mask {changed.task} (seed {changed.seed}) changed from {100 * changed.alone:.3f} % to "
@@ -127,7 +128,7 @@ class Outcome:
 
     def save(self, folder: Path) -> list[Path]:
         """Writes EXPERIMENT.json, .csv, .md and .png into `folder`; returns their paths."""
-        from memtok_experiments.pictures import draw_before_after
+        from memtok_experiments.pictures import BeforeAfter, draw_before_after
 
         paths = [folder / f"{self.experiment}.{ending}" for ending in ("json", "csv", "md", "png")]
         write_json(paths[0], self.to_json())
@@ -140,6 +141,6 @@ class Outcome:
             "after_unmasked": "together_unmasked",
             "without_extending": "without_extending",
         }
-        rows = [{"task": task, **{key: self.mean(task, name) for key, name in fields.items()}} for task in self.tasks]
-        draw_before_after(rows, paths[3])
+        means: Any = {task: {key: self.mean(task, name) for key, name in fields.items()} for task in self.tasks}
+        draw_before_after([BeforeAfter(task=task, **found) for task, found in means.items()], paths[3])
         return paths

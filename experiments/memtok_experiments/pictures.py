@@ -1,9 +1,8 @@
-"""Pictures of reproduced tables, as PNG: accuracies of all regimes, and of tasks before and after composition."""
+"""Charts of reproduced tables, as PNG: accuracies of all regimes, and of tasks before and after composition."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,16 +11,15 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from memtok import plots
-from memtok.errors import MemtokError, printable
-from memtok.plots import INK, LINE, MUTED, PAPER
+from memtok.errors import MemtokError
+from memtok.plots import INK, LINE, MUTED, PAPER, legend, new_figure, panels, title, write_png
 from memtok_experiments.columns import find_column
 from memtok_experiments.published import BACKBONE
 from memtok_experiments.table import Cell, Row, Table, column_label
 
 MASKED, UNMASKED, OTHER = "#2767b0", "#c2571a", "#2f7d4f"
-MASKED_ALONE, UNMASKED_ALONE = "#a9c4e2", "#e6bfa6"  # paler: before they come together
-# Regime -> colour; full and head share nothing with the others.
+MASKED_ALONE, UNMASKED_ALONE = "#a9c4e2", "#e6bfa6"  # paler: before composition
+# Regime -> colour.
 COLORS = {
     "full": INK,
     "head": MUTED,
@@ -31,7 +29,7 @@ COLORS = {
     "memory-propagated": OTHER,
     "memory-additive": OTHER,
 }
-GROUPS = {MASKED: "with mask", UNMASKED: "without mask", OTHER: "memory that walks through the layers"}
+GROUPS = {MASKED: "with mask", UNMASKED: "without mask", OTHER: "propagated and additive memory"}
 PUBLISHED = {"paper": ("D", "paper"), "reproduction": ("s", "public reproduction")}
 
 
@@ -68,13 +66,12 @@ def draw(table: Table, path: str | Path) -> None:
     if not columns:
         raise MemtokError("expected at least one tested run for a picture, found none; test first")
     across = {1: 1, 2: 2, 3: 3, 4: 2}.get(len(table.rows), 3)
-    down = math.ceil(len(table.rows) / across)
-    with plots.new_figure(1.9 + 3.6 * across, 0.75 + down * (0.95 + 0.27 * len(columns))) as figure:
-        everyone = plots.panels(figure, len(table.rows), across, sharey=True)
-        for axes, row in zip(everyone, table.rows, strict=True):
+    down = -(-len(table.rows) // across)
+    with new_figure(1.9 + 3.6 * across, 0.75 + down * (0.95 + 0.27 * len(columns))) as figure:
+        for axes, row in zip(panels(figure, len(table.rows), across, sharey=True), table.rows, strict=True):
             panel(axes, row, columns)
-        plots.legend(figure, legend(table, columns), across + 1)
-        plots.write_png(figure, path)
+        legend(figure, legend_entries(table, columns), across + 1)
+        write_png(figure, path)
 
 
 def panel(axes: Axes, row: Row, columns: Sequence[str]) -> None:
@@ -90,7 +87,7 @@ def panel(axes: Axes, row: Row, columns: Sequence[str]) -> None:
     for above, below in pairwise(columns):
         if color(above) != color(below):
             axes.axhline(places[above] - 0.5, color=LINE, linewidth=0.8, zorder=0)
-    axes.set_title(printable(row.data), fontweight="bold", pad=17, parse_math=False)
+    title(axes, row.data, fontweight="bold", pad=17)
     axes.annotate(
         caption(row), (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=7.5, color=MUTED
     )
@@ -98,7 +95,6 @@ def panel(axes: Axes, row: Row, columns: Sequence[str]) -> None:
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_ylim(-len(columns) + 0.5, 0.5)
     axes.grid(axis="x")
-    axes.set_axisbelow(True)
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.08)
     axes.set_xlabel("top-1 accuracy on the test images, %")
@@ -135,8 +131,8 @@ def caption(row: Row) -> str:
     return f"{backbone}, {row.image_size[0]} px, {row.steps:,} steps, {count}, {images:,} test images"
 
 
-def legend(table: Table, columns: Sequence[str]) -> list[Line2D]:
-    """What the marks mean, as far as they occur."""
+def legend_entries(table: Table, columns: Sequence[str]) -> list[Line2D]:
+    """The legend of the marks that occur."""
     cells = [cell for row in table.rows for cell in row.cells.values()]
     entries: list[tuple[bool, str, Any]] = [
         ("full" in columns, "full fine-tuning", {"color": INK, "linestyle": (0, (4, 3)), "linewidth": 1})
@@ -163,13 +159,12 @@ def color(column: str) -> str:
     return COLORS[find_column(column).regime]
 
 
-def draw_before_after(rows: Sequence[BeforeAfter | Mapping[str, Any]], path: str | Path, *, title: str = "") -> None:
+def draw_before_after(tasks: Sequence[BeforeAfter], path: str | Path) -> None:
     """Writes a PNG with a group of bars per task: alone and beside the others, with the mask and without it.
 
     A task that extends others stands beside the same task that extends none; only it has that bar.
-    rows: `BeforeAfter`, or its fields as a dict. MemtokError for none and for accuracies outside [0, 1].
+    MemtokError for no tasks.
     """
-    tasks = [row if isinstance(row, BeforeAfter) else BeforeAfter(**row) for row in rows]
     if not tasks:
         raise MemtokError("expected at least one task for a picture, found none; evaluate first")
     extending = any(task.without_extending is not None for task in tasks)
@@ -182,7 +177,7 @@ def draw_before_after(rows: Sequence[BeforeAfter | Mapping[str, Any]], path: str
         ("together, without mask", UNMASKED, [task.after_unmasked for task in tasks]),
     ]
     series = [row for row in series if any(value is not None for value in row[2])]
-    with plots.new_figure(max(4.6, 1.2 + 2.2 * len(tasks)), 3.4) as figure:
+    with new_figure(max(4.6, 1.2 + 2.2 * len(tasks)), 3.4) as figure:
         axes = figure.subplots()
         axes.tick_params(axis="y", labelcolor=INK)
         width = 0.84 / len(series)
@@ -194,22 +189,24 @@ def draw_before_after(rows: Sequence[BeforeAfter | Mapping[str, Any]], path: str
             ]
             axes.bar([place for place, _ in bars], [value for _, value in bars], 0.92 * width, color=paint, label=label)
             for place, value in bars:
-                label_box: Any = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}  # the grid stays off the number
+                label_box: Any = {
+                    "facecolor": PAPER,
+                    "edgecolor": "none",
+                    "pad": 0.8,
+                }  # hides the grid behind the number
                 axes.text(place, value + 1.2, f"{value:.1f}", ha="center", va="bottom", fontsize=8, bbox=label_box)
-        axes.set_xticks(range(len(tasks)), [task.task for task in tasks], color=INK)
-        axes.tick_params(axis="x", length=0)
+        axes.set_xticks(range(len(tasks)), [task.task for task in tasks])
+        axes.tick_params(axis="x", length=0, labelcolor=INK)
+        axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(0, 108)
         axes.set_yticks(range(0, 101, 20))
         axes.set_ylabel("top-1 accuracy on the test images, %")
         axes.grid(axis="y")
-        axes.set_axisbelow(True)
-        if title:
-            axes.set_title(title)
-        figure.legend(loc="outside lower left", ncols=2, handlelength=1.2, fontsize=8.5)
-        plots.write_png(figure, path)
+        legend(figure, axes.containers, 2, handlelength=1.2)
+        write_png(figure, path)
 
 
 def beside(series: Sequence[tuple[str, str, list[float | None]]], number: int, index: int) -> float:
-    """How many bars series `number` stands right of the middle of group `index`, where other series may lack a bar."""
+    """The offset of series `number` from the middle of group `index`, in bars; other series may lack a bar."""
     there = [each for each, (_, _, values) in enumerate(series) if values[index] is not None]
     return there.index(number) - (len(there) - 1) / 2

@@ -2,7 +2,7 @@
 
 Nobody has run these with memtok yet: they take weeks of a GPU. A range is therefore not measured. It is the published
 figure, or the span between two published ones, widened by `MARGIN` points on either side for what differs and is not
-known (seeds, learning rates, splits, exact weights). A result outside it is worth a second look, no more.
+known (seeds, learning rates, splits, exact weights). Check a result outside it, but it need not be wrong.
 
 The paper gives ViT-B/32 pre-trained on ImageNet-21k, but not which weights. The presets of its Table 2 take timm's
 `vit_base_patch32_224.augreg_in21k`; the public reproduction used `google/vit-base-patch32-224-in21k`, and its presets
@@ -32,7 +32,7 @@ MARGIN = 3.0  # points
 
 @dataclass(frozen=True)
 class Shape:
-    """What a backbone must be: layers, width and patch side in pixels."""
+    """The shape of a backbone: layers, width and patch side in pixels."""
 
     name: str
     depth: int
@@ -54,7 +54,7 @@ class Preset:
 
     experiment: `table2`, `architectures`, `concat` or `extension`. backbones, data, columns: what the grid spans (the
     last two experiments take one number of cells, `memory`, in place of columns).
-    steps, image_size, split, learning_rates: None means what the recipe, the checkpoint, the data set and the grid say.
+    steps, image_size, split, learning_rates: None means the default of the recipe, checkpoint, data set and grid.
     expected: lowest and highest accuracy by column (in `concat`: `alone`, `masked`, `unmasked`), published: the
     published one; both in percent, and empty where nothing is published. needs: a backbone must have one of these
     shapes.
@@ -147,8 +147,8 @@ def _reproduction(data: str, split: str) -> Preset:
         split=split,
         learning_rates=(0.1,),
         published={REPRODUCTION_COLUMN: figure},
-        # Its faults push the figure up (trained on validation images) or down (tested on random crops), so the truth
-        # should lie between it and the paper's.
+        # Its faults raise the figure (validation images in training) or lower it (random crops in the test), so a
+        # correct result should be between it and the paper's.
         expected={REPRODUCTION_COLUMN: span(figure, PAPER[data][REPRODUCTION_COLUMN])},
         source=SOURCES["reproduction"],
     )
@@ -162,7 +162,7 @@ def _concat(other: str) -> Preset:
         data=(data, other),
         columns=("memory-10", "memory-10-unmasked"),
         published={"alone": alone, "unmasked": together},
-        # How far accuracy falls without the mask depends on both trainings; that it falls is what is expected.
+        # The loss of accuracy without the mask depends on both trainings; only that there is one is expected.
         expected={"alone": span(alone), "masked": span(alone), "unmasked": (0.0, span(alone)[0])},
         source=SOURCES["second-hand"],
     )
@@ -274,7 +274,7 @@ def paper_architectures() -> Preset:
 
 
 def concat_inaturalist2017_places365() -> Preset:
-    """iNaturalist and Places-365, trained apart and put together, with and without the mask.
+    """iNaturalist and Places-365, trained separately and composed, with and without the mask.
 
     memtok reproduce concat --preset concat-inaturalist2017-places365 --out DIR
 
@@ -286,7 +286,7 @@ def concat_inaturalist2017_places365() -> Preset:
 
 
 def concat_inaturalist2017_cifar100() -> Preset:
-    """iNaturalist and CIFAR-100, trained apart and put together, with and without the mask.
+    """iNaturalist and CIFAR-100, trained separately and composed, with and without the mask.
 
     memtok reproduce concat --preset concat-inaturalist2017-cifar100 --out DIR
 
@@ -296,7 +296,7 @@ def concat_inaturalist2017_cifar100() -> Preset:
 
 
 def concat_inaturalist2017_sun397() -> Preset:
-    """iNaturalist and SUN-397, trained apart and put together, with and without the mask.
+    """iNaturalist and SUN-397, trained separately and composed, with and without the mask.
 
     memtok reproduce concat --preset concat-inaturalist2017-sun397 --out DIR
 
@@ -345,5 +345,7 @@ PRESETS: dict[str, Callable[[], Preset]] = {
 def find_preset(name: str) -> Preset:
     """The preset of this name; MemtokError for another."""
     if name not in PRESETS:
-        raise MemtokError(f"expected a preset among {', '.join(PRESETS)}, found {name!r}; choose one of these")
+        raise MemtokError(
+            f"expected a preset among {', '.join(PRESETS)}, found {name!r}; choose one of these", argument="preset"
+        )
     return PRESETS[name]()

@@ -1,4 +1,4 @@
-"""Published figures: what the paper and its one public reproduction report. Facts only, each with its source.
+"""Published figures of the paper and its one public reproduction, each with its source.
 
 All are top-1 accuracies in percent with ViT-B/32 pre-trained on ImageNet-21k. Data sets go by memtok's names, columns
 by those of `memtok reproduce`. Not known, and therefore not here: whether Table 2 was made with the attention mask
@@ -70,7 +70,7 @@ UNMASKED = "-unmasked"
 
 
 def published(data: str, column: str) -> dict[str, float]:
-    """What was published for a data source and a column: {"paper": percent, "reproduction": percent} as far as known.
+    """The published figures of a data source and a column: {"paper": percent, "reproduction": percent} as far as known.
 
     A column without the mask gets the paper's figure too, because Table 2 may be either. Empty for anything unknown.
     """

@@ -40,39 +40,17 @@ def to_json(table: Table) -> dict[str, Any]:
 
 def cell_json(cell: Cell) -> dict[str, Any]:
     """A cell as JSON has it."""
-    return {
-        "label": column_label(cell.column),
-        "regime": cell.regime,
-        "memory": cell.memory,
-        "rates": [asdict(rate) for rate in cell.rates],
-        "chosen_rates": list(cell.chosen_rates),
-        "validation": cell.validation,
-        "tests": [asdict(test) for test in cell.tests],
-        "mean": cell.mean,
-        "std": cell.std,
-        "top5": cell.top5,
-        "images": cell.images,
-        "trained_parameters": cell.trained_parameters,
-        "total_parameters": cell.total_parameters,
-        "seconds": cell.seconds,
-        "published": {name: share(percent) for name, percent in cell.published.items()},
-    }
+    values = {key: value for key, value in asdict(cell).items() if key != "column"}
+    shares = {name: share(percent) for name, percent in cell.published.items()}
+    derived = {"mean": cell.mean, "std": cell.std, "top5": cell.top5, "images": cell.images, "published": shares}
+    return {"label": column_label(cell.column), **values, **derived}
 
 
 def ordering_json(ordering: Ordering) -> dict[str, Any]:
     """A statement as JSON has it."""
-    return {
-        "statement": ordering.statement,
-        "lower": ordering.lower,
-        "upper": ordering.upper,
-        "margin": share(ordering.margin),
-        "difference": ordering.difference / 100,
-        "error": ordering.error / 100,
-        "seeds": ordering.seeds,
-        "spread_known": ordering.spread_known,
-        "verdict": ordering.verdict,
-        "paper": ordering.paper,
-    }
+    values = {key: value for key, value in vars(ordering).items() if key != "row"}
+    points = {name: getattr(ordering, name) / 100 for name in ("difference", "error")}
+    return {"statement": ordering.statement, **values, **points, "margin": share(ordering.margin)}
 
 
 def to_csv(table: Table) -> str:

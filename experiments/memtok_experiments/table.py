@@ -37,7 +37,7 @@ def column_order(column: str) -> tuple[int, int]:
 
 
 def column_label(column: str) -> str:
-    """A column's name for people, as in the paper: `memory-5-unmasked` is "5 cells, no mask"."""
+    """The label of a column, as in the paper: `memory-5-unmasked` is "5 cells, no mask"."""
     found = find_column(column)
     if found.regime == "memory" and not found.cells:
         return "head + class"
@@ -128,7 +128,7 @@ class Row:
 
     @property
     def setting(self) -> str:
-        """What beside backbone and data decides about the figures, for people."""
+        """The settings other than backbone and data, as text."""
         height, width = self.image_size
         return f"{height} x {width} px, recipe {self.recipe}, {self.steps:,} steps of {self.batch_size} images"
 

@@ -1,7 +1,7 @@
-"""The confusion matrix of a score as a picture, CSV and JSON: how many images of each class were answered as which.
+"""The confusion matrix of a score as a chart, CSV and JSON.
 
-Row i, column j: images of class i that were answered as class j, so what is right stands on the diagonal. Colour is the
-share of the row. Letter for shapes: C classes.
+Row i, column j: images of class i that were predicted as class j; correct predictions are on the diagonal. Colour is
+the share of the row. Letter for shapes: C classes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 ENDINGS = (".png", ".csv", ".json")
 COUNTED = 25  # most classes with a number in every cell
 NAMED = 130  # most classes that are all named; beyond that every k-th is
-LONGEST = 28  # letters of a name in the picture
+LONGEST = 28  # letters of a name in the chart
 
 
 def write_confusion(folder: Path, name: str, score: Score, title: str) -> list[Path]:
-    """Writes NAME.png, NAME.csv and NAME.json into `folder`, which is made at need; returns their paths."""
+    """Writes NAME.png, NAME.csv and NAME.json into `folder`, which is created if needed; returns their paths."""
     picture, table, values = (folder / f"{name}{ending}" for ending in ENDINGS)
     draw_confusion(score, title, picture)
     write_csv(table, confusion_csv(score))
@@ -37,13 +37,13 @@ def write_confusion(folder: Path, name: str, score: Score, title: str) -> list[P
 
 
 def confusion_json(score: Score) -> dict[str, Any]:
-    """As `Score.to_json`, with "classes" in order and "confusion" (C, C) whatever C is: rows true, columns answered."""
+    """As `Score.to_json`, with "classes" in order and "confusion" (C, C) for every C: rows true, columns predicted."""
     names = [row.name for row in score.per_class]
     return {**score.to_json(), "classes": names, "confusion": score.confusion().tolist()}
 
 
 def confusion_csv(score: Score) -> str:
-    """One line per class: its name, images, recall (empty without images), and how many were answered as each class."""
+    """One line per class: its name, images, recall (empty without images), and the number predicted as each class."""
     rows: list[list[object]] = [["class", "images", "recall", *(row.name for row in score.per_class)]]
     for row, counts in zip(score.per_class, score.confusion().tolist(), strict=True):
         rows.append([row.name, row.images, "" if row.top1 is None else f"{row.top1:.6f}", *counts])
@@ -51,7 +51,7 @@ def confusion_csv(score: Score) -> str:
 
 
 def draw_confusion(score: Score, title: str, path: Path) -> None:
-    """Writes the picture as PNG, atomically: the shares of each row as colour, and its recall at the right."""
+    """Writes the chart as PNG, atomically: the shares of each row as colour, and its recall at the right."""
     from memtok.plots import LINE, MUTED, new_figure, write_png
 
     counts = score.confusion()
@@ -75,7 +75,7 @@ def draw_confusion(score: Score, title: str, path: Path) -> None:
 
 
 def figures(score: Score) -> str:
-    """What stands under the title."""
+    """The line under the title."""
     return f"{score.images:,} images, top-1 {percent(score.top1, 1)}, balanced {percent(score.balanced, 1)}"
 
 
@@ -110,7 +110,7 @@ def write_counts(axes: Axes, counts: list[list[int]], shares: list[list[float]],
 
 
 def plain(text: str, longest: int) -> str:
-    """`text` as the font of the pictures can write it, cut where it is too long; an empty box for other letters."""
+    """`text` in the letters of the font, shortened to `longest`; other letters become an empty box."""
     from matplotlib.font_manager import findfont, get_font
 
     known = get_font(findfont("DejaVu Sans")).get_charmap()

@@ -62,6 +62,11 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]], right: 
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
+def markdown_text(text: str) -> str:
+    """A text on one line, without characters that would end a cell or begin HTML."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+
+
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> Iterator[str]:
     """The lines of a table in GitHub's Markdown; the columns named in `right` hold numbers."""
 
@@ -72,8 +77,3 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right:
     yield "|" + "".join("---:|" if name in right else "---|" for name in columns)
     for row in rows:
         yield line(row)
-
-
-def markdown_text(text: str) -> str:
-    """Text that stays within its cell or its line of Markdown."""
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

@@ -62,3 +62,9 @@ class DivergedError(MemtokError):
 def printable(text: str) -> str:
     """One line in which names from files cannot steer the terminal: what does not print is written as an escape."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def one_line(error: object, limit: int = 200) -> str:
+    """What an error says, on one line of at most `limit` characters; its class where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,7 +1,7 @@
 """Accuracy of tasks, composed in one model and each alone.
 
 Images are prepared as the tasks were trained: resized and centre-cropped, never augmented. Tasks that share a data set
-share the pass over its images. Nothing is printed, and the model and the random generators are left as they were found.
+share the pass over its images. Nothing is printed, and the model and the random generators stay as they are.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from memtok.confusion import write_confusion
 from memtok.data import DataSource, ImageSet, batches, from_dataset
 from memtok.data.images import LeftOut, warn_if_dark
 from memtok.data.recorded import open_as_trained, opening_key
+from memtok.data.sources import listing
 from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import Argument, MemtokError
 from memtok.files import csv_text, write_csv
@@ -90,7 +91,7 @@ class EvaluationTable:
     def write_csv(self, path: str | Path) -> None:
         """One row per task and class, composed: task, class, images, top1, top5, part.
 
-        top1, the recall of the class, and top5 are empty where it has no image, part is where nothing tells it.
+        top1 (the recall of the class) and top5 are empty for a class without images, part for a bare ImageSet.
         """
         rows: list[list[object]] = [["task", "class", "images", "top1", "top5", "part"]]
         for name, score in self.rows():
@@ -119,7 +120,7 @@ class EvaluationTable:
 
 @dataclass
 class Pass:
-    """One pass over the images of a data set: which outputs are scored, and by which class numbers."""
+    """One pass over the images of a data set: which outputs are scored, and the class numbers of labels."""
 
     images: ImageSet
     labels: dict[str, Tensor | None]  # task or `base` -> its class number for each label; None: the label itself
@@ -127,21 +128,13 @@ class Pass:
 
 @dataclass(frozen=True)
 class Opening:
-    """How data that are given by name are to be opened; see `evaluate`."""
+    """Arguments for opening data that are given by name; see `evaluate`."""
 
     part: str | None
     split: str | None
     data_dir: Path | None
     on_bad_image: str
     progress: Progress | None
-
-
-@dataclass
-class Tallies:
-    """The counts of an evaluation while it runs."""
-
-    composed: dict[str, Tally] = field(default_factory=dict)
-    alone: dict[str, Tally] = field(default_factory=dict)
 
 
 @plain_torch()
@@ -161,15 +154,15 @@ def evaluate(
 ) -> EvaluationTable:
     """Measures the tasks of `model` on labelled images.
 
-    data: for each task to measure, by name, its data; or, for a model with one task, the data alone. base: data for
-    the backbone's own classifier, matched by class names where the checkpoint has them, else by position.
+    data: by name, the data of each task to measure; or, for a model with one task, its data. base: data for the
+    backbone's own classifier, matched by class names if the checkpoint has them, else by position.
     alone: also measure each task without the others. part: of a data source, "test", "validation" or "train"; None is
-    its test part, or its validation part where it has no other, and `splits` of the result says which.
-    split: "official" or "80-20", of data given by name; None is the split that the task was trained with, which its
-    record says, if the data are the same, else as in `open_data`.
+    its test part, or its validation part if it has no other; `splits` of the result has it.
+    split: "official" or "80-20", of data given by name; None is the split in the training record of the task, if the
+    data are the same, else as in `open_data`.
 
-    A data set's classes are matched to the task's by name, so their order does not matter and some may be missing. A
-    label that the backbone has twice is told apart by its number, `crane (134)` and `crane (517)`.
+    The classes of a data set are matched to those of the task by name, so their order does not matter and some may be
+    missing. A label that the backbone has twice gets its index appended: `crane (134)` and `crane (517)`.
     Raises MemtokError for an unknown task, for a class that a task does not know, for data that cannot be read, for a
     test part that is not there, and for a split by which a task would be tested on images that it was trained on.
     """
@@ -178,7 +171,8 @@ def evaluate(
         wanted[BASE] = base
     passes, left_out, splits = plan(model, wanted, Opening(part, split, data_dir, on_bad_image, progress))
     singles = {name: model.select([name]) for name in wanted if name != BASE} if alone else {}
-    tallies = Tallies()
+    tallies = {name: Tally(classes_of(model, name)) for name in wanted}
+    tallies_alone = {name: Tally(classes_of(model, name)) for name in singles}
     total, done = sum(len(walk.images) for walk in passes), 0
     transform, normalise = evaluation_pixels(model.preprocessing), Normaliser(model.preprocessing)
     with undisturbed(model), ExitStack() as stack:
@@ -187,21 +181,26 @@ def evaluate(
         for walk in passes:
             for pixels, labels, _ in batches(walk.images, transform, batch_size=batch_size, workers=workers):
                 images = normalise(pixels.to(model.backbone.device, non_blocking=True))
-                count(model, singles, walk, tallies, images, labels)
+                count(model, singles, walk, tallies, tallies_alone, images, labels)
                 done += len(images)
                 if progress is not None:
                     progress(done, total)
-    scores = {name: tallies.composed[name].score() for name in wanted}
+    scores = {name: tally.score() for name, tally in tallies.items()}
     base_score = scores.pop(BASE, None)
-    return EvaluationTable(
-        scores, {name: tallies.alone[name].score() for name in singles}, base_score, left_out, splits
-    )
+    alone_scores = {name: tally.score() for name, tally in tallies_alone.items()}
+    return EvaluationTable(scores, alone_scores, base_score, left_out, splits)
 
 
 def count(
-    model: MemoryViT, singles: Mapping[str, MemoryViT], walk: Pass, tallies: Tallies, images: Tensor, labels: Tensor
+    model: MemoryViT,
+    singles: Mapping[str, MemoryViT],
+    walk: Pass,
+    tallies: Mapping[str, Tally],
+    tallies_alone: Mapping[str, Tally],
+    images: Tensor,
+    labels: Tensor,
 ) -> None:
-    """Predicts one batch (B, 3, height, width) and counts correct predictions of every task of this pass."""
+    """Predicts one batch (B, 3, height, width) and adds the predictions of every task of this pass to its tallies."""
     with_base = BASE in walk.labels
     composable = all(task.composable for task in model.tasks)
     trace = model.trace(images, base=with_base) if composable else None  # one pass of the trunk for all answers
@@ -210,15 +209,15 @@ def count(
         own = labels if numbers is None else numbers[labels]
         answer = out.base if name == BASE else out[name]
         assert answer is not None
-        tallies.composed.setdefault(name, Tally(classes_of(model, name))).add(answer, own)
+        tallies[name].add(answer, own)
         if name in singles:
-            # A task that does not compose is alone already.
+            # A task that does not compose is the only one of the model.
             single = out if trace is None else singles[name].answer(trace, base=False)
-            tallies.alone.setdefault(name, Tally(classes_of(model, name))).add(single[name], own)
+            tallies_alone[name].add(single[name], own)
 
 
 def by_task(model: MemoryViT, data: Data | Mapping[str, Data]) -> dict[str, Data]:
-    """`data` by task name; MemtokError for a name that the model does not answer."""
+    """`data` by task name; MemtokError for an unknown name."""
     listed = ", ".join(repr(name) for name in model.names) or "none"
     if not isinstance(data, Mapping):
         if len(model.names) != 1:
@@ -303,10 +302,10 @@ def open_any(given: Data, model: MemoryViT, name: str, opening: Opening) -> Data
     inner: Any = given
     while isinstance(inner, Subset):
         inner = inner.dataset
-    names = tuple(map(str, getattr(inner, "classes", None) or classes))  # of the task, if the data set names none
+    names = tuple(map(str, getattr(inner, "classes", None) or classes))  # those of the task, if the data set has none
     if name == BASE and names == model.backbone.classes:
-        names = classes  # also where a label is there twice: by position
-    return from_dataset(given, names, validation=given)  # all of it validates, none is split off
+        names = classes  # by position, also if a label is there twice
+    return from_dataset(given, names, validation=given)  # all of it is the validation part
 
 
 def record_of(model: MemoryViT, name: str) -> dict[str, Any]:
@@ -317,7 +316,7 @@ def record_of(model: MemoryViT, name: str) -> dict[str, Any]:
 
 
 def classes_of(model: MemoryViT, name: str) -> tuple[str, ...]:
-    """The class names of a task, or of the backbone's own answer (`base`), numbers where it has none."""
+    """The class names of a task, or of the backbone's own classifier (`base`); numbers where it has no names."""
     if name != BASE:
         return next(task.classes for task in model.tasks if task.name == name)
     outputs = model.backbone.base_classes
@@ -327,11 +326,11 @@ def classes_of(model: MemoryViT, name: str) -> tuple[str, ...]:
             f"leave {Argument('base')} out"
         )
     known = model.backbone.classes
-    return told_apart(known) if len(known) == outputs else tuple(str(number) for number in range(outputs))
+    return distinct_labels(known) if len(known) == outputs else tuple(str(number) for number in range(outputs))
 
 
-def told_apart(labels: Sequence[str]) -> tuple[str, ...]:
-    """Labels in order, no two alike: one that is there twice is followed by its number, as in `crane (134)`."""
+def distinct_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels in order, made unique: one that is there twice gets its index appended, as in `crane (134)`."""
     often = Counter(labels)
     numbered = [f"{label} ({number})" for number, label in enumerate(labels)]
     found = tuple(label if often[label] == 1 else other for label, other in zip(labels, numbered, strict=True))
@@ -339,7 +338,7 @@ def told_apart(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def class_numbers(model: MemoryViT, name: str, source: DataSource) -> Tensor:
-    """(classes of the source,) int64: for each of its classes the number that the task, or `base`, has for it."""
+    """(classes of the source,) int64: the index of each of its classes among those of the task, or of `base`."""
     own = [composed(label) for label in classes_of(model, name)]  # earlier versions took names as they came
     unknown = [label for label in source.classes if label not in own]
     for label in unknown:
@@ -347,23 +346,20 @@ def class_numbers(model: MemoryViT, name: str, source: DataSource) -> Tensor:
         if name == BASE and len(twice) > 1:
             raise MemtokError(
                 f"expected labels in {source.spec} that name one class of the backbone, found {label!r}, which names "
-                f"{len(twice)}; rename it to {twice[0]!r} or {twice[1]!r}, whichever is meant"
+                f"{len(twice)}; rename it to {twice[0]!r} or {twice[1]!r}, whichever is meant",
+                argument="base",
             )
     if name == BASE and len(unknown) == len(source.classes) == len(own):
         return torch.arange(len(own))  # other names for as many classes: by position
     if unknown:
         who = "the backbone" if name == BASE else f"task {name!r}"
+        shown = listing([repr(label) for label in own], 5)
         raise MemtokError(
-            f"expected only classes of {who} in {source.spec} ({shorten(own)}), found {unknown[0]!r}; "
-            "name another data set or rename its classes"
+            f"expected only classes of {who} in {source.spec} ({shown}), found {unknown[0]!r}; "
+            "name another data set or rename its classes",
+            argument="base" if name == BASE else "data",
         )
     return torch.tensor([own.index(label) for label in source.classes])
-
-
-def shorten(names: Sequence[str], limit: int = 5) -> str:
-    """A few of many names, for a message."""
-    shown = ", ".join(repr(name) for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
 @contextmanager

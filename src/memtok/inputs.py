@@ -1,6 +1,6 @@
-"""From what people have of a picture (a path, a PIL image, an array, a tensor) to what a model takes.
+"""From paths, PIL images, arrays and tensors to the input of a model.
 
-B, H, W: pictures, and the height and width of the model's input.
+B: images. H, W: height and width of the model's input.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from memtok.data.images import guarded, read_upright
+from memtok.data.images import guarded, read_upright, upright
 from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
@@ -23,14 +23,14 @@ from memtok.preprocessing import Preprocessing
 Picture = str | Path | Image.Image | NDArray[Any] | Tensor
 """A path; a PIL image of any mode; an array of uint8 pixels (height, width), (height, width, 3) or, with transparency,
 (height, width, 4); a tensor of uint8 pixels (3, height, width), such as torchvision reads; or a floating-point tensor
-(3, H, W) that is prepared and normalised already."""
+(3, H, W) that is resized and normalised already."""
 
 Pictures = Picture | Iterable[Picture]
-"""One of these or several, mixed; an array (pictures, height, width, 3) and a tensor (B, 3, H, W) are several."""
+"""One of these or several, mixed; an array (images, height, width, 3) and a tensor (B, 3, H, W) are several."""
 
 
 def listed(images: Pictures) -> list[Picture]:
-    """The pictures one by one. MemtokError for what is no picture."""
+    """The images one by one. MemtokError for other objects."""
     if isinstance(images, str | Path | Image.Image):
         return [images]
     if isinstance(images, Tensor | np.ndarray):
@@ -42,9 +42,9 @@ def listed(images: Pictures) -> list[Picture]:
 
 
 def prepare(images: Pictures, preprocessing: Preprocessing, device: torch.device) -> Tensor:
-    """(B, 3, H, W) float32 on `device`: resized, cropped and normalised as `preprocessing` says.
+    """(B, 3, H, W) float32 on `device`: resized, cropped and normalised by `preprocessing`.
 
-    Raises MemtokError for what is no picture, and for no pictures at all.
+    Raises MemtokError for objects that are no image, and for none at all.
     """
     pictures = listed(images)
     if not pictures:
@@ -55,7 +55,7 @@ def prepare(images: Pictures, preprocessing: Preprocessing, device: torch.device
 
 
 def check_picture(picture: Picture, preprocessing: Preprocessing) -> None:
-    """MemtokError unless this is a `Picture`; whether a path can be read shows later."""
+    """MemtokError unless this is a `Picture`; paths are not opened yet."""
     if isinstance(picture, str | Path | Image.Image):
         return
     if not isinstance(picture, Tensor | np.ndarray):
@@ -95,7 +95,7 @@ def no_picture(found: object) -> MemtokError:
 
 
 def loaded(picture: Picture, preprocessing: Preprocessing) -> Tensor:
-    """uint8 pixels (3, H, W) of a picture, resized and cropped; a normalised tensor stays as it is.
+    """uint8 pixels (3, H, W) of an image, resized and cropped; a normalised tensor stays as it is.
 
     Raises UnreadableImageError for a path or a PIL image that cannot be read.
     """
@@ -105,12 +105,12 @@ def loaded(picture: Picture, preprocessing: Preprocessing) -> Tensor:
 
 
 def name_of(picture: Picture) -> str | Path:
-    """What a picture is called in a message."""
+    """The name of an image in messages."""
     return picture if isinstance(picture, str | Path) else getattr(picture, "filename", "") or "a PIL image"
 
 
 def opened(picture: Picture) -> Image.Image | Tensor:
-    """A picture as an upright PIL image, grey of more than 8 bits with its values; a normalised tensor as it is."""
+    """An upright PIL image, grey of more than 8 bits with its values; a normalised tensor as it is."""
     if isinstance(picture, str | Path):
         return read_upright(picture)
     if isinstance(picture, Tensor):
@@ -122,17 +122,8 @@ def opened(picture: Picture) -> Image.Image | Tensor:
     return upright(picture)
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its file says, so that an opened file is the same picture as its path."""
-    image.load()  # before the orientation: PNG may store it behind the pixels
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # broken metadata does not make the pixels unreadable
-        return image
-
-
 def normalised(pictures: Sequence[Tensor], preprocessing: Preprocessing, device: torch.device) -> Tensor:
-    """(B, 3, H, W) float32 on `device` of what `loaded` gives."""
+    """(B, 3, H, W) float32 on `device` of the results of `loaded`."""
     normalise = Normaliser(preprocessing)
     if all(picture.dtype == torch.uint8 for picture in pictures):
         return normalise(torch.stack(list(pictures)).to(device))

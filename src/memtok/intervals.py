@@ -1,7 +1,7 @@
-"""95 % intervals of accuracies, and of the difference of two: what so many images can tell apart.
+"""95 % confidence intervals of accuracies and of their differences.
 
-Accuracies that were counted on the same images are compared image by image. Most images are answered alike by both, so
-this tells apart what two separate intervals do not.
+Accuracies on the same images are compared image by image: both are right or wrong on most of them, so that this finds
+significant differences where two separate intervals overlap.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 CONFIDENCE = 1.96  # standard errors, for 95 of 100
 
 Right = NDArray[np.bool_]
-"""(images,) bool: which images were answered right."""
+"""(images,) bool: which images were classified correctly."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Difference:
 
     @property
     def tied(self) -> bool:
-        """Whether the images cannot tell the two apart: the interval contains 0."""
+        """Whether the difference is not significant: the interval contains 0."""
         return self.low <= 0 <= self.high
 
     def __neg__(self) -> Difference:
@@ -48,7 +48,7 @@ class Difference:
 
 
 def wilson(share: float, images: int) -> tuple[float, float]:
-    """The 95 % interval of a share that was counted on `images` images (Wilson, 1927), inside [0, 1]."""
+    """The 95 % interval of a share of `images` images (Wilson, 1927), inside [0, 1]."""
     trials = images + CONFIDENCE**2
     centre = (share * images + CONFIDENCE**2 / 2) / trials
     half = CONFIDENCE * math.sqrt(images * share * (1 - share) + CONFIDENCE**2 / 4) / trials
@@ -58,8 +58,8 @@ def wilson(share: float, images: int) -> tuple[float, float]:
 def paired(ones: Sequence[Right], others: Sequence[Right]) -> Difference:
     """The accuracy of one setting minus that of another, on the same images; each has a row per seed.
 
-    The interval is that of Agresti and Min (2005): two images more, answered differently, one each way. With several
-    seeds an image counts by the share of seeds that answer it right, and the spread over the seeds is added.
+    The interval is that of Agresti and Min (2005), with two discordant images added, one each way. With several seeds
+    the score of an image is the share of seeds that classify it correctly, and the variance over the seeds is added.
     """
     images = len(ones[0])
     one, other = (np.mean(np.stack(rows), axis=0, dtype=np.float64) for rows in (ones, others))
@@ -72,9 +72,9 @@ def paired(ones: Sequence[Right], others: Sequence[Right]) -> Difference:
 
 
 def unpaired(ones: Sequence[float], others: Sequence[float], images: int) -> Difference:
-    """The same from accuracies alone, one per seed, as if they were counted on different images.
+    """The same from accuracies alone, one per seed, as if they were measured on different images.
 
-    Wider than `paired`. One image more is answered right and one wrong in both (Agresti and Caffo, 2000).
+    Wider than `paired`. One correct and one wrong image are added to both (Agresti and Caffo, 2000).
     """
     shares = [(float(np.mean(rows)) * images + 1) / (images + 2) for rows in (ones, others)]
     variance = sum(share * (1 - share) / (images + 2) for share in shares)
@@ -89,5 +89,5 @@ def around(value: float, centre: float, error: float) -> Difference:
 
 
 def seed_variance(accuracies: Sequence[float]) -> float:
-    """The variance of a mean over seeds, from their spread; 0 for one seed, which tells nothing of it."""
+    """The variance of a mean over seeds, from their spread; 0 for one seed, where it is unknown."""
     return float(np.var(accuracies, ddof=1)) / len(accuracies) if len(accuracies) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""Counting right answers: top-1, top-5, balanced accuracy, recall per class and the confusion matrix.
+"""Accuracy of predictions: top-1, top-5, balanced accuracy, recall per class and the confusion matrix.
 
 Letters for shapes: B images of a batch, N of all, C classes.
 """
@@ -17,16 +17,16 @@ from torch import Tensor
 
 from memtok.errors import MemtokError
 
-NO_ANSWER = -1  # stands for the class where a logit is not finite
+NO_ANSWER = -1  # the prediction if a logit is not finite
 MOST_IN_JSON = 100  # classes of a confusion matrix that `Score.to_json` writes out
 MOST_NAMED = 5  # classes in a warning
 
 
 def ranks(logits: Tensor, labels: Tensor) -> Tensor:
-    """(B,) int64: how many classes come before the right one, 0 if it is the answer; (B, C) logits, (B,) labels.
+    """(B,) int64: how many classes rank above the label, 0 if it is the prediction; (B, C) logits, (B,) labels.
 
-    Of equal logits the first class comes first, as in argmax. Where a logit is not finite, the rank is C: an answer
-    that cannot be read is never right.
+    Of equal logits the first class ranks higher, as in argmax. If a logit is not finite, the rank is C: the prediction
+    is wrong.
     """
     right = logits.gather(1, labels.unsqueeze(1))  # (B, 1)
     earlier = torch.arange(logits.shape[1], device=logits.device) < labels.unsqueeze(1)  # (B, C)
@@ -36,9 +36,9 @@ def ranks(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def answered(logits: Tensor, labels: Tensor) -> Tensor:
-    """(3, B) int64: labels, answers and `ranks` of (B, C) logits and (B,) labels. Waits for no device.
+    """(3, B) int64: labels, predictions and `ranks` of (B, C) logits and (B,) labels, without waiting for the device.
 
-    The answer is the first class with the highest logit; `NO_ANSWER` where a logit is not finite.
+    The prediction is the first class with the highest logit; `NO_ANSWER` if a logit is not finite.
     """
     answers = torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), NO_ANSWER)
     return torch.stack([labels, answers, ranks(logits, labels)])
@@ -56,13 +56,13 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy of one set of answers.
+    """Accuracy of one set of predictions.
 
-    top1, top5: shares in [0, 1] of the images whose class is the answer, or among the first five. With fewer than six
-    classes every class is among the first five, so top5 is 1 (but for answers that are not finite). images: how many.
-    balanced: the mean of the recalls of the classes that have images, so that each class counts the same; where all
-    have as many images, it is top1. confusions: (class, answer, images) of all pairs that occur, by number; the answer
-    is `NO_ANSWER` where it is not finite.
+    top1, top5: shares in [0, 1] of the images whose class is the prediction, or among the first five. With fewer than
+    six classes top5 is 1 (except for logits that are not finite). images: how many.
+    balanced: the mean recall of the classes that have images; if all have as many images, it is top1. confusions:
+    (class, prediction, images) of all pairs that occur, by index; the prediction is `NO_ANSWER` if a logit is not
+    finite.
     """
 
     top1: float
@@ -81,11 +81,11 @@ class Score:
 
     @property
     def recall(self) -> dict[str, float | None]:
-        """{class: share in [0, 1] of its images that are answered right}, None for a class without images."""
+        """{class: share in [0, 1] of its images that are classified correctly}, None for a class without images."""
         return {row.name: row.top1 for row in self.per_class}
 
     def confusion(self) -> NDArray[np.int64]:
-        """(C, C): how many images of class i (row) are answered as class j (column); none that is not finite."""
+        """(C, C): how many images of class i (row) are predicted as class j (column), without `NO_ANSWER`."""
         counts = np.zeros((len(self.per_class), len(self.per_class)), dtype=np.int64)
         for label, answer, images in self.confusions:
             if answer != NO_ANSWER:
@@ -98,13 +98,13 @@ class Score:
         return {**dict(self), "recall": self.recall, "confusion": self.confusion().tolist() if whole else None}
 
     def warnings(self) -> list[str]:
-        """What an accuracy may hide: a model that answers one class only, and classes that are never answered right."""
+        """Warnings of a model that predicts one class only, and of classes that are never predicted correctly."""
         seen = [row for row in self.per_class if row.images]
         found = []
         given = {answer for _, answer, _ in self.confusions}
         if len(seen) > 1 and len(given) == 1 and NO_ANSWER not in given:
             (only,) = given
-            found.append(f"all {self.images:,} images are answered {self.per_class[only].name!r}")
+            found.append(f"all {self.images:,} images are predicted as {self.per_class[only].name!r}")
         missed = [row for row in seen if not row.top1]
         if missed:
             named = ", ".join(f"{row.name!r} (0 of {row.images:,})" for row in missed[:MOST_NAMED])
@@ -114,7 +114,7 @@ class Score:
 
 
 def score_of(classes: Sequence[str], answers: Tensor) -> Score:
-    """The score of (3, N) answers as `answered` gives them; MemtokError if there was no image."""
+    """The score of (3, N) predictions as `answered` returns them; MemtokError if there was no image."""
     if not answers.numel():
         raise MemtokError("expected at least one image to evaluate, found none; name a data set with images")
     labels, given, rank = answers.to("cpu", torch.int64)
@@ -141,16 +141,16 @@ def score_of(classes: Sequence[str], answers: Tensor) -> Score:
 
 
 def balanced_accuracy(images: Sequence[int], right: Sequence[int]) -> float:
-    """The mean of the recalls of the classes that have images, from (C,) images and right answers.
+    """The mean of the recalls of the classes that have images, from (C,) images and correct predictions.
 
-    Added up as fractions: equal ones come out equal, and with as many images of each class it is exactly the top-1.
+    Computed with fractions: with as many images of each class it is exactly the top-1.
     """
     recalls = [Fraction(first, seen) for seen, first in zip(images, right, strict=True) if seen]
     return float(sum(recalls) / len(recalls))
 
 
 class Tally:
-    """Adds up batches of answers. They stay on the device of the logits until `score` is called."""
+    """Accumulates batches of predictions. They stay on the device of the logits until `score` is called."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)

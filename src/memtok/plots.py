@@ -114,9 +114,9 @@ def legend(figure: Figure, handles: Sequence[Any], columns: int, **options: Any)
     figure.legend(handles=list(handles), **style)
 
 
-def title(axes: Axes, text: str) -> None:
+def title(axes: Axes, text: str, **options: Any) -> None:
     """A title with names from outside in it: no control characters, and a `$` is no formula."""
-    axes.set_title(printable(text), parse_math=False)
+    axes.set_title(printable(text), parse_math=False, **options)
 
 
 def png_bytes(figure: Figure, dpi: float = DPI) -> bytes:

@@ -31,10 +31,10 @@ logger = logging.getLogger("memtok")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one task says of one image: (class name, probability), the likeliest first.
+    """The prediction of one task for one image: (class name, probability), the most likely class first.
 
-    path: of the image, or for one that was given as such `images[3]`, its place among those given. unknown: whether
-    even the likeliest class is less probable than `unknown_below` asks for.
+    path: of the image; of one that was given as an object its place, `images[3]`. unknown: whether the probability of
+    the most likely class is below the threshold `unknown_below`.
     """
 
     path: str
@@ -44,7 +44,7 @@ class Prediction:
 
     @property
     def answer(self) -> str | None:
-        """The likeliest class; None where the image is unknown to the task."""
+        """The most likely class; None if the image is unknown to the task."""
         return None if self.unknown else self.ranking[0][0]
 
 
@@ -52,8 +52,8 @@ class Prediction:
 class Predictions:
     """Rows in the order of the images, for each image the tasks in their order.
 
-    left_out: what could not be read, (path, reason) each; skipped: the paths alone. unknown_below: by task name, the
-    least probability of a known image; empty where none was asked for.
+    left_out: what could not be read, (path, reason) each; skipped: the paths alone. unknown_below: the
+    threshold of each task by name; empty without thresholds.
     """
 
     rows: tuple[Prediction, ...]
@@ -84,7 +84,7 @@ class Predictions:
     def write_csv(self, path: str | Path) -> None:
         """One row per image, task and rank: image, task, rank (from 1), class, probability.
 
-        Where thresholds were asked for, also unknown: true or false.
+        With thresholds, also unknown: true or false.
         """
         extra = bool(self.unknown_below)
         rows: list[list[object]] = [["image", "task", "rank", "class", "probability", *(["unknown"] if extra else [])]]
@@ -110,14 +110,14 @@ def predict(
     """Classifies images with every task of `model`.
 
     images: paths of files, and of folders, in and below which all images count; PIL images; arrays and tensors; one of
-    them or several, mixed: see `memtok.inputs.Picture`. They are prepared as `model.preprocessing` says.
+    them or several, mixed: see `memtok.inputs.Picture`. They are preprocessed by `model.preprocessing`.
 
-    unknown_below: a probability in [0, 1], or one for each task by name: where the likeliest class of a task has less,
-    the image is unknown to it, and its `answer` is None. The probabilities are those of a softmax, which is often sure
-    of what it never saw: choose the threshold by images of yours, known and unknown ones.
+    unknown_below: a probability in [0, 1], or one for each task by name: if the most likely class of a task has a lower
+    probability, the image is unknown to it, and its `answer` is None. A softmax is often overconfident on images unlike
+    those of the training: choose the threshold on known and unknown images of your own.
     top: how many classes of each task to give (all, if it has fewer). base: also the backbone's own classes, as task
-    `base`. on_bad_image: "skip" leaves out what cannot be read, lists it and says so; "fail" raises for it.
-    Raises MemtokError for a path that is not there, for a folder without images, and for what is no picture.
+    `base`. on_bad_image: "skip" leaves out what cannot be read, lists it and logs a warning; "fail" raises.
+    Raises MemtokError for a missing path, for a folder without images, and for objects that are no image.
     """
     if top < 1:
         raise MemtokError(f"expected {Argument('top')} as a number of classes of 1 or more, found {top}; ask for 1")
@@ -140,7 +140,7 @@ def predict(
     done = 0
     with undisturbed(model), model.folded():
         for batch in read_batches(model, found, batch_size, on_bad_image, unreadable, peaks):
-            rows += answer(model, classes, batch, top, thresholds)
+            rows += predict_batch(model, classes, batch, top, thresholds)
             done += len(batch)
             if progress is not None:
                 progress(done + len(unreadable), len(found))
@@ -152,9 +152,9 @@ def predict(
 
 
 def gather(images: Pictures, preprocessing: Preprocessing) -> tuple[dict[str, Picture], list[LeftOut]]:
-    """The pictures by what they are called in the result, each path once; and what of folders cannot be looked at."""
+    """The images by their names in the result, each path once; and what was left out of folders."""
     found: dict[str, Picture] = {}
-    left_out: dict[str, str] = {}
+    left_out: dict[LeftOut, None] = {}
     pictures = listed(images)
     if not pictures:
         find_images([])  # raises
@@ -162,15 +162,15 @@ def gather(images: Pictures, preprocessing: Preprocessing) -> tuple[dict[str, Pi
         if isinstance(picture, str | Path):
             paths, lost = find_images([picture])
             found |= dict(zip(paths, paths, strict=True))
-            left_out |= dict(lost)
+            left_out |= dict.fromkeys(lost)
         else:
             check_picture(picture, preprocessing)
             found[f"images[{index}]"] = picture
-    return found, [LeftOut(path, reason) for path, reason in left_out.items()]
+    return found, list(left_out)
 
 
 def check_thresholds(unknown_below: float | Mapping[str, float] | None, names: Sequence[str]) -> dict[str, float]:
-    """By task name the least probability of a known image; MemtokError for other names or values."""
+    """The threshold of each task by name; MemtokError for other names or values."""
     if unknown_below is None:
         return {}
     given = unknown_below if isinstance(unknown_below, Mapping) else dict.fromkeys(names, unknown_below)
@@ -186,7 +186,7 @@ def check_thresholds(unknown_below: float | Mapping[str, float] | None, names: S
     return {name: float(value) for name, value in given.items()}
 
 
-def answer(
+def predict_batch(
     model: MemoryViT,
     classes: dict[str, tuple[str, ...]],
     batch: Sequence[tuple[str, Tensor]],
@@ -196,17 +196,17 @@ def answer(
     """The rows of one batch of (path, (3, height, width) tensor)."""
     images = normalised([image for _, image in batch], model.preprocessing, model.backbone.device)
     out = model(images, base=BASE in classes)
-    likeliest: dict[str, tuple[Any, Any]] = {}
+    highest: dict[str, tuple[Any, Any]] = {}
     for name, names in classes.items():
         logits = out.base if name == BASE else out[name]
         assert logits is not None
         if not bool(logits.isfinite().all()):
             raise MemtokError(f"expected finite logits of {name!r}, found others; verify the task file, or use float32")
         values, indices = logits.float().softmax(dim=1).topk(min(top, len(names)), dim=1)  # (B, top)
-        likeliest[name] = values.tolist(), indices.tolist()
+        highest[name] = values.tolist(), indices.tolist()
     for index, (path, _) in enumerate(batch):
         for name, names in classes.items():
-            values, indices = likeliest[name]
+            values, indices = highest[name]
             ranking = tuple(zip((names[number] for number in indices[index]), values[index], strict=True))
             yield Prediction(path, name, ranking, unknown=ranking[0][1] < thresholds.get(name, 0.0))
 
@@ -230,19 +230,19 @@ def read_batches(
         try:
             with guarded(path):
                 if isinstance(picture, Image.Image):
-                    with lock:  # it may be among them twice, and two threads must not load one picture
+                    with lock:  # two threads must not load the same image at once
                         picture.load()
                 image = opened(picture)
                 if isinstance(image, Tensor):
                     return image
-                if (highest := peak(image)) is not None:
-                    peaks.append(highest)
+                if (value := peak(image)) is not None:
+                    peaks.append(value)
                 return transform(image)
         except UnreadableImageError as error:
             return error
 
     paths = list(pictures)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding leaves the interpreter free
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter lock
         for start in range(0, len(paths), batch_size):
             part = paths[start : start + batch_size]
             batch: list[tuple[str, Tensor]] = []
@@ -258,24 +258,24 @@ def read_batches(
 
 
 def find_images(paths: Iterable[str | Path]) -> tuple[list[str], list[LeftOut]]:
-    """The files among `paths`, and the images in and below the folders among them, sorted; each once. And what is lost.
+    """The files among `paths`, and the images in and below the folders, sorted, each once; and what was left out.
 
-    A file that is named counts whatever it ends in. Raises MemtokError for a path that is not there, for a folder
-    without images, and where nothing is named.
+    A file that is named is read whatever its extension. Raises MemtokError for a missing path, for a folder without
+    images, and for no paths.
     """
     found: dict[str, None] = {}
-    left_out: dict[str, str] = {}
+    left_out: dict[LeftOut, None] = {}
     for path in map(Path, paths):
         if path.is_dir():
             inside, lost = images_below(path)
-            left_out |= {str(place): reason for place, reason in lost.items()}
+            left_out |= dict.fromkeys(lost)
             if not inside:
-                why = f" ({summary([LeftOut(str(place), reason) for place, reason in lost.items()])})" if lost else ""
+                why = f" ({summary(lost)})" if lost else ""
                 raise MemtokError(
                     f"expected images in the folder {shown(path)}, found none{why}; name another", argument="images"
                 )
             found |= dict.fromkeys(map(str, inside))
-        elif os.path.lexists(path):  # what it is, a link to nowhere for example, shows when it is read
+        elif os.path.lexists(path):  # a broken link fails when it is read
             found[str(path)] = None
         else:
             raise MemtokError(
@@ -284,4 +284,4 @@ def find_images(paths: Iterable[str | Path]) -> tuple[list[str], list[LeftOut]]:
             )
     if not found:
         raise MemtokError("expected images, found no path; name files or folders", argument="images")
-    return list(found), [LeftOut(path, reason) for path, reason in left_out.items()]
+    return list(found), list(left_out)

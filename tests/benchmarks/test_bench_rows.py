@@ -114,7 +114,7 @@ def test_too_little_room_for_all_traces_is_an_error(
     scene: Scene, source: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "default_limit", lambda *arguments: 5 * 2304)
-    with pytest.raises(MemtokError, match=r"expected room for the traces of 8 images \(18.4 kB\).*, found room for"):
+    with pytest.raises(MemtokError, match=r"18\.4 kB"):
         traces.fill(scene, source, tmp_path / "traces")
 
 
@@ -147,7 +147,7 @@ def test_what_has_to_be_compiled_again_is_counted(scene: Scene) -> None:
 
     def models(scene: Scene, counter: recompilations.Counter) -> Iterator[recompilations.Answer]:
         for width in widths:
-            yield recompilations.compiled(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, width)), counter)
+            yield torch.compile(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, width)), backend=counter)
 
     widths = [2, 2]
     first, swapped = recompilations.swaps(scene, models)

@@ -49,10 +49,12 @@ def test_ratio_is_that_of_medians() -> None:
 
 @pytest.mark.parametrize("rounds", [0, 1, 4])
 def test_fewer_than_five_rounds_are_refused(rounds: int) -> None:
-    with pytest.raises(MemtokError, match="expected 5 rounds or more, found"):
+    with pytest.raises(MemtokError) as error:
         race({"a": lambda: None}, rounds=rounds)
-    with pytest.raises(MemtokError, match="expected 5 rounds or more"):
+    assert error.value.argument == "rounds"
+    with pytest.raises(MemtokError) as error:
         Timing((1.0,) * rounds)
+    assert error.value.argument == "rounds"
     assert check_rounds(5) == 5
 
 

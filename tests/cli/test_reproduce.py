@@ -70,7 +70,7 @@ def test_concat_and_extension(photos: Path, run: Run) -> None:
     for experiment in ("concat", "extension"):
         found = run("reproduce", experiment, *QUICK, *data, "--out", "grid", "--json", "result.json")
         assert found.code == 0, found.err
-        assert "answers exactly as many test images right as it did alone" in found.out
+        assert "classifies exactly as many test images correctly as alone" in found.out
         assert json.loads(Path("result.json").read_text())["unchanged"] is True
         assert (photos / "grid" / f"{experiment}.png").exists()
 

@@ -63,6 +63,6 @@ def test_what_is_suggested_is_there() -> None:
         parser = build_parser(command, "d", module.USAGE, module.EXAMPLES)
         module.configure(parser)
         options |= set(option_names(parser).values())
-    assert {option for meant in suggestions.OPTIONS.values() for option in meant} <= options
-    assert set(suggestions.COMMANDS.values()) <= COMMANDS.keys()
-    assert not suggestions.COMMANDS.keys() & COMMANDS.keys()
+    assert suggestions.OPTIONS.keys() <= options
+    assert suggestions.COMMANDS.keys() <= COMMANDS.keys()
+    assert not {other for others in suggestions.COMMANDS.values() for other in others} & COMMANDS.keys()

@@ -157,39 +157,38 @@ def test_a_cut_or_foreign_idx_file_is_named(tmp_path: Path, offline: None) -> No
     write_mnist(tmp_path)
     path = tmp_path / IDX_FILES[0]
     content = path.read_bytes()
-    for damaged, message in (
-        (content[:-5], "expected 31360 values in .*train-images.*, found 31355; delete it"),
-        (content[:10], "expected an idx file of 3 dimensions, found"),
-        (b"\0\0\x08\x01" + content[4:], "expected an idx file of 3 dimensions, found"),
-        (b"<html>404</html>" * 9, "expected an idx file of 3 dimensions, found"),
+    for damaged, found in (
+        (content[:-5], "found 31355"),
+        (content[:10], "3 dimensions"),
+        (b"\0\0\x08\x01" + content[4:], "3 dimensions"),
+        (b"<html>404</html>" * 9, "3 dimensions"),
     ):
         path.write_bytes(damaged)
-        with pytest.raises(MemtokError, match=message):
+        with pytest.raises(MemtokError, match=found):
             open_data("mnist", data_dir=tmp_path)
     zipped = tmp_path / "cut.gz"
     for damaged in (gzip.compress(content)[:-100], b"no gzip", b"\x1f\x8b\x08" + b"x" * 50):
         zipped.write_bytes(damaged)
-        with pytest.raises(MemtokError, match=r"expected a whole idx file, found .*cut.gz"):
+        with pytest.raises(MemtokError, match=r"cut\.gz"):
             read_idx(zipped, dimensions=3)
 
 
 def test_files_that_do_not_belong_together(tmp_path: Path, offline: None) -> None:
     write_mnist(tmp_path)
     (tmp_path / IDX_FILES[1]).write_bytes(idx(np.zeros(39, dtype=np.uint8)))
-    with pytest.raises(MemtokError, match=r"expected 40 labels below 10 in .*, found 39 up to 0"):
+    with pytest.raises(MemtokError, match="found 39"):
         open_data("mnist", data_dir=tmp_path)
     (tmp_path / IDX_FILES[1]).write_bytes(idx(np.full(40, 10, dtype=np.uint8)))
-    with pytest.raises(MemtokError, match="found 40 up to 10; the files do not belong together"):
+    with pytest.raises(MemtokError, match="found 40"):
         open_data("mnist", data_dir=tmp_path)
 
 
 def test_unknown_names_list_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(
-        MemtokError, match=r"expected a data set \(digits, mnist, .*, sun397, folder:PATH\), found 'cifar'; use"
-    ):
-        open_data("cifar")
-    with pytest.raises(MemtokError, match=f"; write folder:{tmp_path}$"):
-        open_data(str(tmp_path))
+    for spec, named in (("cifar", ["'cifar'", *DATASETS]), (str(tmp_path), [f"folder:{tmp_path}"])):
+        with pytest.raises(MemtokError) as error:
+            open_data(spec)
+        assert error.value.argument == "spec"
+        assert all(name in str(error.value) for name in named)
 
 
 def test_names_are_checked_without_torch() -> None:
@@ -201,16 +200,13 @@ def test_names_are_checked_without_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"seed": -1}, "expected a seed"),
-        ({"validation_fraction": 1.0}, "expected a validation fraction"),
-        ({"on_bad_image": "ignore"}, "expected on_bad_image 'fail' or 'skip', found 'ignore'"),
-    ],
+    ("argument", "value"), [("seed", -1), ("validation_fraction", 1.0), ("on_bad_image", "ignore"), ("split", "70-30")]
 )
-def test_bad_arguments(options: dict[str, object], message: str) -> None:
-    with pytest.raises(MemtokError, match=message):
-        open_data("digits", **options)  # type: ignore[arg-type]
+def test_bad_arguments(argument: str, value: object) -> None:
+    with pytest.raises(MemtokError) as error:
+        open_data("digits", **{argument: value})  # type: ignore[arg-type]
+    assert error.value.argument == argument
+    assert repr(value) in str(error.value)
 
 
 def test_opening_moves_no_generator_and_says_nothing(

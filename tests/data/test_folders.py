@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from memtok.data import DataSource, open_data
+from memtok.data import DataSource, UnreadableImageError, open_data
 from memtok.data.folders import natural_key
 from memtok.data.splits import SPLIT_FILE
 from memtok.errors import MemtokError
@@ -39,10 +39,12 @@ def opened(root: Path, **options: object) -> DataSource:
     return open_data(f"folder:{root}", **options)  # type: ignore[arg-type]
 
 
-def refused(root: Path | str, message: str, **options: object) -> str:
-    with pytest.raises(MemtokError, match=message) as caught:
+def refused(root: Path | str, *found: str, **options: object) -> str:
+    """The error of opening a folder, which has each of these texts in it."""
+    with pytest.raises(MemtokError) as caught:
         open_data(f"folder:{root}", **options)  # type: ignore[arg-type]
     text = str(caught.value)
+    assert all(each in text for each in found), text
     assert "\n" not in text
     assert re.fullmatch("expected .+, found .+; .+", text) or "which is none" in text, text
     return text
@@ -78,7 +80,7 @@ def test_training_and_evaluation_see_one_split(root: Path) -> None:
     training = opened(root, seed=4)
     evaluation = opened(root)
     assert evaluation.split_digest == training.split_digest
-    refused(root, "expected seed 4, with which the split", seed=1)
+    refused(root, "expected seed 4", "found 1", seed=1)
     (root / SPLIT_FILE).unlink()
     assert opened(root, seed=1).split_digest != training.split_digest
 
@@ -184,39 +186,39 @@ def test_natural_order(names: list[str], expected: list[str]) -> None:
 
 
 def test_no_folder_of_classes(root: Path, tmp_path: Path) -> None:
-    refused("", "expected a data set .*, found 'folder:'; write for example folder:photos")
-    refused(tmp_path / "nowhere", "expected a folder of images, found nothing at .*nowhere")
+    refused("", "found 'folder:'")
+    refused(tmp_path / "nowhere", "found nothing at", "nowhere")
     (tmp_path / "file.zip").write_text("")
-    refused(tmp_path / "file.zip", "expected a folder .*, found the file .*file.zip")
-    refused(root, "expected one folder of images per class in .*, found no folders")
+    refused(tmp_path / "file.zip", "found the file", "file.zip")
+    refused(root, "found no folders")
     fill(root, 2)
-    refused(root, "expected one folder of images per class in .*, found images but no folders")
+    refused(root, "found images but no folders")
     fill(root / "cats")
-    refused(root, "expected at least two class folders in .*, found only 'cats'")
+    refused(root, "found only 'cats'")
     (root / "dogs").mkdir()
     (root / "dogs" / "notes.txt").write_text("")
-    refused(root, "expected images in every class folder, found none in .*dogs")
+    refused(root, "found none in", "dogs")
     assert not (root / SPLIT_FILE).exists()
 
 
 def test_parts_that_do_not_fit(root: Path) -> None:
     for label in ("a", "b"):
         fill(root / "val" / label)
-    refused(root, "expected train/ beside val/ in .*, found none")
+    refused(root, "expected train/", "found none")
     (root / "train").mkdir()
-    refused(root, "expected one folder of images per class in .*train, found no folders")
+    refused(root, "train, found no folders")
     for label in ("a", "c", "d"):
         fill(root / "train" / label)
-    refused(root, r"expected the classes of .*train in .*val, found no 'c' \(2 missing, 1 unknown\)")
+    refused(root, "found no 'c' (2 missing, 1 unknown)")
     for label in ("c", "d"):
         fill(root / "val" / label)
-    refused(root, r"expected the classes of .*train in .*val, found 'b' too \(0 missing, 1 unknown\)")
+    refused(root, "found 'b' too (0 missing, 1 unknown)")
     fill(root / "train" / "b")
     (root / "test").mkdir()
-    refused(root, "expected images in .*test, found none")
+    refused(root, "test, found none")
     (root / "test").rmdir()
     (root / "valid").mkdir()
-    refused(root, "expected one folder for validation in .*, found val/ and valid/")
+    refused(root, "val/ and valid/")
 
 
 @pytest.mark.parametrize("inside", [[], ["a", "b"]])
@@ -226,13 +228,13 @@ def test_an_empty_validation_set(root: Path, inside: list[str]) -> None:
     (root / "val").mkdir()
     for label in inside:
         (root / "val" / label).mkdir()
-    refused(root, "expected images in .*val, found none")
+    refused(root, "val, found none")
 
 
 def test_nothing_to_validate_on(root: Path) -> None:
     for label in ("a", "b"):
         fill(root / label, 1)
-    refused(root, "expected images to validate on in .*, found none")
+    refused(root, "to validate on", "found none")
 
 
 def test_a_class_whose_training_images_are_gone(root: Path) -> None:
@@ -242,7 +244,7 @@ def test_a_class_whose_training_images_are_gone(root: Path) -> None:
     for name in data.train.identities:
         if name.startswith("a/"):
             (root / name).unlink()
-    refused(root, "expected training images of every class in .*, found none of 'a'")
+    refused(root, "training images", "none of 'a'")
 
 
 def broken(root: Path) -> list[Path]:
@@ -259,13 +261,13 @@ def test_fail_names_the_first_bad_image_and_the_count(root: Path) -> None:
     calls: list[tuple[int, int]] = []
     text = refused(
         root,
-        "expected readable images, found 2 that are not, the first one",
+        "found 2",
         progress=lambda done, count: calls.append((done, count)),
     )
     assert str(bad[0]) in text
     assert (calls[0], calls[-1]) == ((0, 13), (13, 13))
     bad[0].unlink()
-    assert str(bad[1]) in refused(root, "expected a readable image, found", on_bad_image="fail")
+    assert str(bad[1]) in refused(root, on_bad_image="fail")
     assert not (root / SPLIT_FILE).exists()
 
 
@@ -291,7 +293,7 @@ def test_a_class_of_bad_images_only(root: Path) -> None:
     fill(root / "a")
     (root / "b").mkdir()
     (root / "b" / "0.png").write_bytes(b"no")
-    refused(root, "expected a readable image in every class of .*, found none for 'b'", on_bad_image="skip")
+    refused(root, "none for 'b'", on_bad_image="skip")
 
 
 def test_an_image_that_breaks_later_is_reported_by_path(root: Path) -> None:
@@ -299,12 +301,13 @@ def test_an_image_that_breaks_later_is_reported_by_path(root: Path) -> None:
         fill(root / label)
     data = opened(root)
     (root / data.train.identity(0)).write_bytes(b"no")
-    with pytest.raises(MemtokError, match=f"expected a readable image, found {root / data.train.identity(0)}"):
+    with pytest.raises(UnreadableImageError) as error:
         data.train[0]
+    assert error.value.path == str(root / data.train.identity(0))
 
 
 def test_the_look_is_remembered_in_the_cache(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memtok.data.images.FRESH_SECONDS", -3600.0)
+    monkeypatch.setattr("memtok.data.file_cache.FRESH_SECONDS", -3600.0)
     for label in ("a", "b"):
         fill(root / label)
     opened(root)
@@ -364,7 +367,7 @@ def test_two_folders_of_one_part_are_refused(root: Path, names: tuple[str, ...],
     for name in names:
         for label in ("a", "b"):
             fill(root / name / label, 2)
-    refused(root, f"expected one folder for .+ in .*, found {found}; keep one")
+    refused(root, found)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +395,7 @@ def test_a_folder_of_images_and_folders_is_a_class(root: Path) -> None:
     assert data.classes == ("bus", "test", "training")
     assert len(data.train) + len(data.validation) == 2 + 4 + 6
     fill(root / "test/blue", 2)  # now both may be parts, with images that lie in the wrong place
-    refused(root, "expected class folders in .*, or parts called train, val and test, found test/ and training/")
+    refused(root, "test/ and training/")
 
 
 def test_classes_named_like_parts_with_folders_of_their_own(root: Path) -> None:
@@ -408,7 +411,7 @@ def test_parts_under_unknown_names_are_refused(root: Path, names: tuple[str, ...
     for name in names:
         for label in ("a", "b"):
             fill(root / name / label, 2)
-    assert "both with the folders a, b" in refused(root, "expected class folders in .*, or parts called train, val and")
+    assert "both with the folders a, b" in refused(root)
 
 
 @pytest.mark.parametrize("beside", ["trn/preview.png", "trn/more/1.png", "unlabeled/1.png", "tst/other/1.png"])
@@ -417,14 +420,14 @@ def test_parts_under_unknown_names_are_refused_whatever_lies_beside(root: Path, 
         for label in ("a", "b"):
             fill(root / name / label, 2)
     fill(root / beside.rpartition("/")[0], 1)
-    assert "both with the folders a, b" in refused(root, "expected class folders in .*, or parts called train, val and")
+    assert "both with the folders a, b" in refused(root)
 
 
 def test_what_may_be_a_class_beside_train_is_refused(root: Path) -> None:
     """`training` may be a class with folders of its own, or the part beside which images lie that belong elsewhere."""
     for name in ("training/2023", "training/2024", "running", "swimming"):
         fill(root / name, 2)
-    refused(root, "expected class folders in .*, or a test or validation part beside training/ .* found running/")
+    refused(root, "beside training/", "found running/")
 
 
 def test_what_lies_beside_the_parts_is_not_read_and_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -489,7 +492,7 @@ def test_parts_match_in_any_unicode_form(root: Path) -> None:
 def test_class_names_that_are_no_line_of_text_are_refused(root: Path, name: str) -> None:
     fill(root / name)
     fill(root / "b")
-    refused(root, "expected class names .*, found .*; rename that class")
+    refused(root, "class names")
 
 
 def test_names_that_differ_in_capitals_are_two_classes_and_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from memtok.data import hashes
+from memtok.data import file_cache, hashes
 from memtok.data.hashes import MISSING, file_hashes
 from tests.clocks import with_the_old_time
 
@@ -34,7 +34,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return original(path)
 
     monkeypatch.setattr(hashes, "hash_of", hash_of)
-    monkeypatch.setattr(hashes, "FRESH_SECONDS", -60.0)  # as if the files were old
+    monkeypatch.setattr(file_cache, "FRESH_SECONDS", -60.0)  # as if the files were old
     return found
 
 
@@ -62,7 +62,7 @@ def test_only_what_changed_is_read_again(folder: Path, tmp_path: Path, read: lis
 def test_files_that_are_new_may_change_unseen_and_are_read_again(
     folder: Path, tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hashes, "FRESH_SECONDS", 3600.0)
+    monkeypatch.setattr(file_cache, "FRESH_SECONDS", 3600.0)
     for _ in range(2):
         file_hashes(folder, NAMES, tmp_path / "hashes.json")
     assert sorted(read) == sorted(2 * NAMES)

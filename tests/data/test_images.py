@@ -13,8 +13,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
+from memtok.data import file_cache
 from memtok.data import images as module
-from memtok.data.images import UnreadableImageError, as_rgb, check_cache_file, look_at_images, read_image
+from memtok.data.file_cache import cache_file
+from memtok.data.images import UnreadableImageError, as_rgb, look_at_images, read_image
 from memtok.errors import MemtokError
 from tests.clocks import with_the_old_time
 
@@ -244,8 +246,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     # A file that would start another program is not opened whatever it is called.
     (tmp_path / "program.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
     for name in ("cut.png", "cut.jpg", "text.png", "empty.jpg", "folder.png", "program.jpg", "missing.png"):
-        with pytest.raises(MemtokError, match=rf"^expected a readable image, found .*{name} \(.+\); [^\n]+$"):
+        with pytest.raises(UnreadableImageError) as error:
             read_image(tmp_path / name)
+        assert error.value.path == str(tmp_path / name)
+        assert error.value.reason
+        assert error.value.reason in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 def test_bombs_are_unreadable_and_large_images_are_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,8 +259,9 @@ def test_bombs_are_unreadable_and_large_images_are_no_warning(tmp_path: Path, mo
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     assert read_image(tmp_path / "image.png").size == (50, 50)  # a warning would fail this test
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(UnreadableImageError, match="decompression bomb"):
+    with pytest.raises(UnreadableImageError) as error:
         read_image(tmp_path / "image.png")
+    assert "decompression bomb" in error.value.reason
 
 
 def test_a_name_with_a_line_break_stays_one_line(tmp_path: Path) -> None:
@@ -305,13 +312,13 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return decode(path)
 
     monkeypatch.setattr(module, "_decode", record)
-    monkeypatch.setattr(module, "FRESH_SECONDS", -3600.0)
+    monkeypatch.setattr(file_cache, "FRESH_SECONDS", -3600.0)
     return seen
 
 
 @pytest.mark.twice
 def test_a_second_look_is_remembered_and_not_stale(tmp_path: Path, decoded: list[str]) -> None:
-    root, cache = tmp_path / "images", check_cache_file(tmp_path / "cache", tmp_path / "images")
+    root, cache = tmp_path / "images", cache_file(tmp_path / "cache", tmp_path / "images")
     make(root / "a.png")
     make(root / "b.png", good=False)
     assert list(look_at_images(root, ["a.png", "b.png"], cache=cache).unreadable) == ["b.png"]
@@ -331,7 +338,7 @@ def test_a_second_look_is_remembered_and_not_stale(tmp_path: Path, decoded: list
 def test_files_that_have_just_changed_are_looked_at_again(
     tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FRESH_SECONDS", 3600.0)
+    monkeypatch.setattr(file_cache, "FRESH_SECONDS", 3600.0)
     make(tmp_path / "a.png")
     for _ in range(2):
         look_at_images(tmp_path, ["a.png"], cache=tmp_path / "cache.json")
@@ -419,8 +426,9 @@ def test_a_png_with_large_texts_that_is_cut_short_is_unreadable(tmp_path: Path) 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(UnreadableImageError, match="named pipe"):
+    with pytest.raises(UnreadableImageError) as error:
         read_image(tmp_path / "pipe.png")
+    assert error.value.reason == "named pipe"
     assert look_at_images(tmp_path, ["pipe.png"]).unreadable == {"pipe.png": "named pipe"}
 
 

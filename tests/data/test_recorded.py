@@ -63,8 +63,9 @@ def test_a_split_that_tests_on_training_images_is_refused() -> None:
         "among the 359 of digits (split official); leave the split out to take that of the training"
     )
     assert reopened("digits", trained, split="official", part="train").split == official.split
-    with pytest.raises(MemtokError, match="expected a validation part that task 'x' was not trained on"):
+    with pytest.raises(MemtokError) as error:
         reopened("digits", official, split="80-20", part="validation")
+    assert error.value.argument == "split"
 
 
 def test_a_task_of_some_classes_is_known_by_its_images(caplog: pytest.LogCaptureFixture) -> None:
@@ -105,15 +106,18 @@ def test_the_80_20_split_of_a_folder(tmp_path: Path) -> None:
     again = open_data(spec, split="80-20")
     assert set(data.test.identities) < set(again.test.identities)
     assert set(data.train.identities) < set(again.train.identities)
-    with pytest.raises(MemtokError, match=rf"expected seed 0, .*{SPLIT_FILE_80_20} was drawn, found 1"):
+    with pytest.raises(MemtokError) as error:
         open_data(spec, split="80-20", seed=1)
+    assert error.value.argument == "seed"
+    assert SPLIT_FILE_80_20 in str(error.value)
     # Its own parts are another split, and the written files do not disturb each other.
     official = open_data(spec, split="official")
     assert official.split["kind"] == "official"
     assert official.split_digest == open_data(spec).split_digest
     assert official.split["counts"] == {"train": 30, "validation": 10, "test": 10}
-    with pytest.raises(MemtokError, match="expected a test part that task 'x' was not trained on"):
+    with pytest.raises(MemtokError) as error:
         reopened(spec, again, split="official")
+    assert error.value.argument == "split"
 
 
 def test_a_split_that_tests_on_the_images_that_chose_is_refused(tmp_path: Path) -> None:
@@ -129,15 +133,17 @@ def test_a_split_that_tests_on_the_images_that_chose_is_refused(tmp_path: Path) 
     }
     (root / SPLIT_FILE_80_20).write_text(json.dumps(other))
     assert set(open_data(f"folder:{root}", split="80-20").test.identities) == set(trained.validation.identities)
-    with pytest.raises(MemtokError, match="that task 'x' was not chosen by, found 4 of its validation images"):
+    with pytest.raises(MemtokError, match="4 of its validation images") as error:
         reopened(f"folder:{root}", trained, split="80-20")
+    assert error.value.argument == "split"
 
 
 def test_a_folder_without_parts_has_no_official_split(tmp_path: Path) -> None:
     for name in ("a", "b"):
         fill(tmp_path / "photos" / name, 10)
-    with pytest.raises(MemtokError, match=r"expected the official split in .*, a folder train/ with test/ or val/"):
+    with pytest.raises(MemtokError) as error:
         open_data(f"folder:{tmp_path}/photos", split="official")
+    assert error.value.argument == "split"
     assert not list((tmp_path / "photos").glob("*.json"))
     open_data(f"folder:{tmp_path}/photos")
     open_data(f"folder:{tmp_path}/photos", split="80-20")
@@ -197,14 +203,17 @@ def test_evaluate_opens_what_each_task_was_trained_on() -> None:
     assert kinds == {"task-0": "official", "task-1": "80-20", "task-2": "official"}
     assert table.to_json()["splits"]["task-1"]["digest"] == open_data("digits", split="80-20").split_digest
     assert set(seen) == {2 * 359}  # the two that share a split share the pass
-    with pytest.raises(MemtokError, match="expected a test part that task 'task-1' was not trained on"):
+    with pytest.raises(MemtokError, match="task-1") as error:
         memtok.evaluate(model, dict.fromkeys(model.names, "digits"), split="official")
+    assert error.value.argument == "split"
 
 
 def test_a_split_of_data_that_are_open_already_is_refused() -> None:
     model = memtok.MemoryViT(tiny_backbone(), [tiny_task(tiny_backbone(), "pets", classes=10)])
-    with pytest.raises(MemtokError, match="expected split only with data given by name, found '80-20' with a DataS"):
+    with pytest.raises(MemtokError) as error:
         memtok.evaluate(model, open_data("digits"), split="80-20")
+    assert error.value.argument == "split"
     task = memtok.Task.create(tiny_backbone(), name="digits", classes=open_data("digits").classes)
-    with pytest.raises(MemtokError, match="expected split only with data given by name"):
+    with pytest.raises(MemtokError) as error:
         memtok.train(task, open_data("digits"), split="80-20", steps=1)
+    assert error.value.argument == "split"

@@ -69,8 +69,9 @@ def test_take_keeps_the_proportions_and_follows_the_seed() -> None:
 
 
 def test_take_of_nothing_is_refused() -> None:
-    with pytest.raises(MemtokError, match="expected a number of images from 1 on, found 0"):
+    with pytest.raises(MemtokError) as error:
         image_set([0, 1]).take(0)
+    assert error.value.argument == "count"
 
 
 def test_the_record_of_a_split() -> None:
@@ -101,25 +102,20 @@ def test_only_some_classes_in_the_order_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "message"),
-    [
-        (["a", "x"], "expected classes of made, found 'x'; it has a, b, c"),
-        (["a"], "expected at least two classes in made, found only 'a'"),
-        ([], "expected at least two classes in made, found none"),
-        (["a", "a"], "expected every class of made once, found 'a' twice"),
-    ],
+    ("classes", "found"), [(["a", "x"], "'x'"), (["a"], "'a'"), ([], "none"), (["a", "a"], "twice")]
 )
-def test_wrong_choices_of_classes(classes: list[str], message: str) -> None:
-    with pytest.raises(MemtokError, match=message):
+def test_wrong_choices_of_classes(classes: list[str], found: str) -> None:
+    with pytest.raises(MemtokError, match=found) as error:
         source().only(classes)
+    assert error.value.argument == "classes"
 
 
 def test_a_source_without_images_or_with_foreign_labels_is_refused() -> None:
-    with pytest.raises(MemtokError, match="expected images in the validation part of made, found none"):
+    with pytest.raises(MemtokError, match="validation"):
         source(validation=image_set([]))
-    with pytest.raises(MemtokError, match="expected labels from 0 to 2 in the test part of made, found 0 to 3"):
+    with pytest.raises(MemtokError, match="found 0 to 3"):
         source(test=image_set([0, 3]))
-    with pytest.raises(MemtokError, match="expected images in the validation part"):
+    with pytest.raises(MemtokError, match="validation"):
         source(validation=image_set([2, 2])).only(["a", "b"])
 
 

@@ -142,14 +142,16 @@ def test_the_digest_is_over_parts_and_names_in_any_order() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 1.5, True, "1"])
 def test_bad_seeds(seed: object) -> None:
-    with pytest.raises(MemtokError, match="expected a seed that is a whole number from 0 to"):
+    with pytest.raises(MemtokError) as error:
         check_seed(seed)  # type: ignore[arg-type]
+    assert error.value.argument == "seed"
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
 def test_bad_fractions(fraction: float) -> None:
-    with pytest.raises(MemtokError, match="expected a validation fraction between 0 and 1, found"):
+    with pytest.raises(MemtokError) as error:
         check_fraction(fraction)
+    assert error.value.argument == "validation_fraction"
 
 
 def split(
@@ -221,14 +223,15 @@ def test_a_file_that_is_unreadable_today_keeps_its_part(tmp_path: Path) -> None:
     assert split(tmp_path / "root", files) == first
 
 
-@pytest.mark.parametrize(("seed", "fraction", "what"), [(1, None, "seed 0"), (None, 0.5, "validation fraction 0.25")])
+@pytest.mark.parametrize(("seed", "fraction", "argument"), [(1, None, "seed"), (None, 0.5, "validation_fraction")])
 def test_another_split_than_the_written_one_is_refused(
-    tmp_path: Path, seed: int | None, fraction: float | None, what: str
+    tmp_path: Path, seed: int | None, fraction: float | None, argument: str
 ) -> None:
     files = named([8, 8])
     split(tmp_path / "root", files)
-    with pytest.raises(MemtokError, match=rf"expected {what}, with which the split in .*{SPLIT_FILE} was drawn, found"):
+    with pytest.raises(MemtokError, match=SPLIT_FILE) as error:
         split(tmp_path / "root", files, seed=seed, fraction=fraction)
+    assert error.value.argument == argument
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -263,7 +266,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptu
 )
 def test_a_foreign_split_file_is_refused_and_left_alone(tmp_path: Path, content: str) -> None:
     (tmp_path / SPLIT_FILE).write_text(content)
-    with pytest.raises(MemtokError, match=r"^expected a split written by memtok in .*; delete it to draw") as caught:
+    with pytest.raises(MemtokError, match=SPLIT_FILE) as caught:
         split(tmp_path, named([4, 4]))
     assert "\n" not in str(caught.value)
     assert (tmp_path / SPLIT_FILE).read_text() == content

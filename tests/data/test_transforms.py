@@ -231,8 +231,9 @@ def test_a_gpu_normalises_to_the_same_numbers() -> None:
 
 
 def test_only_pixels_are_normalised() -> None:
-    with pytest.raises(MemtokError, match=r"expected pixels in uint8 to normalise, found torch.float32"):
+    with pytest.raises(MemtokError) as error:
         Normaliser(settings())(torch.zeros(3, 2, 2))
+    assert error.value.argument == "pixels"
 
 
 def test_transforms_can_be_sent_to_workers() -> None:
@@ -248,8 +249,9 @@ def test_transforms_can_be_sent_to_workers() -> None:
 
 
 def test_an_unknown_augmentation_is_refused() -> None:
-    with pytest.raises(MemtokError, match="expected augment to be one of inception, crop, none, found 'mixup'"):
+    with pytest.raises(MemtokError) as error:
         training_transform(settings(), "mixup")
+    assert error.value.argument == "augment"
 
 
 THIN = [(60000, 1), (1, 60000), (2_000_000, 1), (30000, 3)]

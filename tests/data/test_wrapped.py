@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from memtok.data import from_dataset
-from memtok.data.wrapped import as_picture
+from memtok.data.wrapped import as_image
 from memtok.errors import MemtokError
 
 
@@ -79,8 +79,9 @@ def test_targets_save_looking_at_every_item() -> None:
 
 def test_targets_that_are_not_what_the_items_say_are_found_out() -> None:
     data = from_dataset(Pairs(pictures(10), targets=[1 - number % 2 for number in range(10)]), ["a", "b"])
-    with pytest.raises(MemtokError, match=r"expected label . of item ., as the data set said before, found ."):
+    with pytest.raises(MemtokError) as error:
         data.train[0]
+    assert error.value.argument == "dataset"
 
 
 def test_looking_at_items_moves_no_generator() -> None:
@@ -117,7 +118,7 @@ PIXELS = np.array([[[0, 51, 102], [153, 204, 255]]], dtype=np.uint8)  # height 1
     ],
 )
 def test_what_a_picture_may_be(value: Any) -> None:
-    picture = as_picture(value)
+    picture = as_image(value)
     assert picture.mode == "RGB"
     assert np.array_equal(np.asarray(picture), PIXELS)
 
@@ -125,31 +126,31 @@ def test_what_a_picture_may_be(value: Any) -> None:
 def test_grey_and_transparent_arrays() -> None:
     grey = np.array([[7, 8]], dtype=np.uint8)
     for value in (grey, grey[:, :, None], torch.from_numpy(grey)[None], torch.from_numpy(grey)):
-        assert np.asarray(as_picture(value)).tolist() == [[[7] * 3, [8] * 3]]
+        assert np.asarray(as_image(value)).tolist() == [[[7] * 3, [8] * 3]]
     see_through = np.array([[[1, 2, 3, 0]]], dtype=np.uint8)
-    assert np.asarray(as_picture(see_through)).tolist() == [[[255, 255, 255]]]
+    assert np.asarray(as_image(see_through)).tolist() == [[[255, 255, 255]]]
 
 
 @pytest.mark.parametrize(
-    ("value", "message"),
+    ("value", "found"),
     [
-        (
-            torch.full((3, 2, 2), 1.5),
-            r"expected float pixels in \[0, 1\], found 1.5 to 1.5 at item 4; leave out the norm",
-        ),
-        (torch.full((3, 2, 2), -0.1), r"expected float pixels in \[0, 1\]"),
-        (torch.full((3, 2, 2), float("nan")), r"expected float pixels in \[0, 1\], found nan"),
-        (torch.zeros(3, 2, 2, dtype=torch.int64), "expected pixels as float in .* or as uint8, found int64"),
-        (np.zeros((3, 5, 5), dtype=np.uint8), r"expected 1, 3 or 4 channels, found 5 in ndarray \(3, 5, 5\)"),
-        (torch.zeros(5, 5, 3), r"expected 1, 3 or 4 channels, found 5 in Tensor \(5, 5, 3\)"),
-        (torch.zeros(3), r"expected a PIL image, .*, found Tensor \(3,\) at item 4"),
-        (torch.zeros(3, 0, 2), "expected a PIL image"),
-        ("path.png", r"expected a PIL image, .*, found str \(\) at item 4"),
+        (torch.full((3, 2, 2), 1.5), "1.5 to 1.5"),
+        (torch.full((3, 2, 2), -0.1), "-0.1 to -0.1"),
+        (torch.full((3, 2, 2), float("nan")), "nan"),
+        (torch.zeros(3, 2, 2, dtype=torch.int64), "int64"),
+        (np.zeros((3, 5, 5), dtype=np.uint8), "5 in ndarray (3, 5, 5)"),
+        (torch.zeros(5, 5, 3), "5 in Tensor (5, 5, 3)"),
+        (torch.zeros(3), "Tensor (3,)"),
+        (torch.zeros(3, 0, 2), "Tensor (3, 0, 2)"),
+        ("path.png", "str ()"),
     ],
 )
-def test_what_a_picture_may_not_be(value: Any, message: str) -> None:
-    with pytest.raises(MemtokError, match=message):
-        as_picture(value, 4)
+def test_what_an_image_may_not_be(value: Any, found: str) -> None:
+    with pytest.raises(MemtokError) as error:
+        as_image(value, 4)
+    assert error.value.argument == "dataset"
+    assert f"found {found}" in str(error.value)
+    assert "item 4" in str(error.value)
 
 
 def test_a_tensor_dataset() -> None:
@@ -163,23 +164,21 @@ class Stream(IterableDataset[Any]):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "classes", "message"),
+    ("dataset", "classes", "argument", "found"),
     [
-        (Stream(), ["a", "b"], "expected a data set with a length and items by number, found Stream"),
-        (Pairs(pictures(4)), None, "expected the names of the classes, found none in Pairs"),
-        (Pairs(pictures(4)), ["a"], "expected at least two classes in dataset, found only 'a'"),
-        (Pairs(pictures(9, 3)), ["a", "b"], "expected labels from 0 to 1 in the train part of dataset, found 0 to 2"),
-        (Pairs([]), ["a", "b"], "expected images in the train part of dataset, found none"),
-        (
-            Pairs([(None, 0.5)]),
-            ["a", "b"],
-            r"expected \(picture, label\) with a whole number .*, found tuple at item 0",
-        ),
-        (Pairs([1, 2]), ["a", "b"], r"expected \(picture, label\) with a whole number .*, found int at item 0"),
-        (Pairs([(None, torch.zeros(3))]), ["a", "b"], r"expected \(picture, label\) with a whole number"),
+        (Stream(), ["a", "b"], "dataset", "Stream"),
+        (Pairs(pictures(4)), None, "classes", "none in Pairs"),
+        (Pairs(pictures(4)), ["a"], "classes", "only 'a'"),
+        (Pairs(pictures(9, 3)), ["a", "b"], None, "0 to 2"),
+        (Pairs([]), ["a", "b"], None, "none"),
+        (Pairs([(None, 0.5)]), ["a", "b"], "dataset", "tuple at item 0"),
+        (Pairs([1, 2]), ["a", "b"], "dataset", "int at item 0"),
+        (Pairs([(None, torch.zeros(3))]), ["a", "b"], "dataset", "tuple at item 0"),
     ],
 )
-def test_what_is_no_data_set(dataset: Any, classes: Any, message: str) -> None:
-    with pytest.raises(MemtokError, match=message) as caught:
+def test_what_is_no_data_set(dataset: Any, classes: Any, argument: str | None, found: str) -> None:
+    with pytest.raises(MemtokError) as caught:
         from_dataset(dataset, classes)
+    assert caught.value.argument == argument
+    assert f"found {found}" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from memtok.data import DataSource, open_data
 from memtok.reference import unmasked_outputs, variant_outputs
 from memtok_experiments.composition import concat, evaluate_unmasked, extension
 from memtok_experiments.grid import Grid
+from memtok_experiments.pictures import BeforeAfter
 from tests.experiments.test_grid import settings
 from tests.tiny import tiny_backbone, tiny_images, tiny_task
 
@@ -69,10 +69,10 @@ def test_extension(
     }
     again = extension(settings(tmp_path, data=DATA), cells=1)  # nothing is trained again
     assert again == result
-    drawn: list[list[dict[str, Any]]] = []
-    monkeypatch.setattr("memtok_experiments.pictures.draw_before_after", lambda rows, path: drawn.append(rows))
+    drawn: list[list[BeforeAfter]] = []
+    monkeypatch.setattr("memtok_experiments.pictures.draw_before_after", lambda tasks, path: drawn.append(tasks))
     result.save(tmp_path)
-    shown = {row["task"]: row["without_extending"] for row in drawn[0]}
+    shown = {row.task: row.without_extending for row in drawn[0]}
     assert shown == {name: result.mean(name, "without_extending") for name in DATA}
     assert shown[DATA[1]] is not None
 
@@ -112,8 +112,9 @@ def test_results_are_written(pairs_of_digits: dict[str, DataSource], tmp_path: P
 
 def test_one_data_set_is_not_enough(tmp_path: Path) -> None:
     for experiment in (concat, extension):
-        with pytest.raises(memtok.MemtokError, match="at least 2 data sets"):
+        with pytest.raises(memtok.MemtokError, match="found 1") as error:
             experiment(settings(tmp_path))
+        assert error.value.argument == "data"
 
 
 # Side by side without a mask

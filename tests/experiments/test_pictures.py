@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from memtok import plots
 from memtok.errors import MemtokError
+from memtok_experiments import pictures
 from memtok_experiments.pictures import BeforeAfter, draw, draw_before_after
 from memtok_experiments.records import Score
 from memtok_experiments.table import make_table
@@ -21,7 +21,7 @@ from tests.experiments.records import grid, run
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are drawn, in place of files."""
     figures: list[Figure] = []
-    monkeypatch.setattr(plots, "write_png", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(pictures, "write_png", lambda figure, path: figures.append(figure))
     return figures
 
 
@@ -94,10 +94,10 @@ def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_before_and_after(drawn: list[Figure]) -> None:
     rows = [
-        {"task": "mnist", "before": 0.9, "after_masked": 0.9, "before_unmasked": 0.92, "after_unmasked": 0.2},
+        BeforeAfter(task="mnist", before=0.9, after_masked=0.9, before_unmasked=0.92, after_unmasked=0.2),
         BeforeAfter(task="digits", before=0.8, after_masked=0.8),
     ]
-    draw_before_after(rows, "unused.png", title="Two tasks")
+    draw_before_after(rows, "unused.png")
     (axes,) = drawn[0].axes
     assert sorted(round(bar.get_height(), 1) for bar in axes.patches) == [20.0, 80.0, 80.0, 90.0, 90.0, 92.0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["mnist", "digits"]
@@ -129,10 +129,10 @@ def test_what_extends_stands_beside_the_same_without_extending(drawn: list[Figur
 
 
 def test_nothing_to_draw_and_impossible_shares_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MemtokError, match="at least one tested run"):
+    with pytest.raises(MemtokError, match="tested run"):
         draw(make_table([run("head", chosen=False, data="mnist")]), tmp_path / "a.png")
-    with pytest.raises(MemtokError, match="at least one task"):
+    with pytest.raises(MemtokError, match="task"):
         draw_before_after([], tmp_path / "a.png")
-    with pytest.raises(MemtokError, match=r"after_masked of digits as a share in \[0, 1\], found 80.0"):
+    with pytest.raises(MemtokError, match=r"after_masked of digits .* 80\.0"):
         BeforeAfter(task="digits", before=0.8, after_masked=80.0)
     assert list(tmp_path.iterdir()) == []

@@ -110,8 +110,9 @@ def test_every_preset_function_is_registered() -> None:
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(MemtokError, match=r"paper-sun397, .*extension, found 'paper'"):
+    with pytest.raises(MemtokError, match="paper-sun397") as error:
         find_preset("paper")
+    assert error.value.argument == "preset"
 
 
 def backbone(depth: int, dim: int, patch: tuple[int, int], source: str = "some/model") -> SimpleNamespace:

@@ -77,12 +77,14 @@ def test_labels() -> None:
 
 @pytest.mark.parametrize("column", ["memory", "memory-0", "full-unmasked", "head-5", "Memory-5"])
 def test_unknown_columns_are_refused(column: str) -> None:
-    with pytest.raises(MemtokError, match=f"expected a column .*{column}"):
+    with pytest.raises(MemtokError, match=column) as error:
         column_order(column)
+    assert error.value.argument == "columns"
     record = run()
     object.__setattr__(record, "column", column)
-    with pytest.raises(MemtokError, match="expected a column"):
+    with pytest.raises(MemtokError) as error:
         make_table([record])
+    assert error.value.argument == "columns"
 
 
 # Cells

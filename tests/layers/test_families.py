@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ from tests.tiny import bytes_of, tiny_images, tiny_task
 
 VARIANTS = ("head+class", "memory-shared", "memory-propagated", "memory-additive")
 every_family = pytest.mark.parametrize("name", sorted(MODELS))
+
+
+@cache
+def small_backbone(name: str, size: int = 32, dtype: torch.dtype = torch.float32) -> memtok.Backbone:
+    """The frozen backbone of one of MODELS, loaded once for all tests of a process."""
+    return memtok.load_backbone(small_model(name), image_size=size, dtype=dtype)
 
 
 def several(backbone: memtok.Backbone) -> list[memtok.Task]:
@@ -34,7 +41,7 @@ def several(backbone: memtok.Backbone) -> list[memtok.Task]:
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
 def test_base_and_features_are_bitwise_those_of_timm(name: str, size: int) -> None:
     vit = small_model(name)
-    backbone = memtok.load_backbone(vit, image_size=size)
+    backbone = small_backbone(name, size)
     images = tiny_images(3, size=size)
     if size != 32:
         vit.set_input_size(img_size=(size, size))
@@ -59,7 +66,7 @@ def test_base_and_features_are_bitwise_those_of_timm(name: str, size: int) -> No
 @pytest.mark.parametrize("size", [32, 48])
 @pytest.mark.parametrize("keep", [KEYS_AND_VALUES, INPUTS])
 def test_streams_answer_as_the_reference(name: str, size: int, keep: str) -> None:
-    backbone = memtok.load_backbone(small_model(name), image_size=size, dtype=torch.float64)
+    backbone = small_backbone(name, size, torch.float64)
     tasks = several(backbone)
     model = memtok.MemoryViT(backbone, tasks)
     images = tiny_images(3, size=size).double()
@@ -77,7 +84,7 @@ def test_streams_answer_as_the_reference(name: str, size: int, keep: str) -> Non
 
 @every_family
 def test_gradients_of_the_streams_are_those_of_the_reference(name: str) -> None:
-    backbone = memtok.load_backbone(small_model(name), dtype=torch.float64)
+    backbone = small_backbone(name, dtype=torch.float64)
     images = tiny_images(2).double()
     found = []
     for literal in (True, False):
@@ -95,7 +102,7 @@ def test_gradients_of_the_streams_are_those_of_the_reference(name: str) -> None:
 
 @every_family
 def test_what_cannot_be_absorbed_is_projected(name: str) -> None:
-    backbone = memtok.load_backbone(small_model(name))
+    backbone = small_backbone(name)
     (inputs,) = backbone.trace(tiny_images(2), keep=INPUTS).layers[0]
     with torch.no_grad():
         read = read_layer(backbone.layers[0], (inputs,), backbone.positions()[0], 1)
@@ -105,7 +112,7 @@ def test_what_cannot_be_absorbed_is_projected(name: str) -> None:
 @every_family
 @pytest.mark.parametrize("regime", VARIANTS)
 def test_variants_answer_and_leave_the_backbone_as_it_is(name: str, regime: str) -> None:
-    backbone = memtok.load_backbone(small_model(name))
+    backbone = small_backbone(name)
     before = bytes_of(backbone)
     task = tiny_task(backbone, regime=regime, memory=0 if regime == "head+class" else 2)
     images = tiny_images(2)
@@ -123,7 +130,7 @@ def test_variants_answer_and_leave_the_backbone_as_it_is(name: str, regime: str)
 @every_family
 def test_a_class_token_that_replaces_the_base_one_is_the_base_one(name: str) -> None:
     """Regime head+class with the base class token itself: the features are the backbone's own."""
-    backbone = memtok.load_backbone(small_model(name))
+    backbone = small_backbone(name)
     if backbone.class_token is None:
         pytest.skip("a model without class token")
     task = memtok.Task.create(backbone, name="pets", classes=["cat", "dog"], regime="head+class", seed=0)
@@ -135,8 +142,7 @@ def test_a_class_token_that_replaces_the_base_one_is_the_base_one(name: str) -> 
 
 @every_family
 def test_a_task_is_verified_saved_and_read_back(name: str, tmp_path: Path) -> None:
-    vit = small_model(name)
-    backbone = memtok.load_backbone(vit)
+    vit, backbone = small_model(name), small_backbone(name)
     tasks = several(backbone)
     report = memtok.verify(backbone, tasks, tiny_images(4), source=vit)
     assert report.ok, report.failures
@@ -154,7 +160,7 @@ def test_a_task_is_verified_saved_and_read_back(name: str, tmp_path: Path) -> No
 
 @every_family
 def test_full_fine_tuning_starts_from_it_and_is_read_back(name: str, tmp_path: Path) -> None:
-    backbone = memtok.load_backbone(small_model(name))
+    backbone = small_backbone(name)
     model = FullModel.create(backbone, name="pets", classes=["cat", "dog"], seed=0)
     model(tiny_images(2)).square().mean().backward()
     assert all(value.grad is not None for key, value in model.named_parameters() if ".qkv.weight" in key)
@@ -166,7 +172,7 @@ def test_full_fine_tuning_starts_from_it_and_is_read_back(name: str, tmp_path: P
 
 @every_family
 def test_it_computes_in_half_precision(name: str) -> None:
-    backbone = memtok.load_backbone(small_model(name), dtype=torch.bfloat16)
+    backbone = small_backbone(name, dtype=torch.bfloat16)
     model = memtok.MemoryViT(backbone, [tiny_task(backbone, memory=2)])
     with torch.no_grad():
         out = model(tiny_images())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from memtok.task import Task
 from memtok_benchmarks import contenders, peers
-from memtok_benchmarks.lines import Entry, Line, RowResult, first_line
+from memtok_benchmarks.lines import Entry, Line, RowResult, does_not_run
 from memtok_benchmarks.scene import Scene
 
 FLOAT32 = 4
@@ -44,13 +44,12 @@ def files(scene: Scene) -> RowResult:
 
 def lora(scene: Scene) -> Entry:
     """The adapter of one task with its classifier."""
-    label = contenders.STEPS["lora"].label
-    missing = contenders.STEPS["lora"].missing
-    if missing:
-        return Entry(label=label, value=None, note=f"not installed: {', '.join(missing)}")
+    label, gap = contenders.STEPS["lora"].label, contenders.STEPS["lora"].gap
+    if gap:
+        return Entry(label=label, value=None, note=gap)
     try:
         peers.seeded(scene)
         size = peers.LoRA(scene, ("task",)).adapter_bytes("task")
     except Exception as error:
-        return Entry(label=label, value=None, note=f"does not run here: {first_line(error)}")
+        return Entry(label=label, value=None, note=does_not_run(error))
     return Entry(label=label, value=size / 1e6, note="counted")

@@ -13,7 +13,6 @@ from typing import Any
 
 from memtok_benchmarks import contenders
 from memtok_benchmarks.lines import RowResult, Table
-from memtok_benchmarks.rows.sweep import together
 from memtok_benchmarks.scene import Scene
 from memtok_benchmarks.sizes import TINY, Sizes
 from memtok_benchmarks.timing import Timing, race
@@ -102,7 +101,7 @@ def point_at(sizes: Sizes, axis: str, value: int) -> Point:
         runs = {
             "trunk": contenders.trunk(here),
             "inference": contenders.memtok_serving(here, tasks, sizes.training_cells),  # as many cells as are trained
-            "training": together(here, tasks),
+            "training": contenders.together(here, tasks),
         }
         timings = race(runs, rounds=sizes.rounds, synchronize=here.synchronize)
     return Point(axis, value, timings["trunk"], timings["inference"], timings["training"])

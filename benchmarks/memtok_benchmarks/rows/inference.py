@@ -19,6 +19,7 @@ from memtok_benchmarks.contenders import Contender
 from memtok_benchmarks.lines import Entry, Line, Race, RowResult, run_race
 from memtok_benchmarks.scene import Scene
 from memtok_benchmarks.sizes import Sizes
+from memtok_benchmarks.timing import Run
 
 MOST_DENSE = 100
 MANY = 200  # tasks from which on a quarter of the batch is taken
@@ -103,6 +104,6 @@ def explain(data: dict[str, Any], measured: int) -> str:
     )
 
 
-def profiled(scene: Scene) -> Any:
+def profiled(scene: Scene) -> Run:
     """The pass that `--profile inference` looks into: the second number of tasks."""
     return contenders.memtok_serving(scene, scene.sizes.tasks[min(1, len(scene.sizes.tasks) - 1)])

@@ -1,8 +1,8 @@
-"""Row `loading`: whether images come as fast as they are trained on, and what channels-last memory would bring.
+"""Row `loading`: whether loading is as fast as training, and the effect of channels-last memory.
 
 The images are JPEG files in a temporary folder, decoded by as many workers as a run has by default. Timed are a whole
-epoch of training, the same batches loaded and thrown away, and the same step on a batch that lies in memory. On a
-machine whose cores do both, an epoch pays for decoding in any case; on a GPU it should not.
+epoch of training, the same batches loaded only, and the same step on a batch in memory. If the same cores decode and
+train, decoding adds to the time of an epoch; with a GPU it should not.
 
 Channels-last concerns the patch embedding, the one convolution of a ViT. Timed is timm's own pass of the trunk with
 images and weights laid out that way.

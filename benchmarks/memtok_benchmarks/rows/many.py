@@ -1,9 +1,9 @@
-"""Row `many`: what a model of 1,000 tasks of three sizes costs before it answers anything.
+"""Row `many`: the cost of making and changing a model of 1,000 tasks of three sizes.
 
 Timed, in seconds: making a model of the tasks, adding one more, selecting one, and reading 1,000 task files from a
-folder, which were written before and lie in the system's cache. Making a model computes nothing. So an answer for one
-image is timed as well, of a folded model that has answered before, and of one that a task was just added to or selected
-from, which computes the keys and values of all its memory.
+folder, which were written before and lie in the system's cache. Making a model computes nothing. So the forward pass
+for one image is timed as well: of a folded model that was called before, and of one just made by adding or selecting a
+task, which computes the keys and values of all memory first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CELLS = (1, 5, 10)
 
 
 def many(scene: Scene) -> RowResult:
-    """One line per thing that is done."""
+    """One line per operation."""
     count = scene.sizes.many
     tasks = [scene.task(f"task-{index}", CELLS[index % len(CELLS)], seed=index) for index in range(count)]
     further = scene.task("further", CELLS[-1])

@@ -1,8 +1,8 @@
 """Row `compile`: what is compiled again when a task is swapped for another of the same shape and another name.
 
 Nothing is timed. A model of two tasks is compiled (`MemoryViT.compile`; the dense masked form with `torch.compile`)
-and answers once, without gradient and with one; then each task in turn is swapped, and the model answers again. Counted
-are the graphs that torch hands to its compiler. The compiler of the count runs them as they are, so none is needed.
+and called without and with gradient; then each task in turn is swapped, and the model is called again. Counted are the
+graphs that torch passes to its backend, which here runs them without compiling.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from memtok.model import MemoryViT
-from memtok.task import Task
 from memtok_benchmarks.dense import DenseMasked
 from memtok_benchmarks.lines import Entry, Line, RowResult
 from memtok_benchmarks.scene import Scene
@@ -89,18 +88,9 @@ def dense_models(scene: Scene, counter: Counter) -> Iterator[Answer]:
     """The dense masked form of the same tasks: a new module for each swap, as its tasks are parts of it."""
     tasks = scene.tasks(2 + SWAPS, scene.sizes.serving_cells)
     for number in range(1 + SWAPS):
-        yield compiled(DenseMasked(scene.backbone, pair(tasks, number), trainable=False), counter)
-
-
-def pair(tasks: Sequence[Task], number: int) -> Sequence[Task]:
-    """The tasks after `number` swaps of the older one."""
-    return tasks[number : number + 2]
-
-
-def compiled(module: nn.Module, counter: Counter) -> Answer:
-    """`torch.compile` of a module."""
-    answer: Answer = torch.compile(module, backend=counter)
-    return answer
+        pair = DenseMasked(scene.backbone, tasks[number : number + 2], trainable=False)  # after `number` swaps
+        answer: Answer = torch.compile(pair, backend=counter)
+        yield answer
 
 
 @contextmanager

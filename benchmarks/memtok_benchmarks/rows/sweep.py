@@ -7,24 +7,12 @@ everywhere, which is counted 24 times, for 24 runs one after another repeat it.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
-from memtok.training.trainer import Trainer
 from memtok_benchmarks import contenders, floor
-from memtok_benchmarks.contenders import Contender, counted
+from memtok_benchmarks.contenders import Contender
 from memtok_benchmarks.lines import Line, RowResult, run_race
 from memtok_benchmarks.scene import Scene
-from memtok_benchmarks.timing import Run
-
-
-def together(scene: Scene, tasks: int) -> Run:
-    """One step of `tasks` configurations, learning rates apart by a factor."""
-    plans = [replace(scene.plan, learning_rate=scene.plan.learning_rate * 0.9**index) for index in range(tasks)]
-    configurations = scene.tasks(tasks, scene.sizes.training_cells)
-    trainer = Trainer(configurations, plans, scene.accelerator, scene.device)
-    pixels, labels = scene.pixels, scene.labels
-    return counted(lambda number: trainer.step(number, pixels, labels))
 
 
 def sweep(scene: Scene) -> RowResult:
@@ -34,7 +22,7 @@ def sweep(scene: Scene) -> RowResult:
         scene,
         {
             "trunk": contenders.TRUNK,
-            "memtok": Contender(label="memtok", make=partial(together, tasks=count)),
+            "memtok": Contender(label="memtok", make=partial(contenders.together, tasks=count)),
             "one": contenders.STEPS["memtok"],
             "reproduction": contenders.STEPS["reproduction"],
         },

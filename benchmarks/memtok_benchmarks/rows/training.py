@@ -1,7 +1,7 @@
 """Rows `training` and `memory`: one step of one task, its time and its peak memory, beside everybody else's step.
 
 Timed: zeroed gradients, forward pass, cross-entropy, backward pass, clipping by norm and AdamW, on images and labels
-that lie in memory. memtok's is `Engine.step`, the very step of its training loop. Sizes: ViT-B/32, 224 px, float32,
+that lie in memory. memtok's is `Trainer.step`, the step of its training loop. Sizes: ViT-B/32, 224 px, float32,
 batch 32, 10 cells, 100 classes, unless told otherwise. The unit is the trunk's own forward pass without gradient.
 """
 
@@ -41,10 +41,8 @@ def memory(scene: Scene) -> RowResult:
     """The peak memory of a step over that of inference of the trunk, each in a process of its own."""
     peaks, entries = {}, {}
     for name, contender in ALL.items():
-        if contender.missing:
-            entries[name] = Entry(
-                label=contender.label, value=None, note=f"not installed: {', '.join(contender.missing)}"
-            )
+        if contender.gap:
+            entries[name] = Entry(label=contender.label, value=None, note=contender.gap)
             continue
         peaks[name] = measure(name, scene.sizes)
         entries[name] = Entry(label=contender.label, value=peaks[name].bytes / peaks["trunk"].bytes)

@@ -1,8 +1,8 @@
-"""What a timm Vision Transformer is, apart from its numbers: described, and rebuilt from the description.
+"""The structure of a timm Vision Transformer: described, and rebuilt from the description.
 
-`describe` reads the constructor arguments off a model, also off one that was built by hand, and refuses by name what
-the task streams do not understand. `build` makes the model of a description. What is particular to a family of models
-is in architectures/.
+`describe` reads the constructor arguments from a model, also from one that was built by hand, and raises an error that
+names what the task streams do not support. `build` makes the model of a description. The families of models are in
+architectures/.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def from_json(text: str) -> Architecture:
     """The reverse of `Architecture.to_json`; MemtokError for anything else, or for what this version does not know."""
     try:
         values: dict[str, Any] = json.loads(text)
-        name = values.pop("family", "vit")  # the first versions knew no other
+        name = values.pop("family", "vit")  # the first versions have no other
         family = next((family for family in FAMILIES if family.family == name), None)
         known = {field.name for field in fields(family)} if family else values.keys()
         unknown = ", ".join(sorted(values.keys() - known))
@@ -46,7 +46,7 @@ def from_json(text: str) -> Architecture:
 
 
 def build(architecture: Architecture, device: str = "cpu") -> nn.Module:
-    """The timm model of a description, in float32, its numbers not set yet. Draws no random numbers."""
+    """The timm model of a description, in float32, with uninitialised weights. It draws no random numbers."""
     with torch.device("meta"):
         vit = architecture.make()
     vit = vit.float()  # whatever torch's default precision is
@@ -66,12 +66,12 @@ def fill_tables(vit: nn.Module) -> None:
 
 
 def check_supported(vit: nn.Module) -> None:
-    """MemtokError, by name, for a model that the task streams do not understand."""
+    """MemtokError that names what the task streams do not support."""
     describe(vit)
 
 
 def describe(vit: nn.Module) -> Architecture:
-    """The description of a timm model; MemtokError, by name, for one that the task streams do not understand.
+    """The description of a timm model; MemtokError that names what the task streams do not support.
 
     Those are all but the models of FAMILIES with plain global attention in every layer: windowed attention and norms
     after the residual are among them.
@@ -90,15 +90,15 @@ def describe(vit: nn.Module) -> Architecture:
 
 
 def head_modules(vit: Any) -> tuple[str, ...]:
-    """Modules that answer for the base model's own classes. All else is the trunk, which tasks stand on.
+    """Modules for the base model's own classes. All others are the trunk, which tasks use.
 
-    Without a class token the features are the answer of the model's pooling, which is part of the trunk then.
+    Without a class token the features are the output of the model's pooling, which then is part of the trunk.
     """
     heads = ("head", "head_dist")
     return heads if vit.cls_token is None else (*heads, "attn_pool")
 
 
 def trunk_tensors(vit: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of all that the features of a token depend on: everything but the head."""
+    """Name and tensor of everything but the head: all that the features of a token depend on."""
     heads = head_modules(vit)
     return ((name, tensor) for name, tensor in floating(vit) if name.partition(".")[0] not in heads)

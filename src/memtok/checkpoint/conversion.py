@@ -26,8 +26,8 @@ from memtok.checkpoint.layouts import (
     MODEL_TYPES,
     Layout,
 )
-from memtok.checkpoint.tensor_files import load_tensors, one_line
-from memtok.errors import MemtokError
+from memtok.checkpoint.tensor_files import load_tensors
+from memtok.errors import MemtokError, one_line
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ def convert(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Convert
     load_tensors(vit, values, {target: " + ".join(_sources(target, modules)) for target in values})
     # Registers are the one model type that transformers resizes with antialiasing, as timm does all.
     position_resize = "timm" if name == "dinov2_with_registers" else "transformers"
-    classes = () if name == "clip" else _class_names(config, vit)  # CLIP's projection answers no classes
+    classes = () if name == "clip" else class_names(config.get("id2label"), vit)  # CLIP has no classes
     return Converted(vit, name, classes, left_out, position_resize)
 
 
 def layout_name(config: Mapping[str, Any]) -> str:
-    """The key of LAYOUTS for a config.json; MemtokError, by name, for a model type that is not read."""
+    """The key of LAYOUTS for a config.json; MemtokError that names a model type that is not supported."""
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
         raise MemtokError(
@@ -95,7 +95,7 @@ def layout_name(config: Mapping[str, Any]) -> str:
 
 
 def split_left_out(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """What is read of a checkpoint, and the names of what LEFT_OUT leaves out of this layout ("timm" for timm's)."""
+    """The tensors that are read, and the names of those in LEFT_OUT for this layout ("timm" for timm's)."""
     rules = [
         re.compile(rule.pattern)
         for rule in LEFT_OUT
@@ -106,7 +106,7 @@ def split_left_out(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str
 
 
 def _modules(layout: str, settings: Mapping[str, Any], named: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
-    """The layout's table, in the variant that this checkpoint is written in."""
+    """The table of the layout, in the variant of this checkpoint."""
     if layout == "deit" and "distillation_classifier.weight" in named:
         return DEIT_TEACHER
     if layout in DINOV2 and settings["use_swiglu_ffn"]:
@@ -115,7 +115,7 @@ def _modules(layout: str, settings: Mapping[str, Any], named: Mapping[str, Tenso
 
 
 def _file_names(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """The tensors without their prefix, spelled as in files."""
+    """The tensors by their names in files, without prefix."""
     named: dict[str, Tensor] = {}
     for original, tensor in tensors.items():
         name = original.removeprefix(layout.prefix)
@@ -123,7 +123,7 @@ def _file_names(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tens
             name = re.sub(pattern, replacement, name)
         if name in named:
             raise MemtokError(f"expected each tensor once, found {original} twice under two names; write it again")
-        if tensor.numel():  # DINOv3 without registers has a tensor of none
+        if tensor.numel():  # DINOv3 without registers has an empty tensor
             named[name] = tensor
     return named
 
@@ -140,7 +140,7 @@ def _sources(target: str, modules: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 
 def _gather(target: str, modules: Mapping[str, tuple[str, ...]], named: Mapping[str, Tensor], used: set[str]) -> Tensor:
-    """The value of one of timm's tensors, as stored; notes in `used` what it was made of."""
+    """The value of one of timm's tensors, as stored; adds its sources to `used`."""
     parts = []
     for source in _sources(target, modules):
         if source not in named:
@@ -157,7 +157,7 @@ def _gather(target: str, modules: Mapping[str, tuple[str, ...]], named: Mapping[
 
 
 def _split_in_projection(named: dict[str, Tensor]) -> None:
-    """Splits torch's joint projection of attention pooling, (3 D, D): timm has the query's apart."""
+    """Splits torch's joint projection of attention pooling, (3 D, D): timm has a separate one for the query."""
     for leaf in ("weight", "bias"):
         source = f"head.attention.in_proj_{leaf}"
         if source not in named:
@@ -168,7 +168,7 @@ def _split_in_projection(named: dict[str, Tensor]) -> None:
 
 
 def _fold_class_position(values: dict[str, Tensor]) -> None:
-    """Registers as timm has them: the class token brings its position embedding along, the registers have none."""
+    """Adds the position embedding of the class token to it, as timm has it for models with registers."""
     position, token = values["pos_embed"].float(), values["cls_token"].float()
     if position.ndim != 3 or token.ndim != 3 or position.shape[-1] != token.shape[-1] or position.shape[1] < 2:
         raise MemtokError(
@@ -179,10 +179,11 @@ def _fold_class_position(values: dict[str, Tensor]) -> None:
     values["pos_embed"] = position[:, 1:]
 
 
-def _class_names(config: Mapping[str, Any], vit: Any) -> tuple[str, ...]:
-    """Names of the classes of a classifier, in order; none where config.json does not name them all."""
-    names = config.get("id2label") or {}
-    outputs = 0 if isinstance(vit.head, nn.Identity) else vit.head.out_features
-    wanted = [str(index) for index in range(outputs)]
-    named = {str(key): str(value) for key, value in names.items()} if isinstance(names, Mapping) else {}
-    return tuple(named[index] for index in wanted) if set(wanted) == named.keys() else ()
+def class_names(names: Any, vit: Any) -> tuple[str, ...]:
+    """The class names of config.json, a list or {index: name}, in order; none if they are not one per output."""
+    outputs = getattr(vit.head, "out_features", 0)
+    if isinstance(names, Mapping):
+        named = {str(index): name for index, name in names.items()}
+        names = [named.get(str(index)) for index in range(outputs)] if len(named) == outputs else None
+    whole = isinstance(names, list | tuple) and len(names) == outputs and None not in names
+    return tuple(str(name) for name in names) if whole else ()

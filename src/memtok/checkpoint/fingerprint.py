@@ -1,7 +1,7 @@
-"""The fingerprint of a trunk: two backbones with the same one carry the same tasks.
+"""The fingerprint of a trunk: backbones with the same one can be used for the same tasks.
 
-It covers the trunk's tensors under timm's names, widened to float32, and what the tensors do not say. It leaves out
-the head, the precision of the run, and the layout of the files.
+It covers the trunk's tensors under timm's names, widened to float32, and the facts that the tensors do not determine,
+but not the head, the precision of the run, and the layout of the files.
 """
 
 from __future__ import annotations
@@ -16,11 +16,7 @@ from memtok.checkpoint.architecture import describe, trunk_tensors
 
 
 def fingerprint_of(vit: nn.Module) -> str:
-    """ "sha256:..." of the trunk as it stands: its tensors widened to float32, and what they do not say.
-
-    It does not depend on the head, the precision of the run, or the file layout that the numbers came from; the size
-    of the position embeddings is part of it, so take it before they are resized.
-    """
+    """Of the trunk as it is, `sha256:...`; take it before position embeddings are resized, which are part of it."""
     architecture = describe(vit)
     digest = hashlib.sha256(json.dumps(architecture.facts(), sort_keys=True).encode())
     named = [(architecture.canonical(name, tensor), tensor) for name, tensor in trunk_tensors(vit)]

@@ -1,4 +1,4 @@
-"""The settings in transformers' config.json, and the description of the timm model that they mean."""
+"""The settings in transformers' config.json, and the description of the timm model with these settings."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from memtok.checkpoint.layouts import ACTIVATIONS, DINOV2, LAYOUTS
 from memtok.errors import MemtokError
 from memtok.preprocessing import size_pair
 
-# The heads that say how many classes there are; a layout has one of them at most.
+# Weights of heads, which give the number of classes; a layout has one of them at most.
 HEADS = ("classifier.weight", "cls_classifier.weight", "visual_projection.weight")
-NESTED = ("clip", "siglip")  # model types whose vision tower has a table of its own
+NESTED = ("clip", "siglip")  # model types whose vision tower has settings of its own
 
 
 def settings_of(config: Mapping[str, Any], layout: str) -> dict[str, Any]:
-    """The settings of the vision tower, complete: what config.json leaves out is transformers' default.
+    """The complete settings of the vision tower; keys that config.json leaves out have transformers' defaults.
 
-    CLIP and SigLIP nest them, and old files of CLIP repeat them with more weight. MemtokError for values that make no
-    sense.
+    CLIP and SigLIP nest them, and old files of CLIP repeat them in a second table, which takes precedence. MemtokError
+    for invalid values.
     """
     given = [config]
     if config.get("model_type") in NESTED:
@@ -49,9 +49,9 @@ def settings_of(config: Mapping[str, Any], layout: str) -> dict[str, Any]:
 
 
 def architecture_of(layout: str, settings: Mapping[str, Any], named: Mapping[str, Tensor]) -> Architecture:
-    """The description of the timm model; MemtokError, by name, for a setting that no timm model has.
+    """The description of the timm model; MemtokError that names a setting that no timm model has.
 
-    named: the tensors of the checkpoint, which tell the head.
+    named: the tensors of the checkpoint, by which the head is found.
     """
     if layout == "dinov3_vit":
         return _dinov3(settings)
@@ -66,15 +66,15 @@ def architecture_of(layout: str, settings: Mapping[str, Any], named: Mapping[str
         mlp="glu_gate_first" if swiglu else "mlp",
         mlp_hidden=_mlp_hidden(settings, layout),
         activation="silu" if swiglu else _activation(settings["hidden_act"]),
-        qkv_bias=bool(settings.get("qkv_bias", True)),
+        qkv_bias=bool(settings["qkv_bias"]),
         layer_scale=layout in DINOV2,
         distilled=teacher,
-        # DeiT's distillation token without a head of its own does what a register with a position does.
+        # DeiT's distillation token without a head of its own is a register with a position.
         registers=1 if layout == "deit" and not teacher else settings.get("num_register_tokens", 0),
         class_token=layout != "siglip",
         positions="patches" if layout == "dinov2_with_registers" else "all",
         pre_norm=layout == "clip",
-        # SigLIP without its pooling is read by the mean of the patches.
+        # Without SigLIP's attention pooling the features are the mean of the patches.
         pool="token" if layout != "siglip" else "map" if pooled else "avg",
         classes=0 if head is None else head.shape[0],
         head_bias=layout != "clip",
@@ -85,7 +85,7 @@ def architecture_of(layout: str, settings: Mapping[str, Any], named: Mapping[str
 
 
 def _check_square(architecture: Architecture, layout: str) -> None:
-    """MemtokError for the layouts that transformers resizes even at their own size, in a way made for square grids."""
+    """MemtokError for layouts that transformers resizes even at their own size, which works for square grids only."""
     rows, columns = architecture.grid()
     if rows != columns:
         raise MemtokError(
@@ -95,7 +95,7 @@ def _check_square(architecture: Architecture, layout: str) -> None:
 
 
 def _sizes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that all layouts call the same."""
+    """The fields that have the same names in all layouts."""
     return {
         "image_size": size_pair(settings["image_size"], "image_size in config.json"),
         "patch_size": size_pair(settings["patch_size"], "patch_size in config.json"),
@@ -153,7 +153,7 @@ def _beit(settings: Mapping[str, Any], named: Mapping[str, Tensor]) -> BeitArchi
 
 
 def _mlp_hidden(settings: Mapping[str, Any], layout: str) -> int:
-    """Outputs of the MLP's first layer, as transformers counts them."""
+    """Outputs of the MLP's first layer, computed as in transformers."""
     if layout not in DINOV2:
         return int(settings["intermediate_size"])
     hidden = int(settings["hidden_size"] * settings["mlp_ratio"])

@@ -1,7 +1,7 @@
-"""How transformers names the tensors and settings of ViT, DeiT, DINOv2, DINOv3, BEiT, CLIP and SigLIP.
+"""transformers' names of the tensors and settings of ViT, DeiT, DINOv2, DINOv3, BEiT, CLIP and SigLIP.
 
-A layout is a table from timm's tensor names to transformers'. Its files keep their tensor names while its modules
-change theirs; both spellings are here. LEFT_OUT lists every tensor that is not read, and why.
+A layout is a table from timm's tensor names to transformers'. Files keep their tensor names while the
+names of modules change between versions; both are here. LEFT_OUT lists every tensor that is not read, and why.
 
 Sources: transformers' `modeling_vit`, `modeling_deit`, `modeling_dinov2`, `modeling_dinov2_with_registers`,
 `modeling_dinov3_vit`, `modeling_beit`, `modeling_clip`, `modeling_siglip` and their configurations (versions 4.40 and
@@ -30,29 +30,37 @@ class LeftOut:
 MASKED = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "beit")
 DINOV2 = ("dinov2", "dinov2_with_registers")
 LEFT_OUT = (
-    LeftOut(("vit", "deit"), r"((vit|deit)\.)?pooler\.dense\.(weight|bias)", "the pooler, which no classifier reads"),
+    LeftOut(("vit", "deit"), r"((vit|deit)\.)?pooler\.dense\.(weight|bias)", "the pooler, which no classifier uses"),
     LeftOut(("vit", "deit"), r"decoder\.0\.(weight|bias)", "the decoder of masked pre-training"),
-    LeftOut(MASKED, r"(\w+\.)?embeddings\.mask_token", "stands for hidden patches in pre-training"),
-    LeftOut(DINOV2, r"classifier\.(weight|bias)", "reads the mean of the patches beside the class token"),
-    LeftOut(("clip",), r"classifier\.(weight|bias)", "reads the mean of the patches, before the final norm"),
+    LeftOut(MASKED, r"(\w+\.)?embeddings\.mask_token", "replaces masked patches in pre-training"),
+    LeftOut(DINOV2, r"classifier\.(weight|bias)", "its input has the mean of the patches besides the class token"),
+    LeftOut(("clip",), r"classifier\.(weight|bias)", "its input is the mean of the patches before the final norm"),
     LeftOut(("clip",), r"text_model\..*|text_projection\.weight|logit_scale", "the text tower"),
-    LeftOut(("beit",), r"lm_head\.(weight|bias)", "guesses hidden patches in pre-training"),
+    LeftOut(("beit",), r"lm_head\.(weight|bias)", "predicts masked patches in pre-training"),
     LeftOut(("beit",), r"layernorm\.(weight|bias)", "a second norm, of pre-training", beside="beit.layernorm.weight"),
-    LeftOut(("beit", "timm"), r"(.*\.)?relative_position_index", "counts relative positions; older versions wrote it"),
-    LeftOut(("siglip",), r"classifier\.(weight|bias)", "reads the mean of the patches, past the attention pooling"),
+    LeftOut(
+        ("beit", "timm"), r"(.*\.)?relative_position_index", "indices of relative positions; written by older versions"
+    ),
+    LeftOut(
+        ("siglip",), r"classifier\.(weight|bias)", "its input is the mean of the patches, without attention pooling"
+    ),
     LeftOut(("siglip",), r"text_model\..*|logit_scale|logit_bias", "the text tower of SigLIP"),
-    LeftOut(("clip", "siglip"), r"(vision_model\.)?embeddings\.position_ids", "counts from 0; older versions wrote it"),
-    LeftOut(("timm",), r"mask_token", "stands for hidden patches in pre-training"),
+    LeftOut(
+        ("clip", "siglip"),
+        r"(vision_model\.)?embeddings\.position_ids",
+        "the numbers from 0; written by older versions",
+    ),
+    LeftOut(("timm",), r"mask_token", "replaces masked patches in pre-training"),
     LeftOut(("timm",), r"pre_logits\..*", "a layer that timm no longer has"),
 )
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one model type of transformers names what timm names otherwise.
+    """transformers' names for one model type.
 
-    prefix: in front of the trunk's names, where a head stands beside it. modules: timm's module or tensor -> theirs;
-    several are put on top of each other. "{}" is the number of the layer. respelled: (pattern, replacement), from the
+    prefix: of the trunk's names in a model with a head. modules: timm's module or tensor -> theirs; several are
+    concatenated. "{}" is the number of the layer. respelled: (pattern, replacement), from the
     module names of transformers 5 to the names in files.
     """
 
@@ -62,10 +70,12 @@ class Layout:
     defaults: dict[str, Any]
 
 
-# What a config.json that leaves a key out means, as transformers' configuration classes have it.
-_SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_channels": 3}
+# The values of keys that a config.json leaves out, from transformers' configuration classes.
 _VIT_DEFAULTS = {
-    **_SIZES,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
     "intermediate_size": 3072,
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-12,
@@ -74,25 +84,14 @@ _VIT_DEFAULTS = {
     "qkv_bias": True,
 }
 _DINOV2_DEFAULTS = {
-    **_SIZES,
+    **_VIT_DEFAULTS,
     "mlp_ratio": 4,
-    "hidden_act": "gelu",
     "layer_norm_eps": 1e-6,
-    "image_size": 224,
     "patch_size": 14,
-    "qkv_bias": True,
     "use_swiglu_ffn": False,
     "num_register_tokens": 0,
 }
-_CLIP_DEFAULTS = {
-    **_SIZES,
-    "intermediate_size": 3072,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "image_size": 224,
-    "patch_size": 32,
-}
-
+_CLIP_DEFAULTS = {**_VIT_DEFAULTS, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "patch_size": 32}
 _SIGLIP_DEFAULTS = {
     **_CLIP_DEFAULTS,
     "hidden_act": "gelu_pytorch_tanh",
@@ -101,16 +100,12 @@ _SIGLIP_DEFAULTS = {
     "vision_use_head": True,
 }
 _DINOV3_DEFAULTS = {
+    **_VIT_DEFAULTS,
     "hidden_size": 384,
-    "num_hidden_layers": 12,
     "num_attention_heads": 6,
-    "num_channels": 3,
     "intermediate_size": 1536,
-    "hidden_act": "gelu",
     "layer_norm_eps": 1e-5,
     "rope_theta": 100.0,
-    "image_size": 224,
-    "patch_size": 16,
     "query_bias": True,
     "key_bias": False,
     "value_bias": True,
@@ -120,7 +115,7 @@ _DINOV3_DEFAULTS = {
     "num_register_tokens": 0,
 }
 _BEIT_DEFAULTS = {
-    **{key: value for key, value in _VIT_DEFAULTS.items() if key != "qkv_bias"},
+    **_VIT_DEFAULTS,
     "use_absolute_position_embeddings": False,
     "use_relative_position_bias": False,
     "use_shared_relative_position_bias": False,
@@ -169,7 +164,7 @@ DINOV2_SWIGLU = {
     "blocks.{}.mlp.fc1": ("encoder.layer.{}.mlp.weights_in",),
     "blocks.{}.mlp.fc2": ("encoder.layer.{}.mlp.weights_out",),
 }
-# With the gated unit's two halves apart, as the modules of transformers 5 have them.
+# With the two halves of the gated unit as separate matrices, as in the modules of transformers 5.
 DINOV2_SWIGLU_SPLIT = {
     **DINOV2_SWIGLU,
     "blocks.{}.mlp.fc1": ("encoder.layer.{}.mlp.gate_proj", "encoder.layer.{}.mlp.up_proj"),
@@ -178,7 +173,7 @@ _CLIP = {
     "cls_token": ("embeddings.class_embedding",),
     "pos_embed": ("embeddings.position_embedding.weight",),
     "patch_embed.proj": ("embeddings.patch_embedding",),
-    "norm_pre": ("pre_layrnorm",),  # spelled so in every file
+    "norm_pre": ("pre_layrnorm",),  # the spelling in every file
     "norm": ("post_layernorm",),
     "blocks.{}.norm1": ("encoder.layers.{}.layer_norm1",),
     "blocks.{}.norm2": ("encoder.layers.{}.layer_norm2",),

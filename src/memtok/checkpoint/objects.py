@@ -1,4 +1,4 @@
-"""Model objects as they are given: refused where a copy would not answer as the object does."""
+"""Model objects: rejected if a copy would not give the same outputs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from memtok.errors import MemtokError
 
 
 def check_unchanged(model: nn.Module) -> None:
-    """MemtokError, by name, for a model that answers otherwise than its class and its weights say.
+    """MemtokError for a model whose outputs do not follow from its class and its weights alone.
 
-    That is one with hooks, with a method replaced on the object, or with weights that are no plain tensors (quantised,
-    sharded, without values). memtok computes with the weights and calls few modules as a whole, so that a hook or a
-    patch would be lost on the way.
+    That is a model with hooks, with a method replaced on the object, or with weights that are no plain tensors
+    (quantised, sharded, on the meta device). memtok uses the weights directly and calls few modules as a whole, so it
+    would bypass hooks and patches.
     """
     for name, module in model.named_modules():
         where = name or f"the {type(module).__name__} itself"
@@ -24,7 +24,7 @@ def check_unchanged(model: nn.Module) -> None:
                 argument="source",
             )
         for attribute, value in vars(module).items():
-            # Hooks on the state dict have no part in an answer.
+            # Hooks on the state dict do not change outputs.
             if "hooks" in attribute and "state_dict" not in attribute and value:
                 raise MemtokError(
                     f"expected a model without hooks, found {attribute.strip('_').replace('_', ' ')} on {where}, which "

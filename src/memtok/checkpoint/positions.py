@@ -1,4 +1,4 @@
-"""Position embeddings for another image size, resized the way the library does it that the checkpoint is from.
+"""Position embeddings for another image size, resized as in the library that the checkpoint comes from.
 
 Sources: timm's `resample_abs_pos_embed` (bicubic, antialiased) and `interpolate_pos_encoding` in transformers'
 modeling_vit, modeling_deit, modeling_dinov2, modeling_clip and modeling_siglip (bicubic, not antialiased). Relative
@@ -58,7 +58,7 @@ def resize_as_transformers(
 ) -> Tensor:
     """(1, prefix + patches, D) position embeddings for another grid (rows, columns) of patches.
 
-    MemtokError for an old grid that is not square, for which transformers has no rule.
+    MemtokError for an old grid that is not square, which transformers cannot resize.
     """
     rows, columns = _square(old_grid)
     grid = positions[:, prefix:].float().reshape(1, rows, columns, -1).permute(0, 3, 1, 2)  # (1, D, rows, columns)

@@ -1,6 +1,6 @@
-"""Preprocessing as checkpoints describe it: transformers' `preprocessor_config.json`, timm's `pretrained_cfg`.
+"""The preprocessing of a checkpoint: transformers' `preprocessor_config.json`, timm's `pretrained_cfg`.
 
-Also the usual preprocessing of an architecture, for checkpoints that bring none.
+And the usual preprocessing of an architecture, for checkpoints without settings of their own.
 
 Sources: transformers' image processors (ViT, DeiT, Bit, CLIP, SigLIP), timm's `resolve_data_config` and
 `transforms_imagenet_eval`.
@@ -28,7 +28,7 @@ from memtok.preprocessing import Preprocessing, size_pair
 PILLOW_INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 _IMAGENET = {"image_mean": list(IMAGENET_DEFAULT_MEAN), "image_std": list(IMAGENET_DEFAULT_STD)}
-# What each of transformers' image processors takes for a setting that its file does not mention.
+# The defaults of transformers' image processors, for settings that are not in the file.
 _COMMON = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 _CLIP = {
     **_COMMON,
@@ -62,13 +62,13 @@ PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
     "DINOv3ViT": {**_VIT, **_IMAGENET},
     "Siglip": {**_VIT, "resample": 3},
 }
-# A size that is one number means the shorter side to these, a square to the others.
+# In these a size that is one number is the shorter side, in the others a square.
 SHORTEST_EDGE_PROCESSORS = ("Bit", "CLIP")
-# Settings that change the picture in ways that `Preprocessing` does not hold.
+# Settings that change the image in ways that `Preprocessing` cannot describe.
 UNSUPPORTED_SETTINGS = ("crop_pct", "do_pad", "rescale_offset", "do_reduce_labels")
 
-# What the published checkpoints of a model type use: google/vit-*, facebook/deit-*, facebook/dinov2-*, openai/clip-*,
-# google/siglip-*.
+# The settings of the published checkpoints of a model type: google/vit-*, facebook/deit-*, facebook/dinov2-*,
+# openai/clip-*, google/siglip-*.
 _DINOV2 = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, **_IMAGENET}
 USUAL_PROCESSORS: dict[str, dict[str, Any]] = {
     "vit": {"image_processor_type": "ViTImageProcessor"},
@@ -80,7 +80,7 @@ USUAL_PROCESSORS: dict[str, dict[str, Any]] = {
     "clip": {"image_processor_type": "CLIPImageProcessor"},
     "siglip": {"image_processor_type": "SiglipImageProcessor"},
 }
-# What timm takes for most of its Vision Transformers.
+# The settings of most of timm's Vision Transformers.
 USUAL_TIMM: dict[str, Any] = {
     "mean": IMAGENET_INCEPTION_MEAN,
     "std": IMAGENET_INCEPTION_STD,
@@ -99,12 +99,12 @@ def usual_preprocessing(model_type: str, image_size: tuple[int, int], position_r
 def read_processor(
     config: Mapping[str, Any], model_type: str, own_size: tuple[int, int], position_resize: str
 ) -> Preprocessing:
-    """Preprocessing of transformers' `preprocessor_config.json`, at the size that it names.
+    """Preprocessing of transformers' `preprocessor_config.json`, at its own size.
 
-    model_type: whose processor it is, where the file does not say. own_size: (height, width) of the model, for a file
-    that names no size of its own. MemtokError for settings that are not understood, by name.
+    model_type: gives the processor where the file does not name it. own_size: (height, width) of the model, for a file
+    without a size. MemtokError that names a setting that is not supported.
 
-    A processor that does not resize expects pictures of the right size; other pictures are resized to that size here.
+    A processor that does not resize expects images of the right size; here other images are resized to that size.
     """
     family = _family(config, model_type)
     settings = {**PROCESSOR_DEFAULTS[family], **{key: value for key, value in config.items() if value is not None}}
@@ -136,7 +136,7 @@ def read_processor(
 
 
 def _family(config: Mapping[str, Any], model_type: str) -> str:
-    """A key of PROCESSOR_DEFAULTS: of its class (ViTImageProcessor, CLIPFeatureExtractor), else of the model."""
+    """A key of PROCESSOR_DEFAULTS, by its class (ViTImageProcessor, CLIPFeatureExtractor), else by the model type."""
     name = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
     for family in PROCESSOR_DEFAULTS:
         if name.startswith(family):
@@ -155,7 +155,7 @@ def _size(value: Any, name: str, *, shortest_edge: bool) -> tuple[int, int] | in
 
 
 def _exact(value: Any, name: str = "crop_size") -> tuple[int, int]:
-    """(height, width) of a size that leaves nothing open."""
+    """(height, width) of a size that gives both."""
     if isinstance(value, Mapping) and set(value) == {"height", "width"}:
         return size_pair((value["height"], value["width"]), name)
     if isinstance(value, int):
@@ -185,21 +185,21 @@ def _normalisation(settings: Mapping[str, Any]) -> tuple[Any, Any]:
     if settings["do_normalize"]:
         mean, std = settings["image_mean"], settings["image_std"]
     scale = 255 * float(settings["rescale_factor"]) if settings["do_rescale"] else 255.0
-    # 1/255 is stored with rounding: the usual factor leaves the checkpoint's own numbers as they are written.
+    # 1/255 is stored with rounding: with the usual factor mean and std stay exactly as they are written.
     if abs(scale - 1) < 1e-6 or not isinstance(mean, list) or not isinstance(std, list):
         return mean, std
     return [value / scale for value in mean], [value / scale for value in std]
 
 
 def has_timm_preprocessing(config: Mapping[str, Any]) -> bool:
-    """Whether a timm `pretrained_cfg` says how pictures are normalised, or leaves it to the architecture."""
+    """Whether a timm `pretrained_cfg` has a normalisation of its own."""
     return bool(config.get("mean")) and bool(config.get("std"))
 
 
 def timm_preprocessing(config: Mapping[str, Any], image_size: tuple[int, int]) -> Preprocessing:
     """Preprocessing of a timm `pretrained_cfg` for this image size, as timm's own evaluation does it.
 
-    MemtokError for a crop mode or interpolation that `Preprocessing` does not hold.
+    MemtokError for a crop mode or interpolation that `Preprocessing` does not have.
     """
     data = resolve_data_config(pretrained_cfg=dict(config) or dict(USUAL_TIMM))
     height, width = (math.floor(side / data["crop_pct"]) for side in image_size)

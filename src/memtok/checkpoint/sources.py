@@ -1,8 +1,8 @@
-"""Reading a pre-trained Vision Transformer from wherever it is, and writing one.
+"""Reading pre-trained Vision Transformers from any source, and writing them.
 
 `read_checkpoint` takes a folder in timm's or transformers' layout, a lone `.safetensors` file, a Hub id, a timm model
-name, or a model object, and gives a frozen timm model in float32 with its fingerprint and its preprocessing. It reads
-safetensors only and never opens a pickle. docs/backbones.md says what is read and what is left out.
+name, or a model object, and returns a frozen timm model in float32 with its fingerprint and its preprocessing. It reads
+safetensors only and never opens a pickle. docs/backbones.md lists what is read and what is not.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from memtok.checkpoint.tensor_files import (
     INDEX,
     WEIGHTS,
     load_tensors,
-    one_line,
     read_folder_tensors,
     read_json,
     read_tensors,
@@ -48,7 +47,7 @@ from memtok.checkpoint.timm_models import (
     read_timm_object,
     read_timm_tensors,
 )
-from memtok.errors import Argument, MemtokError
+from memtok.errors import Argument, MemtokError, one_line
 from memtok.files import atomic_write
 from memtok.header import DIGEST, check_digest, digest_of
 from memtok.preprocessing import Preprocessing, size_pair
@@ -66,13 +65,13 @@ FORMAT_VERSION = "1"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A pre-trained Vision Transformer, ready to stand under tasks.
+    """A pre-trained Vision Transformer, ready to be the backbone of tasks.
 
     vit: timm's model, float32 on the CPU, in evaluation mode and without gradients, its position embeddings resized
     to preprocessing.image_size. fingerprint: of its trunk, before that. source: Hub id, timm name, path as given, or
-    "object:" and the class. preprocessing_origin: "checkpoint", or whose usual preprocessing it is. classes: names of
-    the base classes where they are known. left_out: names of the checkpoint's tensors that were not read. record: how
-    memtok trained it, empty for what memtok did not write.
+    "object:" and the class. preprocessing_origin: "checkpoint", or which default it is. classes: names of the
+    base classes where they are known. left_out: names of the checkpoint's tensors that were not read. record: of the
+    training, empty for files that memtok did not write.
     """
 
     vit: nn.Module
@@ -95,9 +94,9 @@ def read_checkpoint(
 
     "small" is the backbone that comes with memtok.
 
-    image_size: pixels, (height, width) or one number for both; else the checkpoint's processor file says, else the
-    model. architecture: timm's name, for a lone `.safetensors` file whose metadata does not name it. An object of timm
-    or transformers is copied and never touched.
+    image_size: pixels, (height, width) or one number for both; the default is that of the checkpoint's processor file,
+    else that of the model. architecture: timm's name, for a lone `.safetensors` file whose metadata does not name it.
+    An object of timm or transformers is copied and never touched.
 
     Raises MemtokError for a source that is not found, damaged, or not understood.
     """
@@ -131,9 +130,9 @@ def is_path(source: str) -> bool:
 
 
 def portable_source(source: str) -> str:
-    """What a task file calls the source of a backbone: as given, but of a folder or file its name only.
+    """The source of a backbone as task files record it: as given, but of a folder or file its name only.
 
-    Where it lies on the machine that trained a task is of no use to others and none of their business.
+    Its path on the machine that trained a task is of no use on others, and private.
     """
     path = os.path.abspath(os.path.expanduser(source))
     here = os.path.exists(path) and source != SHIPPED and not source.startswith(HUB_PREFIXES)
@@ -270,7 +269,7 @@ def _read_object(model: nn.Module, size: tuple[int, int] | None) -> Found:
     if not hasattr(config, "model_type") or not hasattr(model, "save_pretrained"):
         return read_timm_object(model, size)
     layout_name({"model_type": config.model_type})
-    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):  # it draws a progress bar
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):  # it prints a progress bar
         # Saving writes into the model's configuration, so a copy is saved.
         copied: Any = copy.deepcopy(model)
         copied.save_pretrained(name)
@@ -287,8 +286,8 @@ def save_checkpoint(
 ) -> None:
     """Writes a whole timm model as a lone `.safetensors` file that `read_checkpoint` reads back bit for bit.
 
-    The head is in it, `classes` names its outputs; the position embeddings are stored as they are now. `record`: how
-    it was trained, JSON-able. Written to a temporary file, then renamed. MemtokError for a model that cannot be
+    The head is in it, `classes` names its outputs; the position embeddings are stored at their current size. `record`:
+    of its training, JSON-able. Written to a temporary file, then renamed. MemtokError for a model that cannot be
     described, or that does not fit the preprocessing or the class names.
     """
     architecture = describe(vit)
@@ -325,7 +324,7 @@ def _read_saved(
     size: tuple[int, int] | None,
     architecture: str | None,
 ) -> Found:
-    """A file that `save_checkpoint` wrote."""
+    """A file that `save_checkpoint` wrote, and its preprocessing at the size wanted."""
     if architecture is not None:
         raise MemtokError(
             f"expected no architecture for {path}, which brings its own, found one; leave it out",

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint: read from safetensors files, copied into a model. No pickle is ever opened."""
+"""The tensors of a checkpoint: read from safetensors files, copied into a model. Pickles are never opened."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from memtok.checkpoint.architectures.common import shape_text
-from memtok.errors import MemtokError
+from memtok.errors import MemtokError, one_line
 from memtok.header import read_safetensors_header
 
 WEIGHTS = "model.safetensors"
@@ -32,7 +32,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read_folder_tensors(folder: Path, label: str) -> dict[str, Tensor]:
     """All tensors of a checkpoint folder: `model.safetensors`, else the files of its index.
 
-    label: what to call the folder in an error. MemtokError if there is neither, or a file or tensor is missing.
+    label: the name of the folder in errors. MemtokError if there is neither, or a file or tensor is missing.
     """
     if (folder / WEIGHTS).is_file():
         return read_tensors(folder / WEIGHTS)[0]
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, object]:
 def load_tensors(vit: nn.Module, tensors: Mapping[str, Tensor], called: Mapping[str, str] | None = None) -> None:
     """Copies checkpoint tensors into `vit`, whatever their precision. Every one must be there, none may be left.
 
-    called: what each tensor is called in the checkpoint, for the error. MemtokError names the first that is wrong.
+    called: the name of each tensor in the checkpoint, for errors. MemtokError names the first wrong tensor.
     """
     called = called or {}
     expected = vit.state_dict()
@@ -95,14 +95,8 @@ def load_tensors(vit: nn.Module, tensors: Mapping[str, Tensor], called: Mapping[
                 f"expected {label} of shape {shape_text(expected[name].shape)}, found "
                 f"{shape_text(tensors[name].shape)} in the checkpoint; check that the architecture is the right one"
             )
-        if tensors[name].is_floating_point() != expected[name].is_floating_point():  # stems count their steps
+        if tensors[name].is_floating_point() != expected[name].is_floating_point():  # stems have counters of steps
             raise MemtokError(
                 f"expected {label} in floating point, found {tensors[name].dtype}; memtok reads no quantised checkpoint"
             )
     vit.load_state_dict(dict(tensors), strict=True)
-
-
-def one_line(error: object, limit: int = 200) -> str:
-    """The text of an error, or anything else, on one line of at most `limit` characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."

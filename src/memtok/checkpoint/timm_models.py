@@ -20,17 +20,17 @@ from torch import Tensor, nn
 
 from memtok.checkpoint.architecture import check_supported, fill_tables
 from memtok.checkpoint.architectures.common import pretrained_config, stride_of
-from memtok.checkpoint.conversion import split_left_out
+from memtok.checkpoint.conversion import class_names, split_left_out
 from memtok.checkpoint.positions import TABLE, set_image_size
 from memtok.checkpoint.processors import has_timm_preprocessing, timm_preprocessing
-from memtok.checkpoint.tensor_files import load_tensors, one_line
-from memtok.errors import MemtokError
+from memtok.checkpoint.tensor_files import load_tensors
+from memtok.errors import MemtokError, one_line
 from memtok.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a source holds: the model with its position embeddings as stored, and its preprocessing at the size wanted.
+    """A checkpoint as read: position embeddings as stored, preprocessing at the size wanted.
 
     origin, classes, left_out, record: as in Checkpoint.
     """
@@ -44,19 +44,19 @@ class Found:
 
 
 def read_timm_name(name: str, size: tuple[int, int] | None) -> Found:
-    """A timm model with its published weights; MemtokError for an unknown name or weights that cannot be had."""
+    """A timm model with its published weights; MemtokError for an unknown name or weights that cannot be downloaded."""
     vit = _create(name, pretrained=True)
     check_supported(vit)
     return _found(vit, size or _own_size(vit), "checkpoint")
 
 
 def read_timm_object(model: nn.Module, size: tuple[int, int] | None) -> Found:
-    """A copy of a timm model in memory, as it stands, in float32 on the CPU."""
+    """A copy of a timm model in memory, as it is, in float32 on the CPU."""
     check_supported(model)
     vit = copy.deepcopy(model).cpu().float()
-    fill_tables(vit)  # those of a model in half precision are rounded
-    told = has_timm_preprocessing(pretrained_config(vit))
-    origin = "checkpoint" if told else "usual for timm's Vision Transformers (the object has no pretrained_cfg)"
+    fill_tables(vit)  # in half precision they are rounded
+    has_own = has_timm_preprocessing(pretrained_config(vit))
+    origin = "checkpoint" if has_own else "usual for timm's Vision Transformers (the object has no pretrained_cfg)"
     return _found(vit, size or _own_size(vit), origin)
 
 
@@ -84,7 +84,7 @@ def read_timm_tensors(name: str, tensors: Mapping[str, Tensor], size: tuple[int,
 
 
 def _create(name: str, **arguments: Any) -> nn.Module:
-    """timm's `create_model`, in float32 on the CPU; it leaves the global random generator as it was."""
+    """timm's `create_model`, in float32 on the CPU; it does not change the global random generator."""
     if not timm.is_model(name):
         similar = difflib.get_close_matches(
             name.partition(".")[0], timm.list_models("*vit*") + timm.list_models("*deit*")
@@ -96,7 +96,7 @@ def _create(name: str, **arguments: Any) -> nn.Module:
         )
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
-    hub.setLevel(logging.CRITICAL)  # it would print every try to reach the Hub; the error below says it once
+    hub.setLevel(logging.CRITICAL)  # it prints every attempt to reach the Hub
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             vit: nn.Module = timm.create_model(name, **arguments).float()
@@ -110,7 +110,7 @@ def _create(name: str, **arguments: Any) -> nn.Module:
 
 
 def _fill(vit: nn.Module, tensors: Mapping[str, Tensor], size: tuple[int, int] | None, origin: str) -> Found:
-    """Loads tensors with timm's names, their position embeddings on the grid that they are stored for."""
+    """Loads tensors with timm's names, with position embeddings on the grid of the file."""
     check_supported(vit)
     wanted = size or _own_size(vit)
     kept, left_out = split_left_out(tensors, "timm")
@@ -142,14 +142,14 @@ def _fit_grid(vit: Any, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _fit_head(vit: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Gives the model the head of the file where it has another number of classes than the config: replaced by hand."""
+    """Gives the model a head with the number of classes of the file, where the config has another one."""
     for name in ("head", "head_dist"):
         weight = tensors.get(f"{name}.weight")
         if weight is None or weight.ndim != 2 or weight.shape[1] != vit.num_features:
             continue
         if getattr(getattr(vit, name, None), "out_features", 0) != len(weight):
             bias = f"{name}.bias" in tensors
-            # Made without values, or torch would draw some from its global generator.
+            # Made on the meta device, so that torch does not draw initial values from its global generator.
             head = nn.Linear(vit.num_features, len(weight), bias, device="meta", dtype=torch.float32)
             setattr(vit, name, head.to_empty(device="cpu"))
 
@@ -164,17 +164,4 @@ def _own_size(vit: Any) -> tuple[int, int]:
 def _found(vit: nn.Module, size: tuple[int, int], origin: str, left_out: tuple[str, ...] = ()) -> Found:
     config = pretrained_config(vit)
     preprocessing = timm_preprocessing(config if has_timm_preprocessing(config) else {}, size)
-    return Found(vit, preprocessing, origin, _class_names(config, vit), left_out)
-
-
-def _class_names(config: Mapping[str, Any], vit: Any) -> tuple[str, ...]:
-    """Names of the classes in order; none where the config does not name every output of the head."""
-    names, outputs = config.get("label_names"), getattr(vit.head, "out_features", 0)
-    if isinstance(names, Mapping):
-        try:
-            names = [names[key] for key in sorted(names, key=int)]
-        except (TypeError, ValueError):
-            return ()
-    if not isinstance(names, list | tuple) or len(names) != outputs:
-        return ()
-    return tuple(str(name) for name in names)
+    return Found(vit, preprocessing, origin, class_names(config.get("label_names"), vit), left_out)

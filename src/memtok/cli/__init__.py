@@ -1,11 +1,10 @@
-"""The command `memtok`: which sub-commands there are, and what becomes of their errors.
+"""The command `memtok`: its sub-commands, and how their errors are reported.
 
 Each sub-command is a module beside this one, or one of MODULES, with `configure(parser)` and `run(options) -> int`.
-Only the module of the command that was typed is imported, and torch only once its work starts, so help is answered at
-once.
+Only the module of the command that was typed is imported, and torch only when its work starts, so that help is fast.
 
-Exit codes: 0 done; 1 the check or the work failed; 2 wrong arguments, which the arguments and the configuration file
-show by themselves; 130 interrupted by Ctrl-C, 143 by SIGTERM. See docs/cli.md.
+Exit codes: 0 done; 1 the check or the work failed; 2 wrong arguments, found from the arguments and the configuration
+file alone; 130 interrupted by Ctrl-C, 143 by SIGTERM. See docs/cli.md.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from memtok.errors import MemtokError, printable, spelled
 
 DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
-# Command -> what it does, in the order in which a newcomer meets them. The module has the command's name,
-# with underscores for hyphens.
+# Command -> what it does, in the order of the help. The module has the name of the command, with underscores for
+# hyphens.
 COMMANDS = {
     "quickstart": "train two small tasks, compose, verify and predict, with nothing but what is installed",
     "train": "train a task on a data set and write a task file",
@@ -47,7 +46,7 @@ COMMANDS = {
     "bench": "time memtok, its peers and the floor that arithmetic sets, on this machine",
 }
 
-# The commands whose code is no part of the library.
+# Commands whose code is not part of the library.
 MODULES = {"reproduce": "memtok_experiments.command", "bench": "memtok_benchmarks.command"}
 
 
@@ -55,23 +54,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `memtok` with `arguments` (without the program's name; the process's own if None); returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # closed by whoever started us
-            setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as we run
+        if getattr(sys, stream) is None:  # closed by the parent process
+            setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no failure
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names outside the encoding of the terminal
     debug = "--debug" in words
     known = [word for word in words if word != "--debug"]
     program = f"memtok {known[0]}" if known and known[0] in COMMANDS else "memtok"
     try:
         with terminable():
             code = dispatch(known)
-        sys.stdout.flush()  # a closed pipe shows here, not when Python ends
+        sys.stdout.flush()  # raises BrokenPipeError here, not when Python exits
         return code
     except (KeyboardInterrupt, Terminated) as error:
         complain(program, f"interrupted, what was written stays{going_on(known)}")
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
     except BrokenPipeError:
-        # Whoever read our output is gone. Without this Python complains once more when it flushes at its end.
+        # The reader of the output has exited. Without this Python prints an error when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
@@ -82,12 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Terminated(BaseException):
-    """SIGTERM came. Like KeyboardInterrupt no Exception, so that nobody takes it for an error of theirs."""
+    """The process received SIGTERM. Not an Exception, like KeyboardInterrupt, so that `except Exception` ignores it."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM raises Terminated in the block, so that all is left in order; if somebody handles it already, they do."""
+    """SIGTERM raises Terminated in the block, so that cleanup runs, unless there is a handler for it already."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
@@ -104,7 +103,7 @@ def terminable() -> Iterator[None]:
 
 
 def going_on(words: Sequence[str]) -> str:
-    """How interrupted work goes on, for a message."""
+    """How to continue interrupted work, for a message."""
     if words[:1] == ["train"]:
         resumed = [word for word in words if word not in ("--overwrite", "--resume")]
         return f"; go on with: {shlex.join(['memtok', *resumed, '--resume'])}"
@@ -126,7 +125,7 @@ def dispatch(words: list[str]) -> int:
 
         found = f"{words[0]!r}{command_like(words[0], list(COMMANDS))}" if words else "none"
         raise UsageError(f"expected a command ({', '.join(COMMANDS)}), found {found}; see `memtok --help`")
-    from memtok.cli.options import build_parser, option_names, parse  # brings jsonargparse along
+    from memtok.cli.options import build_parser, option_names, parse  # imports jsonargparse
     from memtok.cli.output import result_on_stdout
 
     command = words[0]
@@ -188,7 +187,7 @@ def complain(program: str, text: str) -> None:
 
 @contextmanager
 def messages_on_stderr() -> Iterator[None]:
-    """While it lasts, what the library logs is printed as lines of the standard error stream."""
+    """In the block, log messages of the library are printed on the standard error stream."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("memtok: note: %(message)s"))
     logger = logging.getLogger("memtok")

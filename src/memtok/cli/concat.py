@@ -1,4 +1,4 @@
-"""`memtok concat`: several task files as one. The backbone is not needed, only its fingerprint is compared."""
+"""`memtok concat`: several task files as one. The backbone is not loaded, only its fingerprint is compared."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(options: Namespace) -> int:
 
 
 def check_composable(tasks: Sequence[StoredTask]) -> None:
-    """MemtokError unless all can stand in one model: composable, and of one backbone."""
+    """MemtokError unless all can be in one model: composable, and of one backbone."""
     first = tasks[0]
     for stored in tasks:
         header = stored.header

@@ -1,4 +1,4 @@
-"""What tells wrong arguments from work that failed."""
+"""UsageError, which distinguishes wrong arguments from work that failed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from memtok.errors import MemtokError
 
 
 class UsageError(MemtokError):
-    """Arguments that are wrong by themselves, whatever the files hold. Exit code 2."""
+    """Arguments that are wrong whatever the content of files. Exit code 2."""
 
 
 @contextmanager
 def arguments() -> Iterator[None]:
-    """Around library calls that only look at arguments: their MemtokError becomes a UsageError."""
+    """Around library calls that only check arguments: their MemtokError becomes a UsageError."""
     try:
         yield
     except MemtokError as error:
@@ -23,7 +23,7 @@ def arguments() -> Iterator[None]:
 
 
 def check_pairs(options: Mapping[str, Any]) -> None:
-    """UsageError for options of a training that exclude or need each other. Brings no torch along."""
+    """UsageError for options of a training that exclude or require each other. It does not import torch."""
     from memtok.checks import check_length, check_trace_options
 
     with arguments():
@@ -32,7 +32,7 @@ def check_pairs(options: Mapping[str, Any]) -> None:
 
 
 def check_spec(spec: str) -> str:
-    """A data source as it may be typed; UsageError for a name that no data set has. Brings no torch along."""
+    """Returns the name of a data source; UsageError for an unknown one. It does not import torch."""
     from memtok.data import check_spec as check
 
     with arguments():

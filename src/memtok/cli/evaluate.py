@@ -1,4 +1,4 @@
-"""`memtok evaluate`: how often tasks are right, each alone and all composed in one model."""
+"""`memtok evaluate`: the accuracy of tasks, each alone and all composed in one model."""
 
 from __future__ import annotations
 
@@ -76,24 +76,15 @@ def run(options: Namespace) -> int:
     require(options, "--data")
     require_backbone(options)
     check_outputs(options.json, options.csv, inputs=[*options.files, options.backbone], pictures=options.data)
-    from memtok.cli.sources import BASE, choose_device, load_files, named_specs, open_backbone, read_headers
+    from memtok.cli.sources import BASE, named_specs, open_tasks, read_files
     from memtok.evaluation import evaluate
     from memtok.model import MemoryViT
 
-    headers = read_headers(options.files)
-    names = list(dict.fromkeys(header["name"] for header in headers)) or [BASE]
+    stored = read_files(options.files)
+    names = [one.name for one in stored] or [BASE]
     specs = named_specs(options.data, names)
     check_confusion(options, specs)
-    device = choose_device(options.device)
-    backbone = open_backbone(
-        options.backbone,
-        headers,
-        files=options.files,
-        results=[options.json, options.csv],
-        device=device,
-        precision=options.precision,
-    )
-    model = MemoryViT(backbone, load_files(options.files, backbone))
+    model = MemoryViT(*open_tasks(options, stored, [options.json, options.csv], options.precision))
     for name in model.names:
         if name not in specs:
             note(f"task {name!r} is in the model but has no --data, so it is not measured")
@@ -125,7 +116,7 @@ def run(options: Namespace) -> int:
 
 
 def check_confusion(options: Namespace, specs: Mapping[str, str]) -> None:
-    """UsageError or MemtokError for a --confusion that would take the place of something, or cannot be written."""
+    """UsageError or MemtokError if the files of --confusion would replace others, or cannot be written."""
     if options.confusion is None:
         return
     from memtok.confusion import ENDINGS
@@ -137,7 +128,7 @@ def check_confusion(options: Namespace, specs: Mapping[str, str]) -> None:
 
 
 def show(result: EvaluationTable) -> None:
-    """Prints one row per task, what the classes come to, and what the accuracy hides."""
+    """Prints one row per task, the recall of classes, and warnings."""
     rows = []
     for name, score in result.rows():
         alone = result.alone.get(name)
@@ -159,7 +150,7 @@ def show(result: EvaluationTable) -> None:
 
 
 def note_validation(result: EvaluationTable) -> None:
-    """Notes for which data validation images were used because there is no test part."""
+    """Notes the data without test part, whose validation images were used."""
     for spec in dict.fromkeys(split["spec"] for split in result.splits.values() if split["part"] == "validation"):
         note(
             f"{spec} has no test part: these are the validation images, by which training chooses its best state, so "

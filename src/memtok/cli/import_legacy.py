@@ -65,7 +65,7 @@ def run(options: Namespace) -> int:
     base, tasks = read_all(options, classes)
     files = [out / f"{task.name}.safetensors" for task in tasks]
     for path in files:
-        if path.is_dir():  # what the tasks are called shows only now, so the arguments were not wrong by themselves
+        if path.is_dir():  # no UsageError: the names of the tasks are in the files
             raise MemtokError(f"expected a file name for the result, found the folder {path}; name a file in it")
     check_outputs(*map(str, files), options.json, options.base_out, inputs=inputs)
     if not options.overwrite:
@@ -77,7 +77,7 @@ def run(options: Namespace) -> int:
 
 
 def old_files(options: Namespace) -> list[str]:
-    """What is read of the old checkpoints: of a folder its *.pt, or the files that --file names."""
+    """The old checkpoints that are read: of a folder its *.pt, or the files named by --file."""
     read: list[str] = []
     for source in options.files:
         folder = Path(source).expanduser()
@@ -141,7 +141,7 @@ def check_absent(files: Sequence[Path]) -> None:
 
 
 def write_all(base: Backbone | None, base_out: Path | None, tasks: Sequence[Task], files: Sequence[Path]) -> None:
-    """Writes every file under a temporary name first; they take their places only once all are there."""
+    """Writes every file under a temporary name first; they are renamed only when all are complete."""
     from memtok.checkpoint import save_checkpoint
     from memtok.files import atomic_write
 
@@ -153,7 +153,7 @@ def write_all(base: Backbone | None, base_out: Path | None, tasks: Sequence[Task
 
 
 def summary(tasks: Sequence[Task], files: Sequence[Path], base: Backbone, options: Namespace) -> dict[str, Any]:
-    """What `--json` holds."""
+    """The result for `--json`."""
     return {
         "tasks": [
             {

@@ -44,7 +44,7 @@ def run(options: Namespace) -> int:
 
 
 def look(path: str) -> dict[str, Any]:
-    """What is in one file: {"path", "bytes", "kind": "tasks", "tasks": [...]} or "kind": "model" with its facts."""
+    """The content of one file: {"path", "bytes", "kind": "tasks", "tasks": [...]} or "kind": "model" with its facts."""
     if Path(path).is_dir():
         return look_at_folder(Path(path))
     header = read_safetensors_header(path)
@@ -64,7 +64,7 @@ def look(path: str) -> dict[str, Any]:
 
 
 def look_at_folder(folder: Path) -> dict[str, Any]:
-    """A backbone in a folder: what its config.json and its weights say."""
+    """A backbone in a folder: facts of its config.json and its weights."""
     config, weights = folder / "config.json", folder / "model.safetensors"
     if not config.is_file():
         raise MemtokError(
@@ -86,7 +86,7 @@ def look_at_folder(folder: Path) -> dict[str, Any]:
 
 
 def describe_task(path: str, task: Mapping[str, Any], own: Mapping[str, str], header: Header) -> dict[str, Any]:
-    """The header of a task with its tensors: shapes, types, sizes. own: what each of them is called in the file."""
+    """The header of a task with its tensors: shapes, types, sizes. own: the name of each tensor in the file."""
     if not own:
         raise MemtokError(f"expected the tensors of task {task['name']!r} in {path}, found none; get the file again")
     return dict(task) | describe_tensors({key: header.tensors[name] for key, name in own.items()})
@@ -159,7 +159,7 @@ def show_task(task: Mapping[str, Any]) -> None:
 
 
 def short(fingerprint: str) -> str:
-    """The beginning of a fingerprint, enough to tell files apart."""
+    """The beginning of a fingerprint, enough to distinguish files."""
     return fingerprint[:19]
 
 

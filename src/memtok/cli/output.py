@@ -1,4 +1,4 @@
-"""What commands print: tables on standard output, progress on standard error, and nothing fancy where it is piped."""
+"""Output of commands: tables on standard output, progress on standard error, plain text if they are redirected."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """A line on standard error, for what is worth knowing but is not the result."""
+    """A line on standard error, for notes that are not part of the result."""
     print(f"memtok: note: {printable(text)}", file=sys.stderr)
 
 
 def note_left_out(left_out: Sequence[tuple[str, str]]) -> None:
-    """Names what could not be read, (path, reason) each; of many the first ones, for `--json` has them all."""
+    """Notes what could not be read, (path, reason) each; of many only the first ones, as `--json` has them all."""
     for path, reason in left_out[:MOST_NAMED]:
         note(f"left out: {path} ({reason})")
     if len(left_out) > MOST_NAMED:
@@ -64,9 +64,9 @@ def write_result(path: str | None, result: Any) -> None:
 
 @contextmanager
 def result_on_stdout(options: MutableMapping[str, Any]) -> Iterator[None]:
-    """Lets `-` (or /dev/stdout) after `--json` or `--csv` mean standard output, on which nothing else then stands.
+    """Writes the result to standard output if `--json` or `--csv` is `-` or /dev/stdout, and nothing else.
 
-    options: of the command that runs in the block; all that it prints goes to standard error. Raises UsageError if both
+    options: of the command that runs in the block; everything that it prints goes to standard error. UsageError if both
     results are to go there.
     """
     asked = [name for name in RESULTS if is_standard_output(options.get(name))]
@@ -92,7 +92,7 @@ def result_on_stdout(options: MutableMapping[str, Any]) -> Iterator[None]:
 
 
 def is_standard_output(path: str | None) -> bool:
-    """Whether a result named so belongs on standard output."""
+    """Whether the path of a result means standard output."""
     if path is None or path == "-":
         return path == "-"
     try:
@@ -102,11 +102,11 @@ def is_standard_output(path: str | None) -> bool:
 
 
 def check_outputs(*paths: str | None, inputs: Iterable[str | None] = (), pictures: Iterable[str | None] = ()) -> None:
-    """Raises for a result file that could not be written, or that would take the place of another file of the command.
+    """Raises for a result file that could not be written, or that would replace another file of the command.
 
-    Found before the work, not after. inputs: files and folders that the command reads; no file that lies in such a
-    folder may be replaced. pictures: images, folders of them, and data sources such as NAME=folder:PATH; no image in or
-    below them may be replaced.
+    It is called before the work starts. inputs: files and folders that the command reads; no file in such a folder may
+    be replaced. pictures: images, folders of them, and data sources such as NAME=folder:PATH; no image in or below them
+    may be replaced.
     """
     read = {real(path) for path in inputs if path is not None}
     looked_at = {real(DATA_FOLDER.sub("", path)) for path in pictures if path is not None}
@@ -135,9 +135,9 @@ def check_outputs(*paths: str | None, inputs: Iterable[str | None] = (), picture
 
 
 def check_apart(data: Iterable[str], **folders: str | Path | None) -> None:
-    """UsageError for a folder to write among the pictures of one of the data sources: it would count as a class.
+    """UsageError for a folder to write inside the folder of a data source, where it would count as a class.
 
-    folders: by the name of the option that names them; None is none.
+    folders: by the name of their option, or None.
     """
     for spec in data:
         for name, folder in folders.items():
@@ -150,26 +150,26 @@ def check_apart(data: Iterable[str], **folders: str | Path | None) -> None:
 
 
 def real(path: str) -> Path:
-    """Where an input lies, whatever it is called."""
-    return Path(os.path.expanduser(path)).resolve()  # Path.expanduser raises for users that are not there
+    """The resolved path of an input."""
+    return Path(os.path.expanduser(path)).resolve()  # Path.expanduser raises for unknown users
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file counts as an image by its ending."""
+    """Whether a file is an image by its extension."""
     from memtok.data.images import IMAGE_EXTENSIONS
 
     return path.suffix.lower() in IMAGE_EXTENSIONS
 
 
 def below(path: Path, folders: Iterable[Path]) -> bool:
-    """Whether a file, or what it links to, lies in or below one of the folders."""
+    """Whether a file, or its target if it is a link, is in or below one of the folders."""
     above = {*(path.parent.resolve() / path.name).parents, *path.resolve().parents}
     return not above.isdisjoint(folders)
 
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A function (done, total) that moves a bar on standard error; where that is no terminal, a line now and then."""
+    """A function (done, total) that updates a progress bar on standard error, or prints lines without a terminal."""
     from rich.console import Console
 
     from memtok.meter import Meter

@@ -65,26 +65,17 @@ def threshold(flag: str) -> Kind:
 
 
 def run(options: Namespace) -> int:
-    """Loads, answers, prints."""
+    """Loads, predicts, prints."""
     require(options, "--images")
     require_backbone(options)
     check_outputs(options.json, options.csv, inputs=[*options.files, options.backbone], pictures=options.images)
-    from memtok.cli.sources import choose_device, load_files, open_backbone, read_headers
+    from memtok.cli.sources import open_tasks, read_files
     from memtok.model import MemoryViT
     from memtok.prediction import find_images, predict
 
-    find_images(options.images)  # nothing there is found before the model is loaded
-    device = choose_device(options.device)
-    headers = read_headers(options.files)
-    backbone = open_backbone(
-        options.backbone,
-        headers,
-        files=options.files,
-        results=[options.json, options.csv],
-        device=device,
-        precision=options.precision,
-    )
-    model = MemoryViT(backbone, load_files(options.files, backbone))
+    find_images(options.images)  # an error before the model is loaded
+    results = [options.json, options.csv]
+    model = MemoryViT(*open_tasks(options, read_files(options.files), results, options.precision))
     base = options.base or not model.names
     unknown_below = thresholds(options.unknown_below or [], [*model.names, *(["base"] if base else [])])
     with progress("predict") as report:

@@ -19,12 +19,12 @@ EXAMPLES = """
 def configure(parser: Parser) -> None:
     """Adds the options."""
     add(parser, "--out", None, "DIR", "where task files and the report go", "quickstart")
-    add(parser, "--seed", whole("--seed"), "S", "of everything that is drawn", 0)
+    add(parser, "--seed", whole("--seed"), "S", "of all random numbers", 0)
     add_json(parser)
 
 
 def run(options: Namespace) -> int:
-    """Runs it; what it prints, it prints itself. 1 if its verification fails."""
+    """Runs the quickstart, which prints its results; 1 if its verification fails."""
     check_outputs(options.json)
     from memtok.quickstart import run as run_quickstart
 

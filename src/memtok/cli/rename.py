@@ -1,4 +1,4 @@
-"""`memtok rename`: other names for the tasks of a file, or for their classes. No number and no fingerprint changes."""
+"""`memtok rename`: other names for the tasks of a file, or for their classes. No tensor and no fingerprint changes."""
 
 from __future__ import annotations
 

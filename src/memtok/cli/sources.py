@@ -1,4 +1,4 @@
-"""From words on the command line to backbones, tasks and data. Imported once a command starts its work."""
+"""Backbones, tasks and data from the arguments of a command. Imported only when a command starts its work."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 
 from memtok.backbone import Backbone, load_backbone
 from memtok.bundle import read_stored, revive
@@ -17,13 +18,12 @@ from memtok.checkpoint import is_path
 from memtok.cli.errors import UsageError, check_spec
 from memtok.cli.output import check_outputs
 from memtok.errors import MemtokError
-from memtok.header import read_header
 from memtok.preprocessing import Preprocessing
 from memtok.stored import StoredTask
 from memtok.task import Task
 
-BASE = "base"  # names the backbone's own answer
-IN_FILES = " in the given files; give its file too"  # what to do about a task that another one extends
+BASE = "base"  # the name of the backbone's own classifier
+IN_FILES = " in the given files; give its file too"  # advice for a missing task that another one extends
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -52,9 +52,8 @@ def named_specs(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 
 def choose_device(word: str | None) -> str:
     """The device to run on: as given, else a GPU if there is one."""
-    if word in (None, "auto"):
+    if word is None or word == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    assert word is not None
     try:
         device = torch.device(word)
     except RuntimeError as error:
@@ -66,26 +65,21 @@ def choose_device(word: str | None) -> str:
     return word
 
 
-def read_headers(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """The headers of all tasks in all files."""
-    return [header for path in paths for header in read_header(path)]
-
-
 def open_backbone(
     word: str | None,
-    headers: Sequence[dict[str, Any]] = (),
+    stored: Sequence[StoredTask] = (),
     *,
-    files: Sequence[str] = (),
     results: Sequence[str | None] = (),
     image_size: int | None = None,
     device: str = "cpu",
     precision: str = "float32",
 ) -> Backbone:
-    """Loads the backbone at the image size of the tasks with these headers; MemtokError if they differ.
+    """Loads the backbone of stored tasks at their image size; MemtokError if they differ.
 
-    Without a `word` it is found by what the headers say of it, also beside `files`, from which they are; none of
-    `results` may take the place of one of its files.
+    Without a `word` it is searched where their headers say, also beside their files; none of `results` may replace one
+    of its files.
     """
+    headers = [one.header for one in stored]
     wanted: int | tuple[int, int] | None = image_size
     if headers:
         check_same_preprocessing(headers)
@@ -97,7 +91,7 @@ def open_backbone(
             )
     load = partial(load_backbone, image_size=wanted, dtype=PRECISIONS[precision], device=device)
     if word is None:
-        places = backbone_places(headers, files)
+        places = backbone_places(headers, [one.where for one in stored])
         check_outputs(*results, inputs=places)
         return find_backbone(headers[0], places, load)
     try:
@@ -113,7 +107,7 @@ def open_backbone(
 
 
 def backbone_places(headers: Sequence[dict[str, Any]], files: Sequence[str]) -> list[str]:
-    """Where the backbone of the first header may be, by what all headers of the same backbone say of it.
+    """Where the backbone of the first header may be, by the sources in all headers of the same backbone.
 
     A folder or file as recorded, or of that name in the current folder or beside one of `files`; then what is no path:
     a Hub id, a timm name, `small`. Version 0.1 recorded a path as it was typed.
@@ -123,7 +117,7 @@ def backbone_places(headers: Sequence[dict[str, Any]], files: Sequence[str]) -> 
     found: list[str] = []
     for source in dict.fromkeys(str(backbone["source"]) for backbone in backbones):
         name = re.split(r"[\\/]", source.rstrip("\\/"))[-1]
-        if not name or source.startswith("object:"):  # a model in somebody's memory
+        if not name or source.startswith("object:"):  # a model that was given as an object
             continue
         beside = [Path(file).parent / part for file in files for part in (source, name)]
         paths = [Path(os.path.expanduser(source)), Path(name), *beside]
@@ -154,7 +148,7 @@ def find_backbone(header: dict[str, Any], places: Sequence[str], load: Callable[
 
 
 def check_same_preprocessing(headers: Sequence[dict[str, Any]]) -> None:
-    """MemtokError that names the difference, if the tasks cannot share a pass."""
+    """MemtokError that names the difference if the preprocessing of the tasks differs."""
     first = headers[0]
     expected = Preprocessing.from_dict(first["preprocessing"])
     for header in headers[1:]:
@@ -192,7 +186,7 @@ def read_files(paths: Sequence[str]) -> list[StoredTask]:
 
 
 def check_content(tasks: Sequence[StoredTask]) -> None:
-    """MemtokError unless every task's tensors are those that its fingerprint was made from."""
+    """MemtokError unless the tensors of every task match its fingerprint."""
     for stored in tasks:
         if stored.fingerprint() != stored.header["fingerprint"]:
             raise MemtokError(
@@ -201,6 +195,15 @@ def check_content(tasks: Sequence[StoredTask]) -> None:
             )
 
 
-def load_files(paths: Sequence[str], backbone: Backbone) -> list[Task]:
-    """All tasks of all files, in the order of the files; what they extend is found among them."""
-    return revive(read_files(paths), backbone, advice=IN_FILES)
+def open_tasks(
+    options: Namespace, stored: Sequence[StoredTask], results: Sequence[str | None], precision: str = "float32"
+) -> tuple[Backbone, list[Task]]:
+    """The backbone of stored tasks for a command with --backbone and --device (see `open_backbone`), and the tasks."""
+    device = choose_device(options.device)
+    backbone = open_backbone(options.backbone, stored, results=results, device=device, precision=precision)
+    return backbone, revived(stored, backbone)
+
+
+def revived(stored: Sequence[StoredTask], backbone: Backbone) -> list[Task]:
+    """The tasks of files on their backbone; what they extend is found among them."""
+    return revive(stored, backbone, advice=IN_FILES)

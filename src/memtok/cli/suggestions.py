@@ -5,100 +5,65 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-# As other tools of the field call it -> as memtok does, the first of these that the command has.
+# Option or command -> its names in other tools.
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "--lr": ("--learning-rate", "--learning-rates"),
-    "--rate": ("--learning-rate", "--learning-rates"),
-    "--wd": ("--weight-decays",),
-    "--weight-decay": ("--weight-decays",),
-    "--bs": ("--batch-size",),
-    "-b": ("--batch-size",),
-    "--batch": ("--batch-size",),
-    "--iterations": ("--steps",),
-    "--max-steps": ("--steps",),
-    "--num-steps": ("--steps",),
-    "--num-epochs": ("--epochs",),
-    "--num-train-epochs": ("--epochs",),
-    "--gradient-accumulation-steps": ("--accumulate",),
-    "-o": ("--out",),
-    "--output": ("--out", "--csv"),
-    "--output-dir": ("--out",),
-    "--save": ("--out",),
-    "--model": ("--backbone",),
-    "--checkpoint": ("--backbone",),
-    "--weights": ("--backbone",),
-    "-d": ("--data",),
-    "--dataset": ("--data",),
-    "--train-dir": ("--data",),
-    "--root": ("--data-dir",),
-    "-i": ("--images",),
-    "--input": ("--images", "--data"),
-    "--resolution": ("--image-size",),
-    "--size": ("--image-size",),
-    "--img-size": ("--image-size",),
-    "-j": ("--workers",),
-    "--num-workers": ("--workers",),
-    "--gpu": ("--device",),
-    "--cuda": ("--device",),
-    "--cpu": ("--device",),
-    "--amp": ("--precision",),
-    "--bf16": ("--precision",),
-    "--fp16": ("--precision",),
-    "--dtype": ("--precision",),
-    "--cells": ("--memory",),
-    "--tokens": ("--memory",),
-    "--method": ("--regime",),
-    "--mode": ("--regime",),
-    "--topk": ("--top",),
-    "--top-k": ("--top",),
-    "--threshold": ("--unknown-below",),
-    "--continue": ("--resume",),
-    "--force": ("--overwrite",),
-    "--random-seed": ("--seed",),
-    "--augmentation": ("--augment",),
-    "--verbose": ("--debug",),
+    "--accumulate": ("--gradient-accumulation-steps",),
+    "--augment": ("--augmentation",),
+    "--backbone": ("--model", "--checkpoint", "--weights"),
+    "--batch-size": ("--bs", "-b", "--batch"),
+    "--data-dir": ("--root",),
+    "--debug": ("--verbose",),
+    "--device": ("--gpu", "--cuda", "--cpu"),
+    "--epochs": ("--num-epochs", "--num-train-epochs"),
+    "--image-size": ("--resolution", "--size", "--img-size"),
+    "--images": ("-i", "--input"),
+    "--data": ("-d", "--dataset", "--train-dir", "--input"),
+    "--learning-rate": ("--lr", "--rate"),
+    "--learning-rates": ("--lr", "--rate"),
+    "--memory": ("--cells", "--tokens"),
+    "--out": ("-o", "--output", "--output-dir", "--save"),
+    "--csv": ("--output",),
+    "--overwrite": ("--force",),
+    "--precision": ("--amp", "--bf16", "--fp16", "--dtype"),
+    "--regime": ("--method", "--mode"),
+    "--resume": ("--continue",),
+    "--seed": ("--random-seed",),
+    "--steps": ("--iterations", "--max-steps", "--num-steps"),
+    "--top": ("--topk", "--top-k"),
+    "--unknown-below": ("--threshold",),
+    "--weight-decays": ("--wd", "--weight-decay"),
+    "--workers": ("-j", "--num-workers"),
 }
-COMMANDS = {
-    "fit": "train",
-    "finetune": "train",
-    "fine-tune": "train",
-    "test": "evaluate",
-    "eval": "evaluate",
-    "validate": "evaluate",
-    "infer": "predict",
-    "inference": "predict",
-    "classify": "predict",
-    "merge": "concat",
-    "combine": "concat",
-    "compose": "concat",
-    "check": "verify",
-    "info": "inspect",
-    "show": "inspect",
-    "import": "import-legacy",
-    "convert": "import-legacy",
-    "search": "sweep",
-    "tune": "sweep",
-    "benchmark": "bench",
-    "demo": "quickstart",
-    "start": "quickstart",
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "train": ("fit", "finetune", "fine-tune"),
+    "evaluate": ("test", "eval", "validate"),
+    "predict": ("infer", "inference", "classify"),
+    "concat": ("merge", "combine", "compose"),
+    "verify": ("check",),
+    "inspect": ("info", "show"),
+    "import-legacy": ("import", "convert"),
+    "sweep": ("search", "tune"),
+    "bench": ("benchmark",),
+    "quickstart": ("demo", "start"),
 }
 
 
 def command_like(word: str, commands: Sequence[str]) -> str:
     """The command that is like `word`, in parentheses; nothing where none is."""
-    found = COMMANDS.get(word.casefold(), "")
-    return meant([found] if found in commands else difflib.get_close_matches(word.casefold(), commands, 1))
+    return meant(like(word.casefold(), COMMANDS, commands))
 
 
 def options_like(words: Iterable[str], options: Sequence[str]) -> str:
     """The same for the options that are like `words`: unknown ones, `--lr` or `--lr=0.1`."""
     known = [option for option in options if option.startswith("--")]
-    found: dict[str, None] = {}
-    for word in words:
-        flag = word.split("=")[0].casefold().replace("_", "-")
-        aliases = [option for option in OPTIONS.get(flag, ()) if option in known]
-        found |= dict.fromkeys(aliases[:1] or difflib.get_close_matches(flag, known, 1, cutoff=0.7))
-    return meant(list(found))
+    flags = [word.split("=")[0].casefold().replace("_", "-") for word in words]
+    return meant(list(dict.fromkeys(found for flag in flags for found in like(flag, OPTIONS, known, cutoff=0.7))))
+
+
+def like(word: str, aliases: dict[str, tuple[str, ...]], known: Sequence[str], cutoff: float = 0.6) -> list[str]:
+    """The first of the `known` names that is called `word` elsewhere, else the one that is spelled most like it."""
+    called = [name for name, others in aliases.items() if word in others and name in known]
+    return called[:1] or difflib.get_close_matches(word, known, 1, cutoff)
 
 
 def meant(found: Sequence[str]) -> str:

@@ -215,21 +215,20 @@ def check_compiler(options: Namespace) -> None:
 
 def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
     """What is to be trained, new, and its data."""
-    from memtok.cli.sources import load_files, open_backbone, read_headers
+    from memtok.cli.sources import open_backbone, read_files, revived
     from memtok.task import check_extends
     from memtok.training import RichProgress, create
 
-    headers = read_headers(options.extends or [])
+    stored = read_files(options.extends or [])
     backbone: Backbone = open_backbone(
         options.backbone,
-        headers,
-        files=options.extends or [],
+        stored,
         results=[options.out, options.json],
         image_size=options.image_size,
     )
     if options.pixel_range is not None:
         backbone.preprocessing = replace(backbone.preprocessing, pixel_range=options.pixel_range)
-    tasks = load_files(options.extends or [], backbone)
+    tasks = revived(stored, backbone)
     seen = {id(ancestor) for task in tasks for ancestor in task.ancestors()}
     extends = [task for task in tasks if id(task) not in seen]
     check_extends(options.name, backbone, options.regime, extends)  # before the data is opened and its split written

@@ -1,4 +1,4 @@
-"""`memtok verify`: the proof that tasks change neither the backbone nor each other."""
+"""`memtok verify`: checks that tasks change neither the backbone nor each other."""
 
 from __future__ import annotations
 
@@ -47,18 +47,10 @@ def run(options: Namespace) -> int:
     check_outputs(options.json, inputs=[*options.files, options.backbone], pictures=[options.data])
     if options.data is not None:
         check_spec(options.data)
-    from memtok.cli.sources import choose_device, load_files, open_backbone, read_headers
+    from memtok.cli.sources import open_tasks, read_files
     from memtok.verification import verify
 
-    headers = read_headers(options.files)
-    backbone = open_backbone(
-        options.backbone,
-        headers,
-        files=options.files,
-        results=[options.json],
-        device=choose_device(options.device),
-    )
-    tasks = load_files(options.files, backbone)
+    backbone, tasks = open_tasks(options, read_files(options.files), [options.json])
     with progress("verify") as report:
         result = verify(
             backbone,

@@ -22,7 +22,7 @@ from memtok.data.images import shown
 from memtok.data.published import Published
 from memtok.data.sources import ArrayStore, ImageSet
 from memtok.data.splits import Indices
-from memtok.errors import MemtokError
+from memtok.errors import MemtokError, one_line
 from memtok.regular import check_regular
 
 SIDE = 32
@@ -77,12 +77,12 @@ def _read(kind: Any, data_dir: Path) -> Published:
     for part, batches in (("train", kind.train_list), ("test", kind.test_list)):
         arrays = [read_batch(contents[name], folder / name, len(classes)) for name, _ in batches]
         pixels, labels = (np.concatenate(rows) for rows in zip(*arrays, strict=True))
-        parts.append(ImageSet(ArrayStore(pixels, part), np.arange(len(labels)), labels))
+        parts.append(ImageSet.whole(ArrayStore(pixels, part), labels))
     return Published.of_two_parts(classes, *parts)
 
 
 def _whole_files(folder: Path, files: Sequence[Sequence[str]]) -> dict[str, bytes]:
-    """{name: content} of those of `files` (name, MD5) that are there and have their checksum."""
+    """{name: content} of those of `files` (name, MD5) that exist and have their checksum."""
     found = {}
     for name, md5 in files:
         check_regular(folder / name, f"the file {name} of CIFAR")
@@ -117,7 +117,7 @@ def read_pickle(content: bytes, path: Path) -> dict[str, Any]:
     except Exception as error:  # a broken pickle raises nearly anything
         raise MemtokError(
             f"expected a file of arrays and texts, found {shown(path)}, which is refused "
-            f"({' '.join(str(error).split()) or type(error).__name__}); delete it and get it again"
+            f"({one_line(error)}); delete it and get it again"
         ) from error
     return found
 

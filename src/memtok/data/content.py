@@ -1,4 +1,4 @@
-"""What images are, whatever their folder is called: digests that a run, and kept traces, are held to."""
+"""Digests of the content of images, wherever they are stored; resumed runs and cached traces are checked by them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from memtok.data.sources import DataSource, ImageSet
 from memtok.data.transforms import pixels_of
 from memtok.digests import digest_of
 
-SPREAD = 16  # pictures that are hashed where hashing all would take too long
+SPREAD = 16  # images that are hashed where hashing all would take too long
 
 
 def content_digest(images: ImageSet) -> str:
-    """`sha256:` over the pictures in their order: the bytes of files, the pixels of pictures in memory.
+    """`sha256:` over the images in their order: the bytes of files, the pixels of images in memory.
 
-    Of a published data set only the sizes of the files count. Of pictures that only their owner knows (a torch Dataset)
-    a few are hashed, evenly spaced.
+    Of a published data set only the sizes of the files are hashed; of a torch Dataset a few images, evenly spaced.
     """
     found = images.store.content(images.positions)
     if found is not None:
@@ -28,7 +27,7 @@ def content_digest(images: ImageSet) -> str:
 
 
 def training_content(data: DataSource) -> str:
-    """`sha256:` over the pictures and labels that a run sees: those of the training and the validation part."""
+    """`sha256:` over the images and labels of the training and the validation part."""
     parts = (data.train, data.validation)
     return digest_of(part for images in parts for part in (content_digest(images).encode(), images.labels.tobytes()))
 

@@ -20,8 +20,8 @@ from memtok.data.splits import SPLITS, check_fraction, check_seed
 from memtok.data.sun import read_sun397
 from memtok.errors import Argument, MemtokError
 
-# Augmentation: the paper has Inception preprocessing, and on CIFAR-100 a random crop. Digits may not be mirrored, and
-# a part of 8 % of a digit is no digit. That the crops of CIFAR-100 are mirrored is our choice, as is usual for CIFAR.
+# Augmentation: the paper has Inception preprocessing, and on CIFAR-100 a random crop. Digits must not be mirrored, and
+# 8 % of the area of a digit cannot be recognised. Mirroring CIFAR-100 is our choice, as is usual for CIFAR.
 DATASETS: dict[str, NamedSet] = {
     "digits": NamedSet(read_digits, augment="crop", flip=False),
     "mnist": NamedSet(read_mnist, augment="crop", flip=False),
@@ -51,14 +51,14 @@ def open_data(
 ) -> DataSource:
     """Opens a data set by name (one of `DATASETS`) or `folder:PATH`.
 
-    `data_dir`: where named sets lie or are downloaded to (default: $MEMTOK_DATA, else ~/.cache/memtok/data).
+    `data_dir`: where named sets are, or are downloaded to (default: $MEMTOK_DATA, else ~/.cache/memtok/data).
     `split`: "official", the published training and test parts (of a folder: its own train/ and test/ or val/), or
     "80-20", a test part of 20 % of all labelled images, drawn per class; None means official where one exists (for
     inaturalist2017 and sun397: where its lists are at hand), else 80-20; for a folder, see docs/data.md. In both,
     validation is drawn from the training part. `seed`: of the split, not of the training; None means 0, or for a
     folder the seed of the split that is written there. `validation_fraction`: the share of the training images that
     validates, by default 0.1 for named sets and 0.2 for folders.
-    `on_bad_image`: "fail" raises with the path of an unreadable image, "skip" leaves such images out and names them in
+    `on_bad_image`: "fail" raises with the path of an unreadable image, "skip" leaves such images out and lists them in
     `skipped`. For this every file of a folder is read once when it is opened; the files of named sets only with
     "skip". `progress` is called with (checked, in all) meanwhile.
 

@@ -1,7 +1,7 @@
-"""Downloads by torchvision's own classes, with what can go wrong said in one line.
+"""Downloads by torchvision's own classes; each failure is explained in one line.
 
-torchvision downloads an archive to the data folder, checks its MD5 and unpacks it there. An archive that lies there
-already and is whole is not downloaded again, so it may as well be put there by hand.
+torchvision downloads an archive to the data folder, checks its MD5 and unpacks it there. A complete archive that is
+there already is not downloaded again, so it may also be put there by hand.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from filelock import FileLock
 
 from memtok.data.images import shown
 from memtok.data.sources import listing
-from memtok.errors import MemtokError
+from memtok.errors import MemtokError, one_line
 
 TIMEOUT = 60.0
-"""Seconds without an answer after which a server is given up."""
+"""Seconds without an answer until a download fails."""
 
 NETWORK_ERRORS = (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
 
@@ -55,12 +55,12 @@ def download(
 ) -> None:
     """Lets torchvision (`get`) download, check and unpack the archives under `root`; progress goes to stderr.
 
-    `missing`: the files or folders that were looked for. Raises MemtokError where that fails: it says what is to be
-    put where. What is whole by then stays and is used the next time.
+    `missing`: the files or folders that were not found. Raises MemtokError if the download fails; it says which files
+    to put where. Complete files stay and are used the next time.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with redirect_stdout(sys.stderr), _patience():  # some versions of torchvision print
+        with quiet_download():
             get()
     except NETWORK_ERRORS as error:
         if isinstance(error, urllib.error.HTTPError):
@@ -94,7 +94,7 @@ def check_unpacked(root: Path, folder: str) -> None:
 
 @contextmanager
 def unpacking(root: Path, folder: str) -> Iterator[None]:
-    """`one_at_a_time` around a download that unpacks to `folder`: until that is whole, a marker says so."""
+    """`one_at_a_time` around a download that unpacks to `folder`: until that is complete, there is a marker."""
     with one_at_a_time(root):
         if (root / folder).exists():
             yield
@@ -121,18 +121,19 @@ def _marker(root: Path, folder: str) -> Path:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    """torchvision waits for ever for a server that does not respond; this times out."""
+def quiet_download() -> Iterator[None]:
+    """In the block, what torchvision prints goes to stderr, and a server that does not respond times out."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT if before is None else before)
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # some versions of torchvision print
+            yield
     finally:
         socket.setdefaulttimeout(before)
 
 
 def _not_whole(title: str, root: Path, archives: Sequence[Archive], error: Exception) -> MemtokError:
-    """What to say of a download that ended with a wrong checksum, or of an archive that does not unpack."""
+    """The error for a download with a wrong checksum, or for an archive that cannot be unpacked."""
     for path, archive in _damaged(root, archives):
         return MemtokError(
             f"expected {archive.name} of {title} with MD5 {archive.md5}, found {shown(path)} of "
@@ -146,7 +147,7 @@ def _not_whole(title: str, root: Path, archives: Sequence[Archive], error: Excep
 
 
 def _damaged(root: Path, archives: Sequence[Archive]) -> Iterator[tuple[Path, Archive]]:
-    """The archives that lie there and are not as published."""
+    """The archives in the folder that are not as published."""
     from torchvision.datasets.utils import check_integrity
 
     for archive in archives:
@@ -156,6 +157,5 @@ def _damaged(root: Path, archives: Sequence[Archive]) -> Iterator[tuple[Path, Ar
 
 
 def _reason(error: BaseException) -> str:
-    """One line of what an error says."""
-    text = str(getattr(error, "reason", "") or error)
-    return " ".join(text.split()) or type(error).__name__
+    """The text of an error, on one line."""
+    return one_line(getattr(error, "reason", "") or error)

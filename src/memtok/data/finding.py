@@ -1,8 +1,8 @@
 """The images in a folder, found in one way for all commands.
 
-An image is a file that ends as images do (`IMAGE_EXTENSIONS`), in the folder or below it. Hidden files and what systems
-leave behind are no images. Links are followed; a folder that is reached twice counts once, under its own name rather
-than that of a link. What looks like an image or may hold some and cannot be reached is left out and named.
+An image is a file with an extension of an image (`IMAGE_EXTENSIONS`), in the folder or below it. Hidden files and files
+that systems create are ignored. Links are followed; a folder that is reached twice counts once, under its own name
+rather than that of a link. What looks like an image or may hold some and cannot be reached is left out and named.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from memtok.data.images import IMAGE_EXTENSIONS, LeftOut, shown
 from memtok.regular import special_kind
 
-# What file managers, network storage and operating systems leave in folders; all of it in small letters. What begins
-# with a dot (.DS_Store, .ipynb_checkpoints, ._name.jpg) is left behind too.
+# What file managers, network storage and operating systems leave in folders; all of it in small letters. Names that
+# begin with a dot (.DS_Store, .ipynb_checkpoints, ._name.jpg) are ignored too.
 # fmt: off
-LEAVINGS = frozenset({
+CLUTTER = frozenset({
     "@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", "@tmp",  # Synology, QNAP
     "__macosx", "icon\r", "network trash folder", "temporary items",  # macOS
     "$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini",  # Windows
@@ -30,16 +30,16 @@ LEAVINGS = frozenset({
 
 @dataclass
 class Inside:
-    """What lies directly in a folder: folders and images by name, and {path: reason} of what was left out."""
+    """The content of a folder: folders and images by name, and what was left out."""
 
     folders: list[Path] = field(default_factory=list)
     images: list[Path] = field(default_factory=list)
-    left_out: dict[Path, str] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
-def is_leaving(name: str) -> bool:
+def is_clutter(name: str) -> bool:
     """Whether a file or folder of this name is neither an image nor a class."""
-    return name.startswith(".") or name.casefold() in LEAVINGS
+    return name.startswith(".") or name.casefold() in CLUTTER
 
 
 def look_into(folder: Path) -> Inside:
@@ -47,26 +47,26 @@ def look_into(folder: Path) -> Inside:
     inside = Inside()
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if is_leaving(entry.name):
+            if is_clutter(entry.name):
                 continue
             ending = os.path.splitext(entry.name)[1].lower()
-            wanted = ending in IMAGE_EXTENSIONS or (not ending and entry.is_symlink())  # which may be one to a folder
+            wanted = ending in IMAGE_EXTENSIONS or (not ending and entry.is_symlink())  # which may lead to a folder
             try:
                 if entry.is_dir():
                     inside.folders.append(Path(entry.path))
                 elif ending in IMAGE_EXTENSIONS and entry.is_file():
                     inside.images.append(Path(entry.path))
-                elif wanted:
-                    inside.left_out |= _no_file(entry)
-            except OSError as error:  # a link to itself, or to what may not be read
+                elif wanted and (kind := _special_kind(entry.path)):
+                    inside.left_out.append(LeftOut(str(Path(entry.path)), kind))
+            except OSError as error:  # a link to itself, or without permission
                 if wanted:
-                    inside.left_out[Path(entry.path)] = _system_reason(error)
+                    inside.left_out.append(LeftOut(str(Path(entry.path)), _system_reason(error)))
     return inside
 
 
 def walk(folder: Path) -> Iterator[Inside]:
-    """What lies in `folder` and in each folder below it, each once. A folder that cannot be read is left out."""
-    # A link to a folder above would bring in what lies beside `folder`: the images of other classes.
+    """The content of `folder` and of each folder below it, each once. A folder that cannot be read is left out."""
+    # A link to a parent folder would add the images of other classes.
     seen = {_identity(above) for above in (*folder.absolute().parents, *folder.resolve().parents)}
     waiting, linked = [folder], list[Path]()
     while waiting or linked:
@@ -78,7 +78,7 @@ def walk(folder: Path) -> Iterator[Inside]:
             seen.add(here)
             inside = look_into(place)
         except OSError as error:
-            yield Inside(left_out={place: f"folder: {_system_reason(error)}"})
+            yield Inside(left_out=[LeftOut(str(place), f"folder: {_system_reason(error)}")])
             continue
         for child in inside.folders:
             (linked if child.is_symlink() else waiting).append(child)
@@ -86,14 +86,11 @@ def walk(folder: Path) -> Iterator[Inside]:
         yield inside
 
 
-def images_below(folder: Path) -> tuple[list[Path], dict[Path, str]]:
-    """All images in and below `folder`, sorted, and {path: reason} of what was left out."""
-    images: list[Path] = []
-    left_out: dict[Path, str] = {}
-    for inside in walk(folder):
-        images += inside.images
-        left_out |= inside.left_out
-    return sorted(images), dict(sorted(left_out.items()))
+def images_below(folder: Path) -> tuple[list[Path], list[LeftOut]]:
+    """All images in and below `folder`, and what was left out, both sorted."""
+    found = list(walk(folder))
+    images = [image for inside in found for image in inside.images]
+    return sorted(images), sorted(one for inside in found for one in inside.left_out)
 
 
 def holds_images(folder: Path) -> bool:
@@ -110,13 +107,12 @@ def summary(left_out: Sequence[LeftOut], most: int = 3) -> str:
     return f"left out: {len(left_out)} ({', '.join(reasons)}), the first one {shown(left_out[0].path)}"
 
 
-def _no_file(entry: os.DirEntry[str]) -> dict[Path, str]:
-    """{path: reason} of an entry that is no folder and can be read no more than a file; {} for a file."""
+def _special_kind(path: str) -> str:
+    """The kind of a `path` that is neither a file nor a folder, "" if it is one."""
     try:
-        kind = special_kind(entry.path)
+        return special_kind(path)
     except FileNotFoundError:
-        kind = "broken link"
-    return {Path(entry.path): kind} if kind else {}
+        return "broken link"
 
 
 def _identity(path: Path) -> tuple[int, int]:

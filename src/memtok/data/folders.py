@@ -1,8 +1,7 @@
-"""`folder:PATH`: one folder of images per class, split as the folder says or as a seed says.
+"""`folder:PATH`: one folder of images per class, split by its part folders or by a seed.
 
-Three layouts: class folders directly in PATH; or PATH/train with class folders, beside it PATH/val, PATH/test, both or
-neither (parts.py says what else they may be called). Where no part for validation is given, one is drawn and written
-down.
+Three layouts: class folders directly in PATH; or PATH/train with class folders, and PATH/val, PATH/test, both or
+neither (parts.py has their other names). If there is no part for validation, one is drawn and written to a file.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from memtok.checks import composed, new_classes
+from memtok.data.file_cache import cache_file
 from memtok.data.finding import holds_images, images_below, look_into, summary
 from memtok.data.images import (
     IMAGE_EXTENSIONS,
     LeftOut,
     Progress,
     UnreadableImageError,
-    check_cache_file,
     look_at_images,
     shown,
 )
@@ -62,8 +61,8 @@ def open_folder(
 ) -> DataSource:
     """Opens PATH as described in this module's docstring; see `open_data`.
 
-    `split`: "official" asks for part folders; "80-20" draws all parts from the images of all folders, and writes that
-    down apart.
+    `split`: "official" asks for part folders; "80-20" draws all parts from the images of all folders, and writes
+    the split to another file.
     """
     root = _existing_folder(path)
     try:
@@ -82,7 +81,7 @@ def open_folder(
     if split == EIGHTY_TWENTY:
         parts = {TRAIN: {name: label for files in parts.values() for name, label in files.items()}}
     listed = [name for files in parts.values() for name in files]
-    bad, peak = look_at_images(root, listed, cache=check_cache_file(data_dir / "checked", root), progress=progress)
+    bad, peak = look_at_images(root, listed, cache=cache_file(data_dir / "checked", root), progress=progress)
     left_out += [LeftOut(str(root / name), reason) for name, reason in bad.items()]
     if left_out and on_bad_image == "fail":
         raise _too_bad(left_out)
@@ -107,7 +106,7 @@ def open_folder(
             readable[part] = {name: label for name, label in whole.items() if written.parts[name] == part}
         kind, drawn_seed, fraction = split or "drawn", written.seed, written.fraction
         _check_drawn(root, classes, readable, SPLIT_FILE_80_20 if split == EIGHTY_TWENTY else SPLIT_FILE)
-    hashes = check_cache_file(data_dir / "content", root)
+    hashes = cache_file(data_dir / "content", root)
     sets = {part: _image_set(root, files, hashes) for part, files in readable.items()}
     if left_out:
         logger.warning("%s: %s", shown(root), summary(left_out))
@@ -127,7 +126,7 @@ def open_folder(
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sorts names as people do: `class2` before `class10`, capitals among the small letters."""
+    """Sorts names in natural order: `class2` before `class10`, capitals among the small letters."""
     pieces = re.split(r"([0-9]+)", name)
     key = [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece.casefold()) for piece in pieces if piece]
     return [*key, (2, 0, name)]
@@ -136,10 +135,13 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 def _existing_folder(path: str) -> Path:
     root = Path(path).expanduser()
     if not root.exists():
-        raise MemtokError(f"expected a folder of images, found nothing at {shown(root)}; check the path")
+        raise MemtokError(
+            f"expected a folder of images, found nothing at {shown(root)}; check the path", argument="spec"
+        )
     if not root.is_dir():
         raise MemtokError(
-            f"expected a folder with one folder of images per class, found the file {shown(root)}; name the folder"
+            f"expected a folder with one folder of images per class, found the file {shown(root)}; name the folder",
+            argument="spec",
         )
     return root
 
@@ -151,20 +153,20 @@ def _list_parts(root: Path) -> tuple[tuple[str, ...], dict[str, Files], list[Lef
     folders: dict[str, ClassFolders] = {}
     for part, place in places.items():
         folders[part] = _class_folders(place)
-        left_out |= _lost_folders(place)
+        left_out += _lost_folders(place)
     classes = _class_names(places[TRAIN], folders[TRAIN])
     parts: dict[str, Files] = {}
     for part, place in places.items():
         if part != TRAIN:
             _check_same_classes(places[TRAIN], classes, place, tuple(folders[part]))
         parts[part], unread = _list_files(root, place, classes, folders[part])
-        left_out |= unread
-    return classes, parts, [LeftOut(str(path), reason) for path, reason in left_out.items()]
+        left_out += unread
+    return classes, parts, list(dict.fromkeys(left_out))
 
 
-def _lost_folders(place: Path) -> dict[Path, str]:
-    """{path: reason} of links that may have led to class folders. Images that lie beside those have no class."""
-    return {path: reason for path, reason in look_into(place).left_out.items() if not path.suffix}
+def _lost_folders(place: Path) -> list[LeftOut]:
+    """Broken links that may have led to class folders. Images beside class folders have no class."""
+    return [one for one in look_into(place).left_out if not Path(one.path).suffix]
 
 
 def _class_folders(place: Path) -> ClassFolders:
@@ -210,20 +212,20 @@ def _check_same_classes(train: Path, classes: tuple[str, ...], place: Path, name
 
 def _list_files(
     root: Path, place: Path, classes: tuple[str, ...], folders: ClassFolders
-) -> tuple[Files, dict[Path, str]]:
-    """The images of all classes in one part, and {path: reason} of what was left out."""
+) -> tuple[Files, list[LeftOut]]:
+    """The images of all classes in one part, and what was left out."""
     files: Files = {}
-    left_out: dict[Path, str] = {}
+    left_out: list[LeftOut] = []
     for label, name in enumerate(classes):
         images: list[str] = []
-        unread: dict[Path, str] = {}
+        unread: list[LeftOut] = []
         for folder in folders[name]:
             found, lost = images_below(folder)
             images += [image.relative_to(root).as_posix() for image in found]
-            unread |= lost
-        left_out |= unread
+            unread += lost
+        left_out += unread
         if not images:
-            why = f" ({summary([LeftOut(str(path), reason) for path, reason in unread.items()])})" if unread else ""
+            why = f" ({summary(unread)})" if unread else ""
             raise MemtokError(
                 f"expected images in every class folder, found none in {shown(folders[name][0])}{why}; add images "
                 f"({listing(sorted(IMAGE_EXTENSIONS), 40)}) or remove the folder"
@@ -269,4 +271,4 @@ def _check_drawn(root: Path, classes: tuple[str, ...], parts: Mapping[str, Files
 
 def _image_set(root: Path, files: Files, hashes: Path) -> ImageSet:
     labels = np.fromiter(files.values(), dtype=np.int64, count=len(files))
-    return ImageSet(FileStore(root, tuple(files), hashes), np.arange(len(files)), labels)
+    return ImageSet.whole(FileStore(root, tuple(files), hashes), labels)

@@ -1,4 +1,4 @@
-"""Reading images as people see them, and finding the files that cannot be read.
+"""Reading images upright and in RGB, and finding the files that cannot be read.
 
 Whatever a file holds (grey, palette, transparency, CMYK, 16 bit, a camera's rotation), the model receives upright
 8-bit RGB. Embedded colour profiles are not applied: the usual pre-trained models were trained without them.
@@ -6,27 +6,22 @@ Whatever a file holds (grey, palette, transparency, CMYK, 16 bit, a camera's rot
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import logging
-import os
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
+from memtok.data.file_cache import read_cached
 from memtok.data.png import without_text
-from memtok.errors import Argument, MemtokError
-from memtok.files import atomic_write
+from memtok.errors import Argument, MemtokError, one_line
 from memtok.preprocessing import Preprocessing
 from memtok.regular import special_kind
 
@@ -51,7 +46,7 @@ FORMATS = (
 Progress = Callable[[int, int], None]
 """Called with (images checked, images in all)."""
 
-# EXIF 2.32, tag 0x0112: how the stored pixels have to be turned to stand upright.
+# EXIF 2.32, tag 0x0112: how the stored pixels have to be rotated to be upright.
 ORIENTATION_TAG = 0x0112
 ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -63,12 +58,8 @@ ORIENTATIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Two changes within one tick of the file system's clock cannot be told apart by their time. A file that changed
-# less than this many seconds before it was checked is therefore checked again the next time.
-FRESH_SECONDS = 2.0
-
 DARK = 2**14 - 1
-"""A largest value of 16-bit images that tells that they were taken with fewer bits: a quarter of white."""
+"""16-bit images with no value above this one were most likely recorded with fewer bits: a quarter of white."""
 
 logger = logging.getLogger("memtok")
 
@@ -96,13 +87,13 @@ class LeftOut(NamedTuple):
 
 
 def shown(path: str | Path) -> str:
-    """A path as it stands in a message: quoted where a line break or an odd byte would garble the line."""
+    """A path for a message: quoted if it contains a line break or another character that does not print."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Reads the (first) picture of a file: upright, RGB, 8 bit, transparent parts on white.
+    """Reads the (first) image of a file: upright, RGB, 8 bit, transparent parts on white.
 
     Raises UnreadableImageError (a MemtokError) for a file that is missing, cut short, not an image, or that would
     unpack to more than twice `PIL.Image.MAX_IMAGE_PIXELS`.
@@ -123,7 +114,7 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def as_rgb(image: Image.Image, pixel_range: tuple[float, float] | None = None) -> Image.Image:
-    """A PIL image of any mode as RGB, 8 bit; transparency is laid on white. Its rotation is left alone.
+    """A PIL image of any mode as RGB, 8 bit, composed on white where it is transparent. It is not rotated.
 
     pixel_range: which values become black and white in grey of more than 8 bits; see `Preprocessing`.
     """
@@ -141,52 +132,25 @@ def as_rgb(image: Image.Image, pixel_range: tuple[float, float] | None = None) -
 
 
 class Looked(NamedTuple):
-    """Result of checking images: {name: reason} of those that cannot be read, and the `peak` of all others."""
+    """Result of checking images: {name: reason} of those that cannot be read, and the largest `peak` of all others."""
 
     unreadable: dict[str, str]
     peak: float | None
 
 
 def look_at_images(
-    root: Path,
-    names: Sequence[str],
-    *,
-    cache: Path | None = None,
-    progress: Progress | None = None,
-    threads: int | None = None,
+    root: Path, names: Sequence[str], *, cache: Path | None = None, progress: Progress | None = None
 ) -> Looked:
     """Decodes every file `root/name`; those that fail are named in the order of `names`.
 
-    With `cache`, a JSON file, files whose size and times are those of an earlier check are not decoded again. A cache
-    that cannot be read or written is done without.
+    With `cache`, a JSON file, files whose size and times are those of an earlier check are not decoded again.
     """
-    known = _read_cache(cache)
-    marks = {name: _mark(root / name) for name in names}
-    pending = [name for name in names if marks[name] is None or name not in known or known[name][0] != marks[name]]
-    seen = {name: known[name][1] for name in names if name in known}
-    done = len(names) - len(pending)
-    if progress is not None:
-        progress(done, len(names))
-    started = time.time()
     Image.init()  # registers Pillow's formats once, before the threads would do it side by side
-    with _quiet(), ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(pending), 512):  # in parts, or a million files would be a million pending jobs
-            part = pending[start : start + 512]
-            for name, found in zip(part, pool.map(_look, [root / name for name in part]), strict=True):
-                seen[name] = found
-                done += 1
-                if progress is not None:
-                    progress(done, len(names))
-    settled = {name: mark for name, mark in marks.items() if mark is not None and _settled(mark, started)}
-    if cache is not None:
-        fresh = {name: (mark, seen[name]) for name, mark in settled.items()}
-        if fresh != known:
-            _write_cache(cache, fresh)
-    peaks = [seen[name].peak for name in names]
-    return Looked(
-        {name: seen[name].reason for name in names if seen[name].reason},
-        max((peak for peak in peaks if peak is not None), default=None),
-    )
+    made_by = {"version": 2, "pillow": PIL.__version__}  # another Pillow may read other files
+    with _quiet():
+        seen = read_cached(root, names, _look, cache=cache, made_by=made_by, progress=progress)
+    unreadable = {name: reason for name, (reason, _) in seen.items() if reason}
+    return Looked(unreadable, max((highest for _, highest in seen.values() if highest is not None), default=None))
 
 
 def peak(image: Image.Image) -> float | None:
@@ -198,7 +162,7 @@ def peak(image: Image.Image) -> float | None:
 
 
 def warn_if_dark(highest: float | None, preprocessing: Preprocessing, where: str) -> None:
-    """Says so if images with this `peak` become nearly black, because their values are of fewer bits than 16."""
+    """Logs a warning if images with this `peak` become nearly black, because they hold fewer than 16 bits."""
     if highest and highest <= DARK and preprocessing.pixel_range is None:
         top = 2 ** int(highest).bit_length() - 1
         logger.warning(
@@ -208,14 +172,9 @@ def warn_if_dark(highest: float | None, preprocessing: Preprocessing, where: str
         )  # fmt: skip
 
 
-def check_cache_file(folder: Path, root: Path) -> Path:
-    """Where the check of the images under `root` is cached: one file in `folder`, named by the resolved path."""
-    return folder / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]}.json"
-
-
 @contextmanager
 def guarded(path: str | Path) -> Iterator[None]:
-    """Around all that is done with one image: whatever goes wrong becomes an UnreadableImageError that names it."""
+    """Around the work on one image: every exception becomes an UnreadableImageError that names it."""
     try:
         yield
     except MemtokError:
@@ -230,16 +189,16 @@ def guarded(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Pillow warns of large images and of broken metadata; neither matters for training."""
+    """Hides Pillow's warnings of large images and of broken metadata; neither matters for training."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _decode(path: str | Path) -> Image.Image:
-    """`read_image` without touching the filters of warnings, which belong to the process, not to the thread."""
+    """`read_upright` without changing the warning filters, which all threads of the process share."""
     with guarded(path):
-        if kind := special_kind(path):  # which may be waited for without end
+        if kind := special_kind(path):  # opening a pipe may block forever
             raise UnreadableImageError(path, kind)
         try:
             return _upright(path)
@@ -253,10 +212,18 @@ def _decode(path: str | Path) -> Image.Image:
 
 def _upright(source: str | Path | io.BytesIO) -> Image.Image:
     with Image.open(source, formats=_formats()) as image:
-        image.load()  # before the orientation: PNG may store it behind the pixels, TIFF is turned on loading
-        turn = ORIENTATIONS.get(_orientation(image))
-        upright = image.copy() if turn is None else image.transpose(turn)
-        return upright if is_deep(upright) else as_rgb(upright)
+        turned = upright(image)
+        return turned if is_deep(turned) else as_rgb(turned)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A copy of an image, rotated according to its metadata. It loads the pixels."""
+    image.load()  # before the orientation: PNG may store it behind the pixels, TIFF is turned on loading
+    try:
+        turn = ORIENTATIONS.get(image.getexif().get(ORIENTATION_TAG, 1))
+    except Exception:  # broken metadata does not make the pixels unreadable
+        turn = None
+    return image.copy() if turn is None else image.transpose(turn)
 
 
 def _formats() -> list[str]:
@@ -271,14 +238,7 @@ def _reason(error: Exception) -> str:
         return "not an image that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(ORIENTATION_TAG, 1))
-    except Exception:  # broken metadata does not make the pixels unreadable
-        return 1
+    return one_line(error)
 
 
 def _values(image: Image.Image) -> NDArray[np.float64]:
@@ -313,57 +273,15 @@ def _grey_as_rgb(image: Image.Image, pixel_range: tuple[float, float] | None) ->
     else:
         grey = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
     pixels: NDArray[np.uint8] = np.rint(grey).astype(np.uint8)
-    if isinstance(transparent, int):  # PNG names one grey value that is to be seen through
+    if isinstance(transparent, int):  # PNG names one grey value that is transparent
         pixels[values == transparent] = 255
     return Image.fromarray(pixels).convert("RGB")
 
 
-class _Seen(NamedTuple):
-    """What is known of one image: why it cannot be read ("" when it can), and its `peak`."""
-
-    reason: str
-    peak: float | None
-
-
-def _look(path: Path) -> _Seen:
+def _look(path: Path) -> list[Any]:
+    """Why an image cannot be read ("" when it can), and its `peak`."""
     try:
         with guarded(path):
-            return _Seen("", peak(_decode(path)))
+            return ["", peak(_decode(path))]
     except UnreadableImageError as error:
-        return _Seen(error.reason, None)
-
-
-def _mark(path: Path) -> list[int] | None:
-    """What changes when the file does: size and times; None for a file that cannot be inspected."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _settled(mark: list[int], now: float) -> bool:
-    return max(mark[1:]) / 1e9 < now - FRESH_SECONDS
-
-
-def _read_cache(cache: Path | None) -> dict[str, tuple[list[int], _Seen]]:
-    if cache is None:
-        return {}
-    try:
-        content = json.loads(cache.read_text(encoding="utf-8"))
-        # Another Pillow may read other files. Version 1 took large texts for damage.
-        if content["version"] == 2 and content["pillow"] == PIL.__version__:
-            return {name: (row[:3], _Seen(str(row[3]), row[4])) for name, row in content["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-        pass
-    return {}
-
-
-def _write_cache(cache: Path, files: dict[str, tuple[list[int], _Seen]]) -> None:
-    try:
-        with atomic_write(cache) as temporary:
-            rows = {name: [*mark, *seen] for name, (mark, seen) in files.items()}
-            content = {"version": 2, "pillow": PIL.__version__, "files": rows}
-            temporary.write_text(json.dumps(content), encoding="utf-8")
-    except (MemtokError, OSError):
-        pass
+        return [error.reason, None]

@@ -10,15 +10,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-
 from memtok.data.download import Archive, download, one_at_a_time
 from memtok.data.images import shown
-from memtok.data.listings import list_images
-from memtok.data.official import official_parts
+from memtok.data.listings import read_class_folders
 from memtok.data.published import Published
-from memtok.data.sources import FileStore, ImageSet
-from memtok.errors import MemtokError
+from memtok.errors import MemtokError, one_line
 
 VERSION = "2017"
 LISTS = ("train2017.json", "val2017.json")
@@ -32,21 +28,14 @@ def read_inaturalist2017(data_dir: Path) -> Published:
     if not root.is_dir() or not any(root.iterdir()):
         _download(data_dir)
     classes = _classes(root)
-    listed = list_images(root, classes, data_dir)
-    empty = next((name for name, files in zip(classes, listed, strict=True) if not files), None)
-    if empty is not None:
-        raise MemtokError(
-            f"expected images of every species, found none in {shown(root / empty)}; delete {shown(root)} and unpack "
-            "it anew"
-        )
-    names = tuple(f"{folder}/{name}" for folder, files in zip(classes, listed, strict=True) for name in files)
-    labels = np.repeat(np.arange(len(classes)), [len(files) for files in listed])
-    images = ImageSet(FileStore(root, names, published=True), np.arange(len(names)), labels)
-    return Published(
+    return read_class_folders(
+        root,
         classes,
-        images,
-        official_parts(LISTS, [data_dir / folder for folder in LIST_FOLDERS], read_list, names, root),
-        lists=f"no {' and '.join(LISTS)} in {shown(data_dir)}",
+        classes,
+        data_dir=data_dir,
+        lists=LISTS,
+        list_folders=[data_dir / folder for folder in LIST_FOLDERS],
+        read_list=read_list,
     )
 
 
@@ -81,7 +70,6 @@ def read_list(path: Path) -> list[str]:
         files = [str(image["file_name"]) for image in content["images"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise MemtokError(
-            f"expected a list of images in COCO's format, found {shown(path)} "
-            f"({' '.join(str(error).split()) or type(error).__name__}); get it again"
+            f"expected a list of images in COCO's format, found {shown(path)} ({one_line(error)}); get it again"
         ) from error
     return [name.removeprefix(f"{ARCHIVE_FOLDER}/") for name in files]

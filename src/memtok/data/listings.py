@@ -1,54 +1,75 @@
-"""Lists of the image files of large data sets, remembered: reading thousands of folders takes long on a slow disk."""
+"""Images of large data sets that come as one folder per class, listed from a cache: thousands of folders are slow."""
 
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from memtok.data.images import FRESH_SECONDS, check_cache_file, shown
+import numpy as np
+
+from memtok.data.file_cache import cache_file, read_cached
+from memtok.data.images import shown
+from memtok.data.official import official_parts
+from memtok.data.published import Published
+from memtok.data.sources import FileStore, ImageSet
 from memtok.errors import MemtokError
-from memtok.files import atomic_write
-
-VERSION = 1
 
 
-def list_images(root: Path, folders: Sequence[str], data_dir: Path, pattern: str = "*.jpg") -> list[list[str]]:
+def read_class_folders(
+    root: Path,
+    folders: Sequence[str],
+    classes: tuple[str, ...],
+    *,
+    data_dir: Path,
+    pattern: str = "*.jpg",
+    lists: Sequence[str],
+    list_folders: Sequence[Path],
+    read_list: Callable[[Path], list[str]],
+) -> Published:
+    """A data set of one folder of images per class, `root/folder`, whose official lists are published separately.
+
+    lists: the names of the official training and test list, in one of `list_folders`; `read_list` returns the file
+    names in a list. MemtokError for a class without images.
+    """
+    listed = list_images(root, folders, data_dir, pattern)
+    for folder, files in zip(folders, listed, strict=True):
+        if not files:
+            raise MemtokError(
+                f"expected images of every class, found none in {shown(root / folder)}; delete {shown(root)} and "
+                "unpack it anew"
+            )
+    names = tuple(f"{folder}/{name}" for folder, files in zip(folders, listed, strict=True) for name in files)
+    labels = np.repeat(np.arange(len(folders)), [len(files) for files in listed])
+    return Published(
+        classes,
+        ImageSet.whole(FileStore(root, names, published=True), labels),
+        official_parts(lists, list_folders, read_list, names, root),
+        lists=f"no {' and '.join(lists)} in {shown(list_folders[0])}",
+    )
+
+
+def list_images(root: Path, folders: Sequence[str], data_dir: Path, pattern: str) -> list[list[str]]:
     """For each of `folders` (relative to `root`) the names in it that match `pattern`, sorted; hidden ones left out.
 
-    A folder is read again when it changed since it was remembered in `data_dir`/listings. Raises MemtokError for a
-    folder that cannot be read, or lies elsewhere.
+    A folder is read again when it changed since it was cached in `data_dir`/listings. Raises MemtokError for a folder
+    that cannot be read, or is outside `root`.
     """
     check_folders(root, folders)
-    cache = check_cache_file(data_dir / "listings", root)
-    known = _read(cache, pattern)
-    fresh: dict[str, tuple[int, list[str]]] = {}
-    found: list[list[str]] = []
-    now = time.time()
-    for folder in folders:
-        path = root / folder
-        try:
-            changed = path.stat().st_mtime_ns
-            before = known.get(folder)
-            names = before[1] if before and before[0] == changed else _names(path, pattern)
-        except OSError as error:
-            raise MemtokError(
-                f"expected a folder of images that can be read, found {shown(path)} ({error.strerror}); get it again, "
-                "or change its permissions"
-            ) from error
-        found.append(names)
-        if changed / 1e9 < now - FRESH_SECONDS:  # within one tick of the clock two changes look alike
-            fresh[folder] = (changed, names)
-    if fresh != known:
-        _write(cache, pattern, fresh)
-    return found
+    cache, made_by = cache_file(data_dir / "listings", root), {"version": 2, "pattern": pattern}
+    try:
+        return list(read_cached(root, folders, partial(_names, pattern=pattern), cache=cache, made_by=made_by).values())
+    except OSError as error:
+        raise MemtokError(
+            f"expected a folder of images that can be read, found {shown(error.filename or root)} ({error.strerror}); "
+            "get it again, or change its permissions"
+        ) from error
 
 
 def check_folders(root: Path, folders: Sequence[str]) -> None:
-    """Raises MemtokError for names, read from a list, that do not lead to folders below `root`, each to its own."""
+    """Raises MemtokError for names, read from a list, that are not relative paths of folders, or come twice."""
     seen: set[str] = set()
     for folder in folders:
         path = Path(folder)
@@ -61,7 +82,7 @@ def check_folders(root: Path, folders: Sequence[str]) -> None:
 
 
 def check_some(root: Path, names: Sequence[str], what: str, most: int = 1000) -> None:
-    """Raises MemtokError unless the files `names` under `root` are there; of many, about `most` are looked at."""
+    """Raises MemtokError unless the files `names` under `root` are there; of many, about `most` are checked."""
     step = max(1, len(names) // most)
     for name in [*names[::step], *names[-1:]]:
         if not (root / name).is_file():
@@ -73,22 +94,3 @@ def check_some(root: Path, names: Sequence[str], what: str, most: int = 1000) ->
 
 def _names(path: Path, pattern: str) -> list[str]:
     return sorted(name for name in os.listdir(path) if fnmatch.fnmatchcase(name, pattern) and name[0] != ".")
-
-
-def _read(cache: Path, pattern: str) -> dict[str, tuple[int, list[str]]]:
-    try:
-        content = json.loads(cache.read_text(encoding="utf-8"))
-        if content["version"] == VERSION and content["pattern"] == pattern:
-            return {folder: (int(changed), list(names)) for folder, (changed, names) in content["folders"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # a cache that cannot be read is done without
-    return {}
-
-
-def _write(cache: Path, pattern: str, folders: dict[str, tuple[int, list[str]]]) -> None:
-    try:
-        with atomic_write(cache) as temporary:
-            content = {"version": VERSION, "pattern": pattern, "folders": folders}
-            temporary.write_text(json.dumps(content), encoding="utf-8")
-    except (MemtokError, OSError):
-        pass

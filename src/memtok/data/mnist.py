@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import gzip
 import importlib.resources
-import sys
 import zlib
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memtok.data.download import one_at_a_time
+from memtok.data.download import one_at_a_time, quiet_download
 from memtok.data.images import shown
 from memtok.data.published import Published
 from memtok.data.sources import ArrayStore, ImageSet, listing
@@ -44,10 +42,8 @@ def read_digits(data_dir: Path) -> Published:
     # Ink from 0 to 16, bright on dark as in MNIST.
     pixels = np.rint(ink.astype(np.float32) * (255 / 16)).astype(np.uint8)
     test = np.unpackbits(packed, count=len(labels)).astype(bool)
-    store = ArrayStore(pixels, "digits")
-    return Published(
-        DIGIT_NAMES, ImageSet(store, np.arange(len(labels)), labels), (np.flatnonzero(~test), np.flatnonzero(test))
-    )
+    images = ImageSet.whole(ArrayStore(pixels, "digits"), labels)
+    return Published(DIGIT_NAMES, images, (np.flatnonzero(~test), np.flatnonzero(test)))
 
 
 def read_mnist(data_dir: Path) -> Published:
@@ -83,7 +79,7 @@ def _read_mnist_like(kind: Any, classes: tuple[str, ...], data_dir: Path) -> Pub
                 f"expected {len(pixels)} labels below {len(classes)} in {shown(labels_file)}, found {len(labels)} up "
                 f"to {labels.max(initial=0)}; the files do not belong together, get them again"
             )
-        sets.append(ImageSet(ArrayStore(pixels, part), np.arange(len(labels)), labels))
+        sets.append(ImageSet.whole(ArrayStore(pixels, part), labels))
     return Published.of_two_parts(classes, sets[0], sets[1])
 
 
@@ -99,12 +95,9 @@ def _find_idx_files(folders: Sequence[Path]) -> list[Path] | None:
 
 
 def _download(kind: Any, data_dir: Path, raw: Path) -> None:
-    """Lets torchvision download and check the files; one line says where to put them if that fails."""
+    """Lets torchvision download and check the files; the error of a failed download says where to put them."""
     try:
-        with (
-            one_at_a_time(data_dir),
-            redirect_stdout(sys.stderr),
-        ):  # some versions of torchvision print; a program's output is not the place
+        with one_at_a_time(data_dir), quiet_download():
             kind(str(data_dir), download=True)
     except (RuntimeError, OSError) as error:  # urllib's URLError is an OSError
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

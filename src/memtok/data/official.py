@@ -1,4 +1,4 @@
-"""The official lists of a data set that are published apart from its images: where its parts are."""
+"""The official lists of a data set's training and test images, if they are published separately."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def official_parts(
 ) -> tuple[Indices, Indices] | None:
     """Positions in `names` (files in `root`) of the official training and test images; None without both `lists`.
 
-    The lists are looked for in `folders`, in this order; `read` gives the names in one. MemtokError for lists that do
-    not fit the images or each other.
+    The lists are searched in `folders`, in this order; `read` returns the names in a list. MemtokError for lists that
+    do not match the images or overlap.
     """
     found = [next((folder / name for folder in folders if (folder / name).is_file()), None) for name in lists]
     paths = [path for path in found if path is not None]
@@ -35,7 +35,7 @@ def official_parts(
 
 
 def positions_of(listed: list[str], numbers: dict[str, int], path: Path, root: Path) -> Indices:
-    """Where the `listed` names stand in a data set; MemtokError if one is not there or stands in the list twice."""
+    """The positions of the `listed` names in a data set; MemtokError if one is missing or listed twice."""
     missing = [name for name in listed if name not in numbers]
     if missing:
         raise MemtokError(
@@ -49,7 +49,7 @@ def positions_of(listed: list[str], numbers: dict[str, int], path: Path, root: P
 
 
 def check_apart(train: Indices, test: Indices, names: Sequence[str], paths: Sequence[Path]) -> None:
-    """MemtokError if an image stands in both of the lists at `paths`: what is trained on must not be tested on."""
+    """MemtokError if an image is in both lists at `paths`: training images must not be tested on."""
     both = np.intersect1d(train, test)
     if len(both):
         raise MemtokError(

@@ -1,7 +1,8 @@
 """Which folders of a data set are its parts (training, validation, test), and which are its classes.
 
-Names say what a part may be, the structure decides: a part holds a folder per class, a class holds images. So
-`training` beside `running` and `swimming` is a class, and `Training` beside `Testing` with the same folders is a part.
+The name of a folder may be that of a part, but its content decides: a part holds a folder per class, a class holds
+images. So `training` beside `running` and `swimming` is a class, and `Training` beside `Testing` with the same folders
+is a part.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from memtok.errors import MemtokError
 
 logger = logging.getLogger("memtok")
 
-# The words, and what may stand between them and others, as Hugging Face's image folder takes them:
+# The words, and the separators between them and others, as in Hugging Face's image folder:
 # https://huggingface.co/docs/hub/datasets-file-names-and-splits
 WORDS = {
     TRAIN: {"train", "training"},
@@ -46,7 +47,7 @@ class Top:
 
     @cached_property
     def part(self) -> str | None:
-        """The part that the name says; None where it names none or two (`train_val`)."""
+        """The part in the name; None if it names none or two (`train_val`)."""
         parts = [part for part, words in WORDS.items() if words & self.words]
         return parts[0] if len(parts) == 1 else None
 
@@ -57,7 +58,7 @@ class Top:
 
     @cached_property
     def inside(self) -> Inside:
-        """What lies directly in it."""
+        """Its content."""
         return look_into(self.path)
 
     @cached_property
@@ -76,9 +77,9 @@ class Top:
 
 
 def part_folders(root: Path, folders: Sequence[Path]) -> dict[str, Path]:
-    """{"train": ..., "validation": ..., "test": ...} as far as they are there; {"train": root} if there are no parts.
+    """{"train": ..., "validation": ..., "test": ...} as far as they exist; {"train": root} if there are no parts.
 
-    `folders` are those directly in `root`. Raises MemtokError where names and structure do not tell which it is, and
+    `folders` are those directly in `root`. Raises MemtokError if names and structure are ambiguous, and
     OSError for a folder that cannot be read.
     """
     tops = [Top(path) for path in folders]
@@ -102,7 +103,7 @@ def _check_classes(root: Path, tops: Sequence[Top]) -> None:
     """MemtokError if two of the folders look like parts whose names are not known: they hold the same class folders.
 
     Two folders of the same name in both, and half of what the smaller one has, are enough: a class may be missing in
-    one part, and an image or another folder may lie beside.
+    one part, and there may be an image or another folder beside them.
     """
     for one, other in combinations([top for top in tops if len(top.folders) > 1], 2):
         common = one.folders & other.folders
@@ -116,7 +117,7 @@ def _check_classes(root: Path, tops: Sequence[Top]) -> None:
 
 
 def _check_others(root: Path, parts: Sequence[Top], train: Top, others: Sequence[Top]) -> None:
-    """Says which folders beside the parts are not read. MemtokError where they and `train` could be classes."""
+    """Logs which folders beside the parts are not read. MemtokError if they and `train` could be classes."""
     unread = [top for top in others if holds_images(top.path)]
     unnamed = [top for top in unread if top.part is None]
     if unnamed and not train.shares([top for top in parts if top.part != TRAIN]):

@@ -18,7 +18,7 @@ from memtok.data.images import shown
 from memtok.data.listings import check_some
 from memtok.data.published import Published
 from memtok.data.sources import FileStore, ImageSet
-from memtok.errors import MemtokError
+from memtok.errors import MemtokError, one_line
 
 PARTS = {"train-standard": "data_256_standard", "val": "val_256"}
 
@@ -39,7 +39,7 @@ def read_places365(data_dir: Path) -> Published:
         except (RuntimeError, OSError, ValueError) as error:
             raise MemtokError(
                 f"expected the lists of Places-365 in {shown(data_dir)}, found them damaged "
-                f"({' '.join(str(error).split())}); delete them and run again"
+                f"({one_line(error)}); delete them and run again"
             ) from error
         start = len(official.images_dir) + 1
         files = [f"{folder}/{path[start:]}".replace("\\", "/") for path, _ in official.imgs]
@@ -48,10 +48,9 @@ def read_places365(data_dir: Path) -> Published:
         labels += official.targets
         sizes.append(len(files))
     classes = tuple(sorted(official.class_to_idx, key=official.class_to_idx.__getitem__))
-    store = FileStore(data_dir, tuple(names), published=True)
-    numbers = np.arange(len(names))
-    images = ImageSet(store, numbers, np.array(labels, dtype=np.int64))
-    return Published(classes, images, (numbers[: sizes[0]], numbers[sizes[0] :]))
+    images = ImageSet.whole(FileStore(data_dir, tuple(names), published=True), np.array(labels, dtype=np.int64))
+    train, test = np.split(np.arange(len(names)), [sizes[0]])
+    return Published(classes, images, (train, test))
 
 
 def _files(kind: Any) -> list[tuple[str, str]]:

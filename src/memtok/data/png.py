@@ -1,4 +1,4 @@
-"""PNG files whose text is larger than Pillow unpacks: the pixels are sound, so the text is left out."""
+"""PNG files whose text is larger than Pillow unpacks: the pixels are intact, so the text is dropped."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEXT = (b"tEXt", b"zTXt", b"iTXt")
 COLOUR_PROFILE = b"iCCP"
 WITH_ORIENTATION = (b"XML:com.adobe.xmp", b"Raw profile type exif")
-"""The keywords of the texts in which Pillow looks for the rotation of a picture."""
+"""The keywords of the texts in which Pillow looks for the rotation of an image."""
 
 
 def without_text(content: bytes) -> bytes:
-    """A PNG file without its texts and its colour profile, which memtok does not apply. What turns the picture stays.
+    """A PNG file without its texts and its colour profile, which memtok does not apply. What says its rotation stays.
 
     The same bytes for a file that is no PNG.
     """
@@ -33,7 +33,7 @@ def without_text(content: bytes) -> bytes:
 
 
 def _turns(kind: bytes, data: bytes) -> bool:
-    """Whether a text may say how the picture is turned, and is no larger than Pillow unpacks."""
+    """Whether a text may say how the image is rotated, and is no larger than Pillow unpacks."""
     keyword, _, rest = data.partition(b"\0")
     if keyword not in WITH_ORIENTATION:
         return False

@@ -1,4 +1,4 @@
-"""A published data set as it lies in the data folder, and the two ways to split it.
+"""A published data set in the data folder, and the two ways to split it.
 
 The readers of the named sets (mnist.py, cifar.py ...) return a `Published`; `in_parts` makes the DataSource of it.
 """
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from memtok.data.file_cache import cache_file
 from memtok.data.finding import summary
-from memtok.data.images import LeftOut, Progress, check_cache_file, look_at_images
+from memtok.data.images import LeftOut, Progress, look_at_images
 from memtok.data.sources import DataSource, FileStore, ImageSet
 from memtok.data.splits import EIGHTY_TWENTY, OFFICIAL, TEST_FRACTION, Indices, draw_validation
 from memtok.errors import MemtokError
@@ -28,8 +29,8 @@ VALIDATION_FRACTION = 0.1
 class Published:
     """All labelled images of a data set, and which of them its official parts hold.
 
-    `official`: positions in `images` (images,) of the official training and test parts; None where no official lists
-    are at hand, and `lists` then says which files would give them and where they belong.
+    `official`: positions in `images` (images,) of the official training and test parts; None if the official
+    lists are missing, and `lists` then says which files are needed and where.
     """
 
     classes: tuple[str, ...]
@@ -49,8 +50,8 @@ class Published:
 class NamedSet:
     """A row of the registry.
 
-    `read`: reads the set from a data folder, or downloads it there. `augment`: how its images are varied in training
-    unless told otherwise, a name of `memtok.data.AUGMENTATIONS`. `flip`: whether they are mirrored then.
+    `read`: reads the set from a data folder, or downloads it there. `augment`: the default augmentation of its images
+    in training, a name of `memtok.data.AUGMENTATIONS`. `flip`: whether they are mirrored by default.
     """
 
     read: Callable[[Path], Published]
@@ -107,10 +108,10 @@ def without_unreadable(data: DataSource, data_dir: Path, progress: Progress | No
     """
     store = data.train.store
     if not isinstance(store, FileStore):
-        return data  # pictures in memory were read when the set was opened
-    names = [name for part in (data.train, data.validation, data.test) for name in part.identities]
+        return data  # images in memory were read when the set was opened
+    names = [name for part in data.parts.values() for name in part.identities]
     bad, _ = look_at_images(
-        store.root, names, cache=check_cache_file(data_dir / "checked" / data.name, store.root), progress=progress
+        store.root, names, cache=cache_file(data_dir / "checked" / data.name, store.root), progress=progress
     )
     if not bad:
         return data

@@ -1,7 +1,7 @@
-"""The split that a task was trained with, taken up again when the task is evaluated.
+"""The split that a task was trained with, restored when the task is evaluated.
 
-The record in a task file says which data it saw and how they were split. Evaluation opens the same data with the same
-split; another one, asked for by name, is refused where it would test on images that the task was trained on.
+The record in a task file names the training data and their split. Evaluation opens the same data with the same split;
+another split is refused if its test images include training images of the task.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FOLDER = "folder:"
 
 @dataclass(frozen=True)
 class Trained:
-    """What a record says of the data: as it was named, and how it was split. seed and fraction None: not drawn."""
+    """The training data of a record and their split. seed and fraction are None where the split was not drawn."""
 
     spec: str
     kind: str
@@ -37,7 +37,7 @@ class Trained:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What `open_data` is told to split alike. A folder's written split knows seed and fraction by itself."""
+        """Arguments of `open_data` for the same split. The split file of a folder holds seed and fraction."""
         split = self.kind if self.kind in SPLITS else None
         if self.spec.startswith(FOLDER):
             return {"split": split}
@@ -45,7 +45,7 @@ class Trained:
 
 
 def trained_on(record: Mapping[str, Any]) -> Trained | None:
-    """What the record of a task, or of a whole model, says of its data; None if it says nothing of the kind."""
+    """The training data in the record of a task, or of a whole model; None if the record has none."""
     try:
         data = record["data"]
         split = data["split"]
@@ -128,19 +128,20 @@ def check_apart(trained: DataSource, tested: DataSource, part: str, *, who: str)
             raise MemtokError(
                 f"expected a {part} part that {who} {what}, found {common:,} of its {kind} images (split "
                 f"{trained.split_kind}) among the {len(images):,} of {tested.spec} (split {tested.split_kind}); leave "
-                "the split out to take that of the training"
+                "the split out to take that of the training",
+                argument="split",
             )
 
 
 def recorded_spec(spec: str) -> str:
-    """A spec as records have it: of a folder only the name, for its path belongs to the machine that trained."""
+    """A spec as it is recorded: of a folder only the name, not its path on the machine that trained."""
     if not spec.startswith(FOLDER):
         return spec
     return FOLDER + Path(spec.removeprefix(FOLDER)).expanduser().resolve().name
 
 
 def same_data(spec: str, trained: Trained) -> bool:
-    """Whether `spec` names the data of a record. A folder is known by its name and by the split that lies in it.
+    """Whether `spec` names the data of a record. A folder is identified by its name and by the split in it.
 
     Version 0.1 recorded paths as they were typed; where that is more than a name, the path decides.
     """
@@ -167,6 +168,6 @@ def _of(data: DataSource, classes: Sequence[str]) -> DataSource:
 
 
 def _moved_folder(spec: str, trained: Trained) -> bool:
-    """Whether `spec` may be the folder that the record names otherwise: its 80-20 split lies in it."""
+    """Whether `spec` may be the folder of the record under another name: it contains an 80-20 split."""
     folders = spec.startswith(FOLDER) and trained.spec.startswith(FOLDER) and trained.kind == EIGHTY_TWENTY
     return folders and (Path(spec.removeprefix(FOLDER)).expanduser() / SPLIT_FILE_80_20).is_file()

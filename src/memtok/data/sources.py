@@ -1,13 +1,13 @@
-"""What training and evaluation receive: labelled images in three parts.
+"""Labelled images in three parts, for training and evaluation.
 
-An `ImageSet` is a list of (picture, label); its pictures lie in a store (files, an array, somebody's data set) and are
-read when they are asked for. A `DataSource` is three of them with the names of the classes. Both are values: `only` and
-`take` give new ones, and all of it can be pickled to worker processes.
+An `ImageSet` is a list of (image, label). Its images are in a store (files, an array, a torch Dataset) and are read
+when they are indexed. A `DataSource` holds three image sets with the names of the classes. Both are immutable: `only`
+and `take` return new ones. All of it can be pickled to worker processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,35 +18,36 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from memtok.checks import composed, new_classes
-from memtok.data.hashes import MISSING, file_hashes, mark_of
+from memtok.data.file_cache import mark_of
+from memtok.data.hashes import MISSING, file_hashes
 from memtok.data.images import LeftOut, as_rgb, read_upright
 from memtok.data.splits import Indices, check_seed, digest, stratified_order
 from memtok.errors import Argument, MemtokError
 
 
 class ImageStore(Protocol):
-    """Where pictures lie, by position."""
+    """Where images are stored, by position."""
 
     @property
     def draws(self) -> bool:
-        """Whether reading may draw from the global random generators, as code of the user's does."""
+        """Whether reading may draw from the global random generators, as the user's code may."""
 
     def read(self, position: int) -> Image.Image:
-        """The picture in RGB, or grey of more than 8 bits as it is; raises MemtokError if it cannot be read."""
+        """The image in RGB, or as stored if it is grey of more than 8 bits; MemtokError if it cannot be read."""
 
     def identity(self, position: int) -> str:
-        """The name under which the picture goes into a split: a relative path, or part and number."""
+        """The name of the image in a split: a relative path, or part and number."""
 
     def content(self, positions: Indices) -> list[bytes] | None:
-        """For each of these positions, bytes that change with the picture; None if unknown without reading."""
+        """For each of these positions, bytes that change with the image; None if unknown without reading."""
 
 
 @dataclass(frozen=True)
 class FileStore:
     """Image files under `root`; `names` are relative paths with forward slashes.
 
-    `hashes`: a file in which the hashes of the images are remembered. `published`: of a published data set, whose files
-    nobody changes: their sizes tell enough.
+    `hashes`: a file in which the hashes of the images are cached. `published`: files of a published data set, which do
+    not change: their sizes identify them.
     """
 
     root: Path
@@ -71,7 +72,7 @@ class FileStore:
 
 @dataclass(frozen=True)
 class ArrayStore:
-    """Pictures in memory: uint8 (images, height, width) grey or (images, height, width, 3) RGB."""
+    """Images in memory: uint8 (images, height, width) grey or (images, height, width, 3) RGB."""
 
     pixels: NDArray[np.uint8]
     prefix: str
@@ -117,15 +118,20 @@ class JoinedStore:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled pictures of one part of a data source.
+    """Labelled images of one part of a data source.
 
-    `positions` (images,) says where in `store` each one lies, `labels` (images,) int64 its class, from 0. `set[i]` is
+    `positions` (images,) are their places in `store`, `labels` (images,) int64 its class, from 0. `set[i]` is
     (PIL image in RGB, label).
     """
 
     store: ImageStore
     positions: Indices
     labels: Indices
+
+    @classmethod
+    def whole(cls, store: ImageStore, labels: Indices) -> ImageSet:
+        """The first images of a store, one for each of these labels (images,)."""
+        return cls(store, np.arange(len(labels)), labels)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -135,25 +141,25 @@ class ImageSet:
         return as_rgb(image), label
 
     def as_stored(self, index: int) -> tuple[Image.Image, int]:
-        """The same, but grey of more than 8 bits keeps its values: a transform of memtok's knows their range."""
+        """The same, but grey of more than 8 bits keeps its values, which memtok's transforms scale."""
         return self.store.read(int(self.positions[index])), int(self.labels[index])
 
     def identity(self, index: int) -> str:
-        """The relative path of picture `index`, or its part and number, such as `test/17`."""
+        """The relative path of image `index`, or its part and number, such as `test/17`."""
         return self.store.identity(int(self.positions[index]))
 
     @property
     def identities(self) -> list[str]:
-        """The identities of all pictures in order."""
+        """The identities of all images in order."""
         return [self.store.identity(int(position)) for position in self.positions]
 
     def select(self, indices: Sequence[int] | Indices) -> ImageSet:
-        """The pictures at `indices`, in that order."""
+        """The images at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
         return ImageSet(self.store, self.positions[chosen], self.labels[chosen])
 
     def joined(self, other: ImageSet) -> ImageSet:
-        """These pictures and then those of `other`."""
+        """These images and then those of `other`."""
         labels = np.concatenate([self.labels, other.labels])
         if self.store is other.store:
             return ImageSet(self.store, np.concatenate([self.positions, other.positions]), labels)
@@ -162,16 +168,16 @@ class ImageSet:
         return ImageSet(JoinedStore(self.store, other.store, start), positions, labels)
 
     def take(self, count: int, seed: int = 0) -> ImageSet:
-        """`count` pictures, classes in proportion and each at least once where `count` allows; all if there are fewer.
+        """`count` images, classes in proportion and each at least once where `count` allows; all if there are fewer.
 
-        They stay in their order. With one seed, a smaller subset lies within every larger one. Raises MemtokError for
+        They keep their order. With one seed, a smaller subset lies within every larger one. Raises MemtokError for
         a count below 1.
         """
         chosen = self.chosen(count, seed)
         return self if len(chosen) == len(self) else self.select(chosen)
 
     def chosen(self, count: int, seed: int = 0) -> Indices:
-        """Which pictures `take` takes: their indices (count,), ascending."""
+        """The images that `take` selects: their indices (count,), ascending."""
         if count < 1:
             raise MemtokError(f"expected a number of images from 1 on, found {count}; ask for more", argument="count")
         if count >= len(self):
@@ -185,10 +191,10 @@ class DataSource:
 
     `spec`: what was asked for, such as `digits` or `folder:photos`; `name`: a short name. `classes`: their names in the
     order of the labels. `test` is a part of its own where there is one (`has_test`), else the validation part.
-    `split_kind`, `seed`, `fraction`: how the parts came about. `augment`: how its images are varied in training unless
-    told otherwise ("inception", "crop" or "none"), and `flip`: are they mirrored? `left_out`: what could not be read,
-    (path, reason) each; `skipped`: the paths alone. `peak`: the largest value in those of its images that are taken as
-    16 bits, None where there are none, or where it is not known.
+    `split_kind`, `seed`, `fraction`: how the parts were made. `augment`: the default augmentation of its images in
+    training ("inception", "crop" or "none"), `flip`: whether they are mirrored by default. `left_out`: what could not
+    be read, (path, reason) each; `skipped`: the paths alone. `peak`: the largest value in those of its images that are
+    taken as 16 bits, None where there are none, or where it is not known.
     """
 
     spec: str
@@ -208,8 +214,8 @@ class DataSource:
     def __post_init__(self) -> None:
         check_classes(self.classes, self.spec)
         object.__setattr__(self, "classes", new_classes(self.classes))
-        for part in ("train", "validation", "test"):
-            labels = getattr(self, part).labels
+        for part, images in self.parts.items():
+            labels = images.labels
             if len(labels) == 0:
                 raise MemtokError(f"expected images in the {part} part of {self.spec}, found none; add some to it")
             if labels.min() < 0 or labels.max() >= len(self.classes):
@@ -219,6 +225,16 @@ class DataSource:
                 )
 
     @property
+    def parts(self) -> dict[str, ImageSet]:
+        """The three parts by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def mapped(self, change: Callable[[ImageSet], ImageSet], **fields: Any) -> DataSource:
+        """The source with every part changed, and with other values of some `fields`."""
+        parts: dict[str, Any] = {part: change(images) for part, images in self.parts.items()}
+        return replace(self, **parts, **fields)
+
+    @property
     def skipped(self) -> tuple[str, ...]:
         """The paths of what could not be read."""
         return tuple(one.path for one in self.left_out)
@@ -226,13 +242,7 @@ class DataSource:
     @cached_property
     def split_digest(self) -> str:
         """`sha256:` over the identities of the three parts."""
-        return digest(
-            {
-                "train": self.train.identities,
-                "validation": self.validation.identities,
-                "test": self.test.identities,
-            }
-        )
+        return digest({part: images.identities for part, images in self.parts.items()})
 
     @cached_property
     def has_test(self) -> bool:
@@ -255,20 +265,17 @@ class DataSource:
 
     @property
     def split(self) -> dict[str, Any]:
-        """How the parts came about, for records: kind, seed, fraction, digest and the number of images (JSON-able).
+        """How the parts were made, for records: kind, seed, fraction, digest and the number of images (JSON-able).
 
         Where the data have no test part of their own it counts 0 images.
         """
+        counts = {part: len(images) for part, images in self.parts.items()}
         return {
             "kind": self.split_kind,
             "seed": self.seed,
             "fraction": self.fraction,
             "digest": self.split_digest,
-            "counts": {
-                "train": len(self.train),
-                "validation": len(self.validation),
-                "test": len(self.test) if self.has_test else 0,
-            },
+            "counts": counts if self.has_test else {**counts, "test": 0},
         }
 
     def only(self, classes: Sequence[str]) -> DataSource:
@@ -280,7 +287,10 @@ class DataSource:
         classes = [composed(name) for name in classes]
         unknown = [name for name in classes if name not in self.classes]
         if unknown:
-            raise MemtokError(f"expected classes of {self.spec}, found {unknown[0]!r}; it has {listing(self.classes)}")
+            raise MemtokError(
+                f"expected classes of {self.spec}, found {unknown[0]!r}; it has {listing(self.classes)}",
+                argument="classes",
+            )
         check_classes(classes, self.spec)
         renumbered = np.full(len(self.classes), -1, dtype=np.int64)
         renumbered[[self.classes.index(name) for name in classes]] = np.arange(len(classes))
@@ -290,13 +300,7 @@ class DataSource:
             kept = labels >= 0
             return ImageSet(part.store, part.positions[kept], labels[kept])
 
-        return replace(
-            self,
-            classes=tuple(classes),
-            train=restrict(self.train),
-            validation=restrict(self.validation),
-            test=restrict(self.test),
-        )
+        return self.mapped(restrict, classes=tuple(classes))
 
     def without(self, identities: Container[str], left_out: tuple[LeftOut, ...]) -> DataSource:
         """The source without the images of these identities; `left_out` are their paths and what is wrong with them."""
@@ -304,19 +308,21 @@ class DataSource:
         def rest(part: ImageSet) -> ImageSet:
             return part.select([index for index, name in enumerate(part.identities) if name not in identities])
 
-        return replace(
-            self, train=rest(self.train), validation=rest(self.validation), test=rest(self.test), left_out=left_out
-        )
+        return self.mapped(rest, left_out=left_out)
 
 
 def check_classes(classes: Sequence[str], spec: str) -> None:
     """Raises MemtokError unless there are at least two classes, each once."""
     if len(classes) < 2:
         found = f"only {classes[0]!r}" if classes else "none"
-        raise MemtokError(f"expected at least two classes in {spec}, found {found}; name or add another")
+        raise MemtokError(
+            f"expected at least two classes in {spec}, found {found}; name or add another", argument="classes"
+        )
     twice = {name for name in classes if list(classes).count(name) > 1} if len(set(classes)) < len(classes) else set()
     if twice:
-        raise MemtokError(f"expected every class of {spec} once, found {min(twice)!r} twice; name it once")
+        raise MemtokError(
+            f"expected every class of {spec} once, found {min(twice)!r} twice; name it once", argument="classes"
+        )
 
 
 def listing(names: Sequence[str], most: int = 12) -> str:

@@ -1,8 +1,8 @@
-"""Which images train and which validate: drawn per class from a seed, written down for folders, digested.
+"""Splits: which images train, validate and test. Drawn per class from a seed; written to a file for folders.
 
 Nothing here uses a global random generator, and nothing depends on the order in which a file system lists files or on
-the version of numpy: orders come from SHA-256 over seed and name, or from the raw output of PCG64. The draw is the
-same in training and in evaluation because both take it from here, with a seed that is not the seed of the training.
+the version of numpy: orders come from SHA-256 over seed and name, or from the raw output of PCG64. Training and
+evaluation draw the same split, with a seed of its own that is not the seed of the training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtok.data.images import shown
-from memtok.errors import MemtokError
+from memtok.errors import MemtokError, one_line
 from memtok.files import atomic_write
 
 SPLIT_FILE = "memtok-split.json"
@@ -87,8 +87,8 @@ def draw_validation(
 ) -> set[str]:
     """The names of the validation part, drawn class by class.
 
-    `assigned` {name: "train" | "validation"} holds; the other names fill the classes up to their share. Which ones are
-    taken follows from the seed and the names alone. A class of one image trains.
+    `assigned` {name: "train" | "validation"} stays as it is; of the other names so many are drawn that each class
+    reaches its share. The draw depends on the seed and the names alone. A class of one image trains.
     """
     numbers = np.asarray(labels, dtype=np.int64)
     parts = [assigned.get(name) for name in names] if assigned else [None] * len(names)
@@ -112,7 +112,7 @@ def draw_validation(
 def stratified_order(labels: Indices, seed: int) -> Indices:
     """Positions in an order of which every beginning is stratified: classes in proportion, each at least once.
 
-    Member j of a class with c members stands at (j + 1/2) / c, which is how seats are given out by Webster's method;
+    Member j of a class with c members is placed at (j + 1/2) / c, as in Webster's method of apportionment;
     first members come first. The members of a class are in random order, drawn from `seed`.
     """
     count = len(labels)
@@ -142,7 +142,7 @@ def draw_parts(
 ) -> dict[str, str]:
     """{name: "train" | "validation" | "test"} of the images `names` {name: label}, drawn as by `draw_validation`.
 
-    With a `test_fraction` the test part is drawn first, and validation from what is left. `assigned` holds.
+    With a `test_fraction` the test part is drawn first, and validation from the rest. `assigned` stays as it is.
     """
     assigned = assigned or {}
     test: set[str] = set()
@@ -156,7 +156,7 @@ def draw_parts(
 
 @dataclass(frozen=True)
 class FolderSplit:
-    """The split of a folder of images as it is written down: {name: part}, with its seed."""
+    """The split of a folder of images as its file holds it: {name: part}, with its seed and fraction."""
 
     seed: int
     fraction: float
@@ -174,10 +174,10 @@ def written_split(
     default_fraction: float,
     test_fraction: float | None = None,
 ) -> FolderSplit:
-    """The split of the images `names` {name: label} under `root`: what is written holds, what is new is drawn.
+    """The split of the images `names` {name: label} under `root`: as written in its file, with new images drawn.
 
-    It lives in `root`/memtok-split.json, or in the folder `fallback` where `root` cannot be written; with a
-    `test_fraction`, a test part is drawn too, and it lives in memtok-split-80-20.json. Names that are no longer among
+    The file is `root`/memtok-split.json, or in the folder `fallback` where `root` cannot be written. With a
+    `test_fraction`, a test part is drawn too, and the file is memtok-split-80-20.json. Names that are no longer among
     `listed` are dropped; a name that is listed but not in `names` (unreadable today) keeps its part. `seed` and
     `fraction` of None mean "as written", else 0 and `default_fraction`; others than the written ones are an error,
     since training and evaluation would then see different splits.
@@ -194,7 +194,7 @@ def written_split(
         seed = check_seed(0 if seed is None else seed)
         fraction = check_fraction(default_fraction if fraction is None else fraction)
     before: dict[str, str] = {}
-    for _, split in reversed(found):  # the one beside the images has the last word
+    for _, split in reversed(found):  # the file beside the images takes precedence
         if (split.seed, split.fraction) == (seed, fraction):
             before.update(split.parts)
     present = set(listed)
@@ -225,11 +225,12 @@ def _bytes(text: str) -> bytes:
 
 def _check_asked(path: Path, split: FolderSplit, seed: int | None, fraction: float | None) -> None:
     """Raises MemtokError if another split is asked for than the one that is written."""
-    for what, asked, written in (("seed", seed, split.seed), ("validation fraction", fraction, split.fraction)):
+    for argument, asked, written in (("seed", seed, split.seed), ("validation_fraction", fraction, split.fraction)):
         if asked is not None and asked != written:
             raise MemtokError(
-                f"expected {what} {written}, with which the split in {shown(path)} was drawn, found {asked}; leave it "
-                "out to use that split, or delete the file to draw a new one"
+                f"expected {argument.replace('_', ' ')} {written}, with which the split in {shown(path)} was drawn, "
+                f"found {asked}; leave it out to use that split, or delete the file to draw a new one",
+                argument=argument,
             )
 
 
@@ -239,7 +240,7 @@ def _read(path: Path) -> FolderSplit:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise MemtokError(
             f"expected a split written by memtok in {shown(path)}, found something else "
-            f"({' '.join(str(error).split()) or type(error).__name__}); delete it to draw a new split"
+            f"({one_line(error)}); delete it to draw a new split"
         ) from error
 
 
@@ -256,7 +257,7 @@ def _parse(content: dict[str, Any]) -> FolderSplit:
 
 
 def _write(home: Path, away: Path, split: FolderSplit) -> None:
-    """Writes the split beside the images, else into the user's cache; where neither can be written, says so."""
+    """Writes the split beside the images, else into the user's cache; logs a warning where neither can be written."""
     content = {
         "format": FORMAT,
         "version": VERSION,

@@ -10,14 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from memtok.data.download import Archive, check_unpacked, download, unpacking
 from memtok.data.images import shown
-from memtok.data.listings import list_images
-from memtok.data.official import official_parts
+from memtok.data.listings import read_class_folders
 from memtok.data.published import Published
-from memtok.data.sources import FileStore, ImageSet
 from memtok.errors import MemtokError
 from memtok.regular import check_regular
 
@@ -32,21 +28,16 @@ def read_sun397(data_dir: Path) -> Published:
     check_unpacked(data_dir, FOLDER)
     if not root.is_dir():
         _download(data_dir)
-    folders = [line.lstrip("/") for line in _lines(root / "ClassName.txt")]
-    listed = list_images(root, folders, data_dir, "sun_*.jpg")
-    empty = next((folder for folder, files in zip(folders, listed, strict=True) if not files), None)
-    if empty is not None:
-        raise MemtokError(
-            f"expected images of every class, found none in {shown(root / empty)}; delete {shown(root)} and unpack it "
-            "anew"
-        )
-    names = tuple(f"{folder}/{name}" for folder, files in zip(folders, listed, strict=True) for name in files)
-    labels = np.repeat(np.arange(len(folders)), [len(files) for files in listed])
-    return Published(
+    folders = _paths(root / "ClassName.txt")
+    return read_class_folders(
+        root,
+        folders,
         tuple(folder.split("/", 1)[-1] for folder in folders),  # without the letter that they are sorted under
-        ImageSet(FileStore(root, names, published=True), np.arange(len(names)), labels),
-        official_parts(LISTS, [data_dir / folder for folder in LIST_FOLDERS], _read_list, names, root),
-        lists=f"no {' and '.join(LISTS)} in {shown(root)}",
+        data_dir=data_dir,
+        pattern="sun_*.jpg",
+        lists=LISTS,
+        list_folders=[data_dir / folder for folder in LIST_FOLDERS],
+        read_list=_paths,
     )
 
 
@@ -64,11 +55,8 @@ def _download(data_dir: Path) -> None:
         )
 
 
-def _read_list(path: Path) -> list[str]:
-    return [line.lstrip("/") for line in _lines(path)]
-
-
-def _lines(path: Path) -> list[str]:
+def _paths(path: Path) -> list[str]:
+    """The paths in a list of SUN-397, one a line, each with a slash before it."""
     check_regular(path, f"{path.name} of SUN-397")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -77,4 +65,4 @@ def _lines(path: Path) -> list[str]:
             f"expected {path.name} of SUN-397, found {shown(path)} missing or unreadable; delete {shown(path.parent)} "
             "and unpack it anew"
         ) from error
-    return [line for line in lines if line]
+    return [line.lstrip("/") for line in lines if line]

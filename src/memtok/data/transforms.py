@@ -1,9 +1,9 @@
-"""From a picture to what the model receives: size, crop, range and normalisation as the checkpoint was trained with.
+"""From an image to the model's input: size, crop, range and normalisation as the checkpoint was trained with.
 
-C, H, W: channels (3), height and width of the model's input. Transforms take a PIL image and return a float32
-tensor (C, H, W): pixels / 255, less the mean, over the standard deviation. Each is made of two parts: what happens to
-the picture, which ends in uint8 pixels (C, H, W), and the `Normaliser`. memtok's own loops load pixels, a quarter of
-the bytes, and normalise whole batches where the model is; the numbers are the same. All of them can be pickled.
+C, H, W: channels (3), height and width of the model's input. Transforms take a PIL image and return a float32 tensor
+(C, H, W): pixels / 255, minus the mean, divided by the standard deviation. Each has two parts: one that returns uint8
+pixels (C, H, W), and the `Normaliser`. memtok's own loops load pixels, a quarter of the bytes, and normalise whole
+batches on the model's device; the numbers are the same. All of them can be pickled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from memtok.data.images import as_rgb
@@ -30,15 +30,15 @@ Transform = Callable[[Image.Image], Tensor]
 AUGMENTATIONS = ("inception", "crop", "none")
 
 CROP_MARGIN = 8 / 7
-"""`crop` resizes to this much more than the input size: 224 to 256, the usual ratio of resize and crop."""
+"""`crop` resizes to this multiple of the input size: 224 to 256, the usual ratio of resize and crop."""
 
 LARGEST_RESIZED = 2**24
-"""Pixels that a picture may have after the resize to be resized as a whole: 50 MB in RGB."""
+"""Images of at most this many pixels after the resize are resized as a whole: 50 MB in RGB."""
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 """Of `inception`: the share of the area that a part covers, and its width over its height."""
 
-ATTEMPTS = 10  # to draw a part that lies within the image, as in timm; then the middle is taken
+ATTEMPTS = 10  # to draw a part within the image, as in timm; then the middle is taken
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -75,9 +75,9 @@ GLOBAL_GENERATORS = Generators(random, None)
 
 
 class OwnTransform(ABC):
-    """A transform of memtok's: it takes images of any mode, and knows the range of those with more than 8 bits.
+    """A transform of memtok: it takes images of any mode, and scales those with more than 8 bits.
 
-    All that it draws comes from `generators`, so it needs no global one.
+    It draws from `generators` only, never from the global ones unless they are given.
     """
 
     @abstractmethod
@@ -86,30 +86,41 @@ class OwnTransform(ABC):
 
 
 @dataclass(frozen=True)
-class EvaluationPixels(OwnTransform):
-    """The deterministic part of evaluation: resize, centre crop."""
+class PixelTransform(OwnTransform):
+    """A transform to uint8 pixels (C, H, W): RGB, cut to the input size, with `flip` mirrored in half of the cases."""
 
     preprocessing: Preprocessing
+    flip: bool = False
 
     def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
-        settings = self.preprocessing
-        image = as_rgb(image, settings.pixel_range)
-        resized = resized_size(image, settings.resize)
-        crop = settings.image_size if settings.crop else resized
-        corner = centre_corner(resized, crop, low=settings.position_resize == "transformers")
-        return pixels_of(resize_and_crop(image, resized, corner, crop, settings.interpolation))
+        cut = self.cut(as_rgb(image, self.preprocessing.pixel_range), generators)
+        if self.flip and generators.heads():
+            cut = ImageOps.mirror(cut)
+        return pixels_of(cut)
+
+    @abstractmethod
+    def cut(self, image: Image.Image, generators: Generators) -> Image.Image:
+        """An RGB image resized and cropped to the input size."""
 
 
 @dataclass(frozen=True)
-class RandomCropPixels(OwnTransform):
-    """Resize to a little more than the input size, random crop, perhaps a random flip."""
+class EvaluationPixels(PixelTransform):
+    """The preprocessing of evaluation: resize, centre crop."""
 
-    preprocessing: Preprocessing
-    flip: bool
-
-    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
+    def cut(self, image: Image.Image, generators: Generators) -> Image.Image:
         settings = self.preprocessing
-        image = as_rgb(image, settings.pixel_range)
+        resized = resized_size(image, settings.resize)
+        crop = settings.image_size if settings.crop else resized
+        corner = centre_corner(resized, crop, low=settings.position_resize == "transformers")
+        return resize_and_crop(image, resized, corner, crop, settings.interpolation)
+
+
+@dataclass(frozen=True)
+class RandomCropPixels(PixelTransform):
+    """Resize to a little more than the input size, random crop."""
+
+    def cut(self, image: Image.Image, generators: Generators) -> Image.Image:
+        settings = self.preprocessing
         height, width = settings.image_size
         size: tuple[int, int] | int
         if isinstance(settings.resize, int):
@@ -122,28 +133,23 @@ class RandomCropPixels(OwnTransform):
             top, left = (
                 generators.below(whole - part + 1) for whole, part in zip(resized, (height, width), strict=True)
             )
-        image = resize_and_crop(image, resized, (top, left), (height, width), settings.interpolation)
-        return pixels_of(mirrored(image) if self.flip and generators.heads() else image)
+        return resize_and_crop(image, resized, (top, left), (height, width), settings.interpolation)
 
 
 @dataclass(frozen=True)
-class InceptionPixels(OwnTransform):
-    """A random part of the image, resized to the input size, perhaps mirrored; the numbers are timm's."""
+class InceptionPixels(PixelTransform):
+    """A random part of the image, resized to the input size; the same random parts as in timm."""
 
-    preprocessing: Preprocessing
-    flip: bool
-
-    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
+    def cut(self, image: Image.Image, generators: Generators) -> Image.Image:
         settings = self.preprocessing
-        image = as_rgb(image, settings.pixel_range)
-        image = resize(image.crop(random_part(image, generators.python)), settings.image_size, settings.interpolation)
-        return pixels_of(mirrored(image) if self.flip and generators.heads() else image)
+        part = image.crop(random_part(image, generators.python))
+        return resize(part, settings.image_size, settings.interpolation)
 
 
 class Normaliser:
-    """From pixels to the model's input: / 255, less the mean, over the standard deviation of each channel.
+    """From pixels to the model's input: / 255, minus the mean, divided by the standard deviation of each channel.
 
-    It works where the pixels are, on one image or on a batch; its constants are brought to a device once.
+    It works on the device of the pixels, on one image or on a batch; its constants are copied to a device once.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -155,7 +161,9 @@ class Normaliser:
     def __call__(self, pixels: Tensor) -> Tensor:
         """float32 (..., C, H, W) of uint8 pixels (..., C, H, W)."""
         if pixels.dtype != torch.uint8:
-            raise MemtokError(f"expected pixels in uint8 to normalise, found {pixels.dtype}; give them as loaded")
+            raise MemtokError(
+                f"expected pixels in uint8 to normalise, found {pixels.dtype}; give them as loaded", argument="pixels"
+            )
         if pixels.device not in self.placed:
             self.placed[pixels.device] = self.constants.to(pixels.device)
         scale, mean, std = self.placed[pixels.device]  # (C, 1, 1) each
@@ -164,7 +172,7 @@ class Normaliser:
 
 @dataclass(frozen=True)
 class Normalised(OwnTransform):
-    """What a transform to pixels gives, normalised."""
+    """A transform to pixels, followed by the normalisation."""
 
     pixels: OwnTransform
     normalise: Normaliser
@@ -174,7 +182,7 @@ class Normalised(OwnTransform):
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> OwnTransform:
-    """The transform of evaluation: resize, centre crop, normalise, without chance.
+    """The transform of evaluation: resize, centre crop, normalise. It is deterministic.
 
     It equals the checkpoint's own: transformers' image processors (those on PIL) where the checkpoint came in
     transformers' layout, else timm's `create_transform(is_training=False)`.
@@ -193,7 +201,7 @@ def training_transform(preprocessing: Preprocessing, augment: str = "inception",
 
     `augment`: "inception", a random part of 8 % to 100 % of the area with sides 3:4 to 4:3, resized to the input size
     (GoogLeNet, Szegedy et al. 2015; timm's); "crop", resize to 8/7 of the input size and a random crop; "none", what
-    evaluation does, never mirrored. `flip`: mirror one picture in two. Raises MemtokError for another name.
+    evaluation does, never mirrored. `flip`: mirror half of the images. Raises MemtokError for another name.
     """
     return Normalised(training_pixels(preprocessing, augment, flip), Normaliser(preprocessing))
 
@@ -234,13 +242,8 @@ def random_part(image: Image.Image, python: PythonRandom) -> tuple[int, int, int
     return left, top, left + width, top + height
 
 
-def mirrored(image: Image.Image) -> Image.Image:
-    """Left and right exchanged."""
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-
-
 def resize(image: Image.Image, size: tuple[int, int] | int, interpolation: str) -> Image.Image:
-    """The picture at its `resized_size`."""
+    """The image at its `resized_size`."""
     height, width = resized_size(image, size)
     return image.resize((width, height), INTERPOLATIONS[interpolation])
 
@@ -255,7 +258,7 @@ def resized_size(image: Image.Image, size: tuple[int, int] | int) -> tuple[int, 
 
 
 def centre_corner(size: tuple[int, int], crop: tuple[int, int], *, low: bool) -> tuple[int, int]:
-    """(top, left) of the middle of a picture, which is at least as large as the crop, as `Preprocessing` makes sure.
+    """(top, left) of the centre crop of an image that is at least as large as the crop, as `Preprocessing` ensures.
 
     Where the middle falls between two pixels, `low` takes the lower one, as transformers does; otherwise half numbers
     go to the even neighbour, as torchvision and so timm do.
@@ -269,9 +272,9 @@ def centre_corner(size: tuple[int, int], crop: tuple[int, int], *, low: bool) ->
 def resize_and_crop(
     image: Image.Image, size: tuple[int, int], corner: tuple[int, int], crop: tuple[int, int], interpolation: str
 ) -> Image.Image:
-    """The part of (height, width) `crop` at (top, left) `corner` of the picture resized to (height, width) `size`.
+    """The part of (height, width) `crop` at (top, left) `corner` of the image resized to (height, width) `size`.
 
-    Of a long and thin picture (60000 x 1 would become 15 million x 256) only that part is computed. Its pixels are the
+    Of a long and thin image (60000 x 1 would become 15 million x 256) only that part is computed. Its pixels are the
     same but for rounding: Pillow rounds positions and chooses which side it resizes first by the sizes.
     """
     (height, width), (top, left) = size, corner

@@ -23,28 +23,29 @@ VALIDATION_FRACTION = 0.2
 
 @dataclass(frozen=True)
 class DatasetStore:
-    """The pictures of a torch Dataset; `labels` are what its items are expected to say."""
+    """The images of a torch Dataset; `labels` are the labels that its items are expected to have."""
 
     dataset: Any
     labels: Indices
     prefix: str
-    draws: ClassVar[bool] = True  # it may vary its items
+    draws: ClassVar[bool] = True  # it may augment its items
 
     def read(self, position: int) -> Image.Image:
-        picture, label = _pair(self.dataset, position)
+        image, label = _pair(self.dataset, position)
         if label != self.labels[position]:
             raise MemtokError(
                 f"expected label {self.labels[position]} of item {position}, as the data set said before, found "
-                f"{label}; give a data set whose labels stay"
+                f"{label}; give a data set whose labels stay",
+                argument="dataset",
             )
-        deep = isinstance(picture, Image.Image) and is_deep(picture)
-        return picture if deep else as_picture(picture, position)
+        deep = isinstance(image, Image.Image) and is_deep(image)
+        return image if deep else as_image(image, position)
 
     def identity(self, position: int) -> str:
         return f"{self.prefix}/{position}"
 
     def content(self, positions: Indices) -> list[bytes] | None:
-        return None  # only its owner knows when an item changes
+        return None  # unknown without reading every item
 
 
 def from_dataset(
@@ -58,14 +59,14 @@ def from_dataset(
     validation_fraction: float = VALIDATION_FRACTION,
     flip: bool = True,
 ) -> DataSource:
-    """Wraps a torch Dataset (with a length) of (picture, label) as a DataSource.
+    """Wraps a torch Dataset (with a length) of (image, label) as a DataSource.
 
-    A picture is a PIL image, a float tensor (channels, height, width) in [0, 1], a uint8 tensor of that shape, or a
-    uint8 array (height, width[, channels]). It is kept in 8 bits and memtok normalises it itself, so give it without
+    An image is a PIL image, a float tensor (channels, height, width) in [0, 1], a uint8 tensor of that shape, or a
+    uint8 array (height, width[, channels]). memtok converts it to 8 bits and normalises it itself, so give it without
     normalisation. A label is a whole number from 0. `classes` are their names, by default `dataset.classes`. Without
     `validation` (another such data set) a stratified part of `dataset` is drawn from `seed`; without `test` there
-    is no test part (`has_test`). `flip`: may pictures be mirrored? If not, training cuts random crops and leaves
-    Inception's small parts alone, unless told otherwise.
+    is no test part (`has_test`). `flip`: whether images may be mirrored. If not, training uses
+    random crops by default, not the small parts of Inception's augmentation.
     """
     names = tuple(str(one) for one in (_classes(dataset) if classes is None else classes))
     whole = _image_set(dataset, "train")
@@ -88,7 +89,7 @@ def from_dataset(
     )
 
 
-def as_picture(value: Any, position: int = 0) -> Image.Image:
+def as_image(value: Any, position: int = 0) -> Image.Image:
     """A PIL image, tensor or array as `from_dataset` takes them, as a PIL image in RGB.
 
     Raises MemtokError for other things, and for float pixels outside [0, 1]: those were normalised already.
@@ -104,24 +105,28 @@ def as_picture(value: Any, position: int = 0) -> Image.Image:
         found = f"{type(value).__name__} {tuple(getattr(value, 'shape', ()))}"
         raise MemtokError(
             f"expected a PIL image, a tensor (channels, height, width) or an array (height, width, channels), found "
-            f"{found} at item {position}; convert it"
+            f"{found} at item {position}; convert it",
+            argument="dataset",
         )
     if pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4):
         raise MemtokError(
             f"expected 1, 3 or 4 channels, found {pixels.shape[2]} in {type(value).__name__} {tuple(value.shape)} at "
-            f"item {position}; give tensors as (channels, height, width), arrays as (height, width, channels)"
+            f"item {position}; give tensors as (channels, height, width), arrays as (height, width, channels)",
+            argument="dataset",
         )
     if np.issubdtype(pixels.dtype, np.floating):
         low, high = float(pixels.min()), float(pixels.max())
         if not (low >= -1e-6 and high <= 1 + 1e-6):
             raise MemtokError(
                 f"expected float pixels in [0, 1], found {low:.3g} to {high:.3g} at item {position}; leave out the "
-                "normalisation, memtok does it as the backbone needs it"
+                "normalisation, memtok does it as the backbone needs it",
+                argument="dataset",
             )
         pixels = np.rint(pixels * 255)
     elif pixels.dtype != np.uint8:
         raise MemtokError(
-            f"expected pixels as float in [0, 1] or as uint8, found {pixels.dtype} at item {position}; convert them"
+            f"expected pixels as float in [0, 1] or as uint8, found {pixels.dtype} at item {position}; convert them",
+            argument="dataset",
         )
     pixels = pixels.astype(np.uint8)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
@@ -137,7 +142,7 @@ def _image_set(dataset: Any, part: str) -> ImageSet:
             argument="dataset",
         )
     labels = _labels(dataset)
-    return ImageSet(DatasetStore(dataset, labels, part), np.arange(len(labels)), labels)
+    return ImageSet.whole(DatasetStore(dataset, labels, part), labels)
 
 
 def _classes(dataset: Any) -> Sequence[str]:
@@ -153,7 +158,7 @@ def _classes(dataset: Any) -> Sequence[str]:
 
 
 def _labels(dataset: Any) -> Indices:
-    """The labels (items,) int64: from `targets` where they are sure to be what the items say, else item by item."""
+    """The labels (items,) int64: from `targets` where no `target_transform` changes them, else item by item."""
     if isinstance(dataset, Subset):
         return _labels(dataset.dataset)[np.asarray(dataset.indices, dtype=np.int64)]
     targets = getattr(dataset, "targets", None)
@@ -168,13 +173,14 @@ def _labels(dataset: Any) -> Indices:
 def _pair(dataset: Any, position: int) -> tuple[Any, int]:
     item = dataset[position]
     try:
-        picture, label = item
+        image, label = item
         number = int(label)
         if number != label:
             raise ValueError("not a whole number")
     except (TypeError, ValueError) as error:
         raise MemtokError(
-            f"expected (picture, label) with a whole number as the label, found {type(item).__name__} at item "
-            f"{position} ({error}); give a data set of such pairs"
+            f"expected (image, label) with a whole number as the label, found {type(item).__name__} at item "
+            f"{position} ({error}); give a data set of such pairs",
+            argument="dataset",
         ) from error
-    return picture, number
+    return image, number

@@ -1,4 +1,4 @@
-"""Where old checkpoints are: a file, a folder such as `models/`, or a repository of the Hugging Face Hub."""
+"""Sources of old checkpoints: a file, a folder such as `models/`, or a repository of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from memtok.checkpoint.sources import HUB_NAME, HUB_PREFIXES
-from memtok.checkpoint.tensor_files import one_line
-from memtok.errors import MemtokError
+from memtok.errors import MemtokError, one_line
 from memtok.regular import check_regular
 
 # What the reproduction's authors published on the Hub, and the names that its download script saves them under.
@@ -26,8 +25,7 @@ PUBLISHED = ("CIFAR100_model.pt", "INaturalist_model.pt", "Places_model.pt", "Su
 class LegacyFile:
     """An old checkpoint on this machine.
 
-    label: what to call it in errors. origin: what a task's record says it was imported from, its name or place on the
-    Hub.
+    label: its name in errors. origin: its name, or its name on the Hub, for the records of its tasks.
     """
 
     path: Path
@@ -39,13 +37,15 @@ def legacy_files(source: str | Path, file: str | Sequence[str] | None = None) ->
     """The files that `source` means.
 
     source: a file; or a folder or `org/name` on the Hub (`org/name@revision` too), of which `file` names one file or
-    several, else all `*.pt` are taken, in alphabetical order. What is on the Hub is downloaded into its client's cache,
-    or taken from there. MemtokError for what is not found.
+    several, else all `*.pt` are taken, in alphabetical order. Files on the Hub are downloaded into the cache of
+    its client. MemtokError for what is not found.
     """
     names = [file] if isinstance(file, str) else list(file or [])
     for name in names:
         if Path(name).name != name:
-            raise MemtokError(f"expected the name of a file in {source}, found {name!r}; leave out its folder")
+            raise MemtokError(
+                f"expected the name of a file in {source}, found {name!r}; leave out its folder", argument="file"
+            )
     text, path = str(source), Path(source).expanduser()
     for prefix in HUB_PREFIXES:
         if isinstance(source, str) and text.startswith(prefix):
@@ -54,7 +54,8 @@ def legacy_files(source: str | Path, file: str | Sequence[str] | None = None) ->
     if path.is_file():
         if names:
             raise MemtokError(
-                f"expected no name of a file in {text}, which is a file, found {names[0]!r}; leave it out"
+                f"expected no name of a file in {text}, which is a file, found {names[0]!r}; leave it out",
+                argument="file",
             )
         return [LegacyFile(path, text, path.name)]
     if path.is_dir():
@@ -63,7 +64,8 @@ def legacy_files(source: str | Path, file: str | Sequence[str] | None = None) ->
         return from_hub(text, names)
     raise MemtokError(
         f"expected an old checkpoint such as {PUBLISHED[0]}, a folder of them or {REPOSITORY}, found no file {text}; "
-        "check the path"
+        "check the path",
+        argument="source",
     )
 
 
@@ -73,9 +75,12 @@ def in_folder(folder: Path, label: str, names: Sequence[str]) -> list[LegacyFile
     shown = ", ".join(here) or "no file that ends in .pt"
     for name in names:
         if not (folder / name).is_file():
-            raise MemtokError(f"expected {name} in {label}, found {shown}; name one that is there")
+            raise MemtokError(f"expected {name} in {label}, found {shown}; name one that is there", argument="file")
     if not (names or here):
-        raise MemtokError(f"expected old checkpoints such as {PUBLISHED[0]} in {label}, found {shown}; check the name")
+        raise MemtokError(
+            f"expected old checkpoints such as {PUBLISHED[0]} in {label}, found {shown}; check the name",
+            argument="source",
+        )
     return [LegacyFile(folder / name, f"{label}/{name}", name) for name in names or here]
 
 
@@ -98,21 +103,22 @@ def download(repository: str, names: Sequence[str]) -> Path:
         wanted = ", ".join(names) or "*.pt"
         raise MemtokError(
             f"expected to get {wanted} of {repository!r} from the Hugging Face Hub, found: {one_line(error)}; check "
-            "the name and the connection, or download the file and give its path"
+            "the name and the connection, or download the file and give its path",
+            argument="source",
         ) from error
 
 
 def load_state(file: LegacyFile) -> dict[str, Tensor]:
     """The tensors of a file that `torch.save` wrote, by name; MemtokError for any other file.
 
-    Nothing in the file is executed: `weights_only` admits tensors and plain containers.
+    Nothing in the file is executed: `weights_only` reads tensors and plain containers only.
     """
     label = file.label
     check_regular(file.path, "an old checkpoint")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of other pickle protocols; they are refused below
+        with warnings.catch_warnings(action="ignore"):  # of other pickle protocols; they are rejected below
             state: Any = torch.load(file.path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or foreign file makes the reader stumble over
+    except Exception as error:  # damaged and foreign files raise nearly anything
         first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise MemtokError(
             f"expected a state dict of the public reproduction in {label}, found something else ({first[:120]}); "

@@ -1,4 +1,4 @@
-"""What an old checkpoint holds: its tensors and, from its attention mask, which task attends to which."""
+"""The content of an old checkpoint: its tensors, and by its attention mask, which task extends which."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEMORY = "vit.encoder.layer.{}.attention.attention.memory_tokens.{}"
 MASK = "vit.encoder.layer.{}.attention.attention.attention_mask"
 LAYER = re.compile(r"vit\.encoder\.layer\.([0-9]+)\.")
 NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-REPLACED = ("vit.embeddings.cls_token", "classifier.weight", "classifier.bias")  # became lists there
+REPLACED = ("vit.embeddings.cls_token", "classifier.weight", "classifier.bias")  # lists in the reproduction
 OWN = re.compile(
     r"vit\.embeddings\.cls_tokens\.(?P<token>[0-9]+)|classifiers\.(?P<head>[0-9]+)\.(weight|bias)"
     r"|vit\.encoder\.layer\.[0-9]+\.attention\.attention\.(attention_mask|memory_tokens\.(?P<memory>[0-9]+))"
@@ -44,7 +44,7 @@ class OldCheckpoint:
 
     @property
     def arrangement(self) -> str:
-        """How the tasks stood side by side: "alone", "concatenated" or "extended"."""
+        """How the tasks were composed: "alone", "concatenated" or "extended"."""
         return "alone" if len(self.cells) == 1 else "extended" if any(self.extends) else "concatenated"
 
     @property
@@ -67,7 +67,7 @@ def read_old(file: LegacyFile) -> OldCheckpoint:
     if count < 1:
         raise MemtokError(f"expected at least one added task in {label}, found the base one only; name another")
     depth = max((int(found[1]) for key in state if (found := LAYER.match(key))), default=-1) + 1
-    if count * depth > len(state):  # every layer has memory of every task
+    if count * depth > len(state):  # every layer has memory cells of every task
         raise MemtokError(
             f"expected memory of {count} tasks in {depth} layers of {label}, found {len(state)} tensors only; it is "
             "damaged"
@@ -89,7 +89,7 @@ def read_old(file: LegacyFile) -> OldCheckpoint:
 
 
 def check_tensors(state: dict[str, Tensor], label: str) -> None:
-    """MemtokError for a tensor whose numbers cannot be read as they are: of another type, sparse, or without any."""
+    """MemtokError for a tensor of another type, a sparse one, or one without data."""
     for key, value in state.items():
         if value.dtype not in NUMBERS:
             raise MemtokError(f"expected {key} of {label} in floating point, found {value.dtype}; it is damaged")
@@ -184,7 +184,7 @@ def read_mask(mask: Tensor, cells: Sequence[int], patches: int, label: str) -> t
         bool((sees | (mask[0] == -torch.inf)).all())
         and bool(sees[:, :trunk].all())
         and not bool(sees[:trunk, trunk:].any())
-        and bool((sees[trunk:, trunk:] == pairs[:, owner]).all())  # who sees a class token sees its memory
+        and bool((sees[trunk:, trunk:] == pairs[:, owner]).all())  # who attends to a class token attends to its memory
         and bool(pairs.diagonal().all())
         and not bool(pairs.triu(1).any())
         and all(set(extends[other]) <= set(extends[index]) for index in range(count) for other in extends[index])

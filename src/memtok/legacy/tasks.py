@@ -1,9 +1,9 @@
 """Checkpoints of the public reproduction (github.com/necrashter/transformers-learnable-memory), read as tasks.
 
 Such a file is a state dict of the whole model: the backbone under transformers' names, class tokens and heads in lists
-whose first entry is the base one, memory per layer, and the attention mask as a buffer in every layer. From the mask
-it follows who extends whom. Memory joined after the LayerNorm there, class tokens stood behind the patches (each with
-the position embedding of the class, so their place changes nothing), and images were pixels in [0, 1] without
+whose first entry is the base one, memory per layer, and the attention mask as a buffer in every layer. The mask tells
+which task extends which. Memory joined after the LayerNorm there, class tokens stood behind the patches (each with the
+position embedding of the class, so their place changes nothing), and images were pixels in [0, 1] without
 normalisation. Imported tasks keep the placement and the preprocessing, or their accuracy would never come back.
 
 The file is read with `torch.load(weights_only=True)`, which executes nothing (files.py). Every tensor is
@@ -44,7 +44,7 @@ def read_legacy(
     """The tasks of an old checkpoint, in their order, on the backbone's device.
 
     source: a file; or a folder or `org/name` on the Hub, of which `file` names one file or several (else all `*.pt`).
-    backbone: the one that the file was trained on; it is compared number for number. classes: class names of each
+    backbone: the one that the file was trained on; its weights are compared exactly. classes: class names of each
     task, in order over all files; without them they are called "0", "1", and so on. Tasks are named by the file's stem
     without `_model`, followed by -1, -2 and so on where a file has several; tasks of one file extend each other as its
     attention mask says. Raises MemtokError for a file of another kind, for one that is not whole, and for one whose
@@ -57,10 +57,10 @@ def read_legacy(
 
 
 def legacy_backbone(source: str | Path, backbone: Backbone, *, file: str | None = None) -> Backbone:
-    """The backbone inside an old checkpoint, whatever its numbers are, with the file's first classifier as its head.
+    """The backbone inside an old checkpoint, whatever its weights, with the file's first classifier as its head.
 
-    backbone: one of the same architecture; what tensors do not say (heads, activation, epsilon) is taken from it. The
-    result carries the reproduction's preprocessing, and is written with `memtok.checkpoint.save_checkpoint`. Raises
+    backbone: one of the same architecture; what tensors do not determine (heads, activation, epsilon) is taken from it.
+    The result carries the reproduction's preprocessing, and is written with `memtok.checkpoint.save_checkpoint`. Raises
     MemtokError for a file of another architecture, or of another kind.
     """
     found = legacy_files(source, file)
@@ -86,7 +86,7 @@ def read_file(file: LegacyFile, backbone: Backbone) -> list[Task]:
 
 
 def old_vit(old: OldCheckpoint, backbone: Backbone, *, head: bool = False) -> nn.Module:
-    """The backbone inside an old checkpoint as a timm model; what tensors do not say is taken from `backbone`.
+    """The backbone inside an old checkpoint as a timm model; what tensors do not determine is taken from `backbone`.
 
     head: with the file's first classifier. MemtokError where the architecture is another than the backbone's.
     """
@@ -102,7 +102,8 @@ def old_vit(old: OldCheckpoint, backbone: Backbone, *, head: bool = False) -> nn
         if expected != own:
             raise MemtokError(
                 f"expected the backbone {backbone.source} ({what} {expected}) inside {label}, found one of {what} "
-                f"{own}; give the backbone that it was trained on"
+                f"{own}; give the backbone that it was trained on",
+                argument="backbone",
             )
     tensors = {key: value for key, value in state.items() if not OWN.fullmatch(key)}
     tensors["vit.embeddings.cls_token"] = state[CLASS_TOKEN.format(0)]
@@ -128,13 +129,14 @@ def old_vit(old: OldCheckpoint, backbone: Backbone, *, head: bool = False) -> nn
 
 
 def check_same_backbone(old: OldCheckpoint, backbone: Backbone) -> None:
-    """MemtokError, naming the first difference, unless the file's backbone is, number for number, the given one."""
+    """MemtokError that names the first difference, unless the file has exactly the weights of the given backbone."""
     vit = old_vit(old, backbone)
     if fingerprint_of(vit) != backbone.fingerprint:
         raise MemtokError(
             f"expected the backbone {backbone.source} ({backbone.fingerprint[:19]}) inside {old.file.label}, found "
             f"another, first difference: {first_difference(vit, backbone.vit)}; give the one that it was trained on, "
-            "or write the one inside with `memtok import-legacy --base-out FILE.safetensors` and use that"
+            "or write the one inside with `memtok import-legacy --base-out FILE.safetensors` and use that",
+            argument="backbone",
         )
 
 
@@ -191,20 +193,22 @@ def name_classes(tasks: Sequence[Task], classes: Sequence[Sequence[str]], labels
     if len(classes) != len(tasks):
         raise MemtokError(
             f"expected {len(tasks)} lists of class names, one for each of {', '.join(task.name for task in tasks)} in "
-            f"this order, found {len(classes)}; give one per task"
+            f"this order, found {len(classes)}; give one per task",
+            argument="classes",
         )
     for index, (task, names) in enumerate(zip(tasks, classes, strict=True)):
         where = f" in {labels[index]}" if labels else ""
         if len(names) != len(task.classes):
             raise MemtokError(
                 f"expected {len(task.classes)} class names for {task.name!r}{where}, found {len(names)}; give one per "
-                "output of its head"
+                "output of its head",
+                argument="classes",
             )
         task.classes = new_classes(names)
 
 
 def legacy_preprocessing(old: OldCheckpoint, backbone: Backbone) -> Preprocessing:
-    """What the reproduction did to images: resized to its model's size, pixels in [0, 1], not normalised."""
+    """The preprocessing of the reproduction: resized to the size of its model, pixels in [0, 1], not normalised."""
     size = (old.image_size, old.image_size)
     return Preprocessing(
         image_size=size,

@@ -1,4 +1,4 @@
-"""`memtok quickstart`: the main job on what is installed, with a report of it."""
+"""`memtok quickstart`: the whole workflow on what is installed, with a report."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ ROOM = 0.08  # least height of a bar with its number in it, as a share
 
 
 def curves(figure: Figure, theme: Theme, runs: Sequence[TrainedRun]) -> None:
-    """Training loss on the left, accuracy on validation images on the right; dashes tell runs apart without colour."""
+    """Training loss on the left, accuracy on validation images on the right; dashes distinguish runs without colour."""
     left, right = figure.subplots(1, 2)
     for run, dashes in zip(runs, cycle(DASHES), strict=False):
         steps, accuracies = zip(*run.validation, strict=True)

@@ -1,4 +1,4 @@
-"""How the quickstart tells what it is doing and what it found."""
+"""Progress and results of the quickstart on the terminal."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class Listener:
-    """Says nothing. Override what you want to hear."""
+    """Receives the events of a quickstart and ignores them; override the methods of interest."""
 
     def start(self, backbone: Backbone, data: DataSource, steps: int) -> None:
-        """It begins; `steps` training steps in all are ahead."""
+        """It starts, with `steps` training steps in total."""
 
     def doing(self, what: str) -> None:
-        """What happens from now on."""
+        """A new stage, described by `what`."""
 
     def advance(self, steps: int = 1) -> None:
-        """So many more training steps are done."""
+        """`steps` more training steps are done."""
 
     def measured(self, run: TrainedRun) -> None:
         """A task is trained and measured."""
@@ -37,16 +37,16 @@ class Listener:
         """The composed model was checked."""
 
     def finish(self, result: QuickstartResult) -> None:
-        """All is written."""
+        """All files are written."""
 
     def close(self) -> None:
-        """It ended, well or not. Called once."""
+        """It ended, with or without an error. Called once."""
 
 
 class RichListener(Listener):
-    """A bar with the time left on standard error, results on standard output.
+    """A progress bar with the time left on standard error, results on standard output.
 
-    Where standard error is no terminal, a line is printed instead of the bar whenever something else begins.
+    If standard error is no terminal, a line is printed for each stage instead.
     """
 
     def __init__(self) -> None:
@@ -56,8 +56,8 @@ class RichListener(Listener):
     def start(self, backbone: Backbone, data: DataSource, steps: int) -> None:
         height, width = backbone.preprocessing.image_size
         print(
-            f"backbone {backbone.source!r}: {backbone.depth} layers, {height}x{width} px, trained on Fashion-MNIST; it "
-            f"stays as it is\ndata {data.spec!r}: {len(data.train):,} real handwritten digits to train on, "
+            f"backbone {backbone.source!r}: {backbone.depth} layers, {height}x{width} px, trained on Fashion-MNIST, "
+            f"frozen\ndata {data.spec!r}: {len(data.train):,} real handwritten digits to train on, "
             f"{len(data.test):,} to test on"
         )
         self.meter = Meter(self.errors, "quickstart", steps, counted=False, transient=True)
@@ -97,9 +97,9 @@ class RichListener(Listener):
             print(f"\n{words}", *(f"  {line}" for line in lines), sep="\n")
 
     def say(self, text: str) -> None:
-        """A line of result while the bar stands below it."""
+        """Prints a line of result above the bar."""
         if self.meter is not None and self.errors.is_terminal and sys.stdout.isatty():
-            self.errors.print(text, soft_wrap=True)  # a bar must know what is printed above it
+            self.errors.print(text, soft_wrap=True)  # printed by the console of the bar, which keeps it below
         else:
             print(text)
 

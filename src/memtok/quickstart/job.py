@@ -1,8 +1,8 @@
-"""The main job on what is installed, without a network: train two tasks apart, compare, compose, verify, predict.
+"""The whole workflow on what is installed, without a network: train two tasks separately, compose, verify, compare.
 
-The backbone is the small ViT that comes with memtok, which knows clothes (Fashion-MNIST); the tasks are handwritten
-digits. Everything goes through the library's public functions, in the order in which a user would call them. What it
-found is a `QuickstartResult`; page.py writes it as a report and console.py prints it.
+The backbone is the small ViT that comes with memtok, trained on Fashion-MNIST; the tasks classify handwritten digits.
+Everything goes through the library's public functions, in the order in which a user would call them. The result is a
+`QuickstartResult`; page.py writes it as a report and console.py prints it.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def run(
     progress: bool | Listener = False,
     settings: QuickstartSettings | None = None,
 ) -> QuickstartResult:
-    """Does it all and writes task files, images, results.json and report.html into the folder `out`.
+    """Runs the quickstart and writes task files, images, results.json and report.html into the folder `out`.
 
-    Files of an earlier quickstart in `out` are replaced, nothing else there is touched. progress: True shows on the
-    terminal what is being done and prints the result, or an object with the hooks of `Listener`. Runs on the CPU, and
-    leaves the number of threads and the random generators as they were. Raises MemtokError if `out` cannot be written.
+    Files of an earlier quickstart in `out` are replaced, nothing else there is touched. progress: True shows the
+    progress on the terminal and prints the result; or an object with the hooks of `Listener`. Runs on the CPU, and does
+    not change the number of threads and the random generators. Raises MemtokError if `out` cannot be written.
     """
     out = Path(out)
     check_folder(out)
@@ -76,7 +76,7 @@ def run(
 
 
 class Quickstart:
-    """One run of it; the methods stand in the order in which they are called."""
+    """One run of the quickstart; the methods are in the order in which they are called."""
 
     def __init__(self, out: Path, seed: int, settings: QuickstartSettings, listener: Listener) -> None:
         self.out, self.seed, self.settings, self.listener = out, seed, settings, listener
@@ -85,7 +85,7 @@ class Quickstart:
         self.data = shortened(open_data("digits"), settings)
 
     def run(self) -> QuickstartResult:
-        """All of it."""
+        """Trains, composes, evaluates, verifies, compares, predicts and writes."""
         steps = self.settings.steps * (len(TASKS) + len(REGIMES))
         self.listener.start(self.backbone, self.data, steps)
         trained = {name: self.train_apart(name, classes) for name, classes in TASKS.items()}
@@ -135,7 +135,7 @@ class Quickstart:
             learning_rate=self.settings.learning_rate,
             augment="none",
             seed=self.seed,
-            select="top1",  # the number that is shown; the digits are nearly equal in number
+            select="top1",  # as the report shows; the classes have nearly equal numbers of images
             device="cpu",
             validate_every=max(1, self.settings.steps // self.settings.validations),
             log_every=max(1, self.settings.steps // 40),
@@ -150,7 +150,7 @@ class Quickstart:
         both = models[0].concat(models[1])
         path = self.path("both")
         save_tasks(both.tasks, path)
-        # From here on with what the file holds.
+        # The following steps use the tasks from the file.
         model = MemoryViT(self.backbone, load_tasks(path, self.backbone))
         return model, {"file": path.name, "bytes": path.stat().st_size, "tasks": list(model.names)}
 
@@ -168,7 +168,7 @@ class Quickstart:
         return tuple(runs)
 
     def verify_composed(self, model: MemoryViT) -> VerifyReport:
-        """The proof that the backbone and each task answer as they do alone."""
+        """Verifies that the outputs of the backbone and of each task are the same as alone."""
         self.listener.doing("verifying")
         images = self.settings.verified_images
         proof = verify(self.backbone, model.tasks, self.data.test, source=BACKBONE, images=images, seed=self.seed)
@@ -228,7 +228,7 @@ class Quickstart:
         write_report(self.out / "report.html", result, view)
 
     def describe(self, trained: TrainResult, data: DataSource, path: Path, **facts: Any) -> TrainedRun:
-        """What is kept of a training run, with `facts` that were measured besides."""
+        """The record of a training run, with `facts` that were measured in addition."""
         task = trained.task
         return TrainedRun(
             name=task.name,
@@ -253,7 +253,7 @@ class Quickstart:
         return self.out / f"{name}.safetensors"
 
     def relative(self, path: Path) -> str:
-        """As it is named in the results, which may be moved with their folder."""
+        """A path relative to the folder, so that the folder can be moved."""
         return path.relative_to(self.out).as_posix()
 
 
@@ -274,12 +274,9 @@ def curve(trained: TrainResult, key: str) -> tuple[tuple[int, float], ...]:
 
 def shortened(data: DataSource, settings: QuickstartSettings) -> DataSource:
     """The data with fewer images, where the settings say so."""
-    counts = {
-        "train": settings.train_images,
-        "validation": settings.validation_images,
-        "test": settings.test_images,
-    }
-    return replace(data, **{part: getattr(data, part).take(count) for part, count in counts.items() if count})
+    counts = {part: getattr(settings, f"{part}_images") for part in data.parts}
+    fewer: dict[str, Any] = {part: data.parts[part].take(count) for part, count in counts.items() if count}
+    return replace(data, **fewer)
 
 
 def one_of_each(images: ImageSet, classes: int, seed: int) -> ImageSet:
@@ -289,7 +286,7 @@ def one_of_each(images: ImageSet, classes: int, seed: int) -> ImageSet:
 
 
 def describe_backbone(backbone: Backbone) -> dict[str, Any]:
-    """What the report says of the backbone."""
+    """The backbone in results.json."""
     return {
         "source": backbone.source,
         "fingerprint": backbone.fingerprint,
@@ -303,26 +300,27 @@ def describe_backbone(backbone: Backbone) -> dict[str, Any]:
 
 
 def describe_data(data: DataSource) -> dict[str, Any]:
-    """What the report says of the data."""
-    counts = {part: len(getattr(data, part)) for part in ("train", "validation", "test")}
+    """The data in results.json."""
+    counts = {part: len(images) for part, images in data.parts.items()}
     return {"spec": data.spec, "classes": list(data.classes), "split_digest": data.split_digest, **counts}
 
 
 def check_folder(out: Path) -> None:
-    """Makes the folder; MemtokError, before any work, if it cannot be made or written."""
+    """Creates the folder; MemtokError, before any work, if it cannot be created or written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=out, prefix=".memtok.", suffix=".part"):
             pass
     except OSError as error:
         raise MemtokError(
-            f"expected a folder that can be written for the results, found {out} ({error.strerror}); choose another"
+            f"expected a folder that can be written for the results, found {out} ({error.strerror}); choose another",
+            argument="out",
         ) from error
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch while it lasts: on a model as small as this, more mostly wait for each other."""
+    """One thread for torch in the block: a model this small is not faster with more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""The report of the quickstart, `memtok/templates/quickstart.html`, filled with what was found."""
+"""The report of the quickstart, from the template `memtok/templates/quickstart.html`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_report(path: Path, result: QuickstartResult, view: View) -> None:
 
 
 def tasks_table(result: QuickstartResult) -> ColumnsRowsRight:
-    """The two tasks that were trained apart."""
+    """The two tasks that were trained separately."""
     columns = ["task", "digits", "training images", "test images", "alone", "composed", "trained parameters", "file"]
     rows = [
         [
@@ -69,7 +69,7 @@ def tasks_table(result: QuickstartResult) -> ColumnsRowsRight:
 
 
 def checks_table(result: QuickstartResult) -> ColumnsRowsRight:
-    """What was verified."""
+    """The checks of the verification."""
     proof = result.verification
     verdict = {True: "ok", False: "FAILED", None: ""}
     bitwise = {True: "bit for bit", False: "different", None: "the backbone has no classifier"}
@@ -85,7 +85,7 @@ def checks_table(result: QuickstartResult) -> ColumnsRowsRight:
 
 
 def files_table(result: QuickstartResult) -> ColumnsRowsRight:
-    """What was written."""
+    """The task files."""
     rows = [
         *([run.file, f"task “{run.name}”", shown_bytes(run.bytes)] for run in result.tasks),
         [result.composed["file"], "both tasks", shown_bytes(result.composed["bytes"])],

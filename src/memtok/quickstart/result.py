@@ -1,4 +1,4 @@
-"""What the quickstart is told and what it finds: numbers only, as results.json holds them."""
+"""Settings and results of the quickstart, as in results.json."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartSettings:
-    """How much is done. All training runs have these steps, this batch size and this learning rate.
+    """The size of the quickstart. All training runs have these steps, this batch size and this learning rate.
 
-    The rate is that of a run as short as this one; it was chosen on validation images. verified_images: how many the
-    proof looks at. train_images, validation_images, test_images: at most so many of each part (for tests).
+    The learning rate was chosen on validation images for such short runs. verified_images: images of the verification.
+    train_images, validation_images, test_images: the most images of each part (for tests).
     """
 
     steps: int = 120
@@ -27,12 +27,12 @@ class QuickstartSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """One training run and how well its task does. Accuracies are top-1 in [0, 1]; curves are (step, value) pairs.
+    """One training run and the accuracy of its task. Accuracies are top-1 in [0, 1]; curves are (step, value) pairs.
 
     file: below the folder of the quickstart; bytes: its size. test_top1: of the task alone; composed_top1: in one pass
-    with the other task, None where that was not measured. right: of each test image "1" if the task alone answers it
-    right, else "0"; None where that was not kept. base_bitwise: whether the backbone answers in the same pass,
-    bit for bit as without the task; None for a task that cannot share a pass with it.
+    with the other task, None where that was not measured. right: for each test image "1" if the task alone classifies
+    it correctly, else "0"; None if that was not kept. base_bitwise: whether the output of the backbone in the same pass
+    is bitwise that without the task; None for a task that does not compose.
     """
 
     label: str
@@ -59,7 +59,7 @@ class TrainedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictedImage:
-    """One image and what every task, and the backbone itself (`base`), says of it in one pass: (class, probability).
+    """One image and the predictions of every task and the backbone (`base`) in one pass: (class, probability).
 
     file: below the folder of the quickstart. truth: the digit that it is.
     """
@@ -71,9 +71,9 @@ class PredictedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartResult:
-    """Everything that the quickstart found; `to_json` is what results.json holds.
+    """All results of the quickstart; `to_json` is the content of results.json.
 
-    out: the folder. tasks: the two that were trained apart. composed: the file with both. comparison: one run per
+    out: the folder. tasks: the two that were trained separately. composed: the file with both. comparison: one run per
     regime, all on ten digits. verification: as `VerifyReport.to_json`. attention: for each task and layer, which share
     of its class token's attention goes to "image patches", "base class token", "own class token" and "own memory".
     """
@@ -95,11 +95,11 @@ class QuickstartResult:
 
     @property
     def ok(self) -> bool:
-        """Whether everything that had to stay the same did."""
+        """Whether the verification passed, and the base output stayed the same in all runs."""
         return bool(self.verification["ok"]) and all(run.base_bitwise is not False for run in self.comparison)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it but the folder, as JSON-able values."""
+        """Everything except the folder, JSON-able."""
         found = asdict(self)
         del found["out"]
         return {"ok": self.ok, **found}

@@ -1,4 +1,4 @@
-"""What the numbers of the quickstart say: sentences and the table that both the page and the terminal show."""
+"""The results of the quickstart in words: sentences and a table for the page and the terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ColumnsRowsRight = tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]
 
 
 def minus(one: TrainedRun, other: TrainedRun) -> Difference:
-    """The test accuracy of one run minus that of another, image by image where both kept their answers."""
+    """The test accuracy of one run minus that of another, image by image if both kept their predictions."""
     if one.right is None or other.right is None:
         return unpaired([one.test_top1], [other.test_top1], one.test_images)
     return paired(*([np.array(list(run.right or "")) == "1"] for run in (one, other)))
@@ -33,40 +33,40 @@ def comparison_words(runs: Sequence[TrainedRun]) -> str:
     behind = [run for run in runs if run is not best and not minus(best, run).tied]
     alike = [run for run in runs if run is not best and run not in behind]
     if alike:
-        said.append(f"These images cannot tell it apart from {listed(alike)}.")
+        said.append(f"No significant difference from {listed(alike)}.")
     if behind:
-        said.append(f"Behind it by more than chance: {listed(behind)}.")
+        said.append(f"Significantly lower: {listed(behind)}.")
     said += memory_words(runs)
     said.append("One run each: another seed may order them differently.")
     return " ".join(said)
 
 
 def memory_words(runs: Sequence[TrainedRun]) -> list[str]:
-    """What memory gains: the best task with cells against a linear head, and more cells against fewer."""
+    """The gain by memory: the best task with cells against a linear head, and more cells against fewer."""
     heads, cells = [run for run in runs if run.regime == "head"], [run for run in runs if run.cells]
     if not cells:
         return []
     said, best = [], max(cells, key=lambda run: run.test_top1)
     if heads:
         gain = minus(best, heads[0])
-        worth = "so these images do not show that memory helped" if gain.tied else "more than chance"
+        worth = "which is not significant" if gain.tied else "which is significant"
         said.append(f"“{best.label}” minus “{heads[0].label}”: {gain}, {worth}.")
     ordered = sorted(cells, key=lambda run: run.cells)
-    apart = [
+    differing = [
         f"{more.cells} cells minus {fewer.cells} cell{'s' if fewer.cells > 1 else ''}: {minus(more, fewer)}"
         for fewer, more in combinations(ordered, 2)
         if not minus(more, fewer).tied
     ]
-    if apart:
-        said.append(f"The number of cells made a difference: {'; '.join(apart)}.")
+    if differing:
+        said.append(f"Significant differences between numbers of cells: {'; '.join(differing)}.")
     elif len(ordered) > 1:
         counts = " and ".join([", ".join(str(run.cells) for run in ordered[:-1]), str(ordered[-1].cells)])
-        said.append(f"Between {counts} cells these images show no difference.")
+        said.append(f"No significant difference between {counts} cells.")
     return said
 
 
 def attention_words(name: str, parts: Mapping[str, Sequence[float]]) -> str:
-    """How much of its attention weights the class token of a task gives to its memory."""
+    """The share of the attention weights of a task's class token that its memory gets."""
     memory = parts["own memory"]
     most = max(range(len(memory)), key=memory.__getitem__)
     mean = sum(memory) / len(memory)
@@ -93,7 +93,7 @@ def comparison_table(result: QuickstartResult) -> ColumnsRowsRight:
 
 
 def listed(runs: Sequence[TrainedRun]) -> str:
-    """Labels with their accuracies, as people list them; commas stand inside the labels already."""
+    """Labels with their accuracies, separated by semicolons: the labels contain commas."""
     return "; ".join(f"{run.label} ({percent(run.test_top1, 1)})" for run in runs)
 
 
@@ -115,7 +115,7 @@ def base_words(run: TrainedRun) -> str:
 
 
 def next_commands(out: Path) -> list[tuple[str, list[str]]]:
-    """Commands to continue with: on the files of the quickstart, and on your own folder."""
+    """Commands for the next steps: on the files of the quickstart, and on your own folder."""
     both, images = shlex.quote(str(out / "both.safetensors")), shlex.quote(str(out / "images"))
     backbone = f"--backbone {EXAMPLE_BACKBONE}"
     return [

@@ -1,8 +1,8 @@
-"""What the families of timm's Vision Transformers share: the fields of a description, how they are read and checked.
+"""What all families of timm's Vision Transformers share: the fields of a description, reading and checking them.
 
 A family is one file beside this one: a subclass of `Architecture` that reads the constructor arguments off a model and
-makes the model again. Whatever its fields leave out (an adapter, a changed scale, a pruned layer) shows in
-`check_as_built`, which compares a model with the one that its description makes.
+makes the model again. What no field describes (an adapter, a changed scale, a pruned layer) is found by
+`check_as_built`, which compares a model with the one built from its description.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -30,9 +31,9 @@ from torch import Tensor, nn
 
 from memtok.errors import MemtokError
 
-# The matrices of a layer. Task streams read their weights, so that what another module does with them would be lost.
+# The matrices of a layer. Task streams use their weights directly and would bypass any other module in their place.
 LINEAR = ("qkv", "q_proj", "k_proj", "v_proj", "proj", "fc1", "fc2", "fc1_g", "fc1_x")
-# All the same in evaluation mode.
+# Modules without effect in evaluation mode.
 QUIET = (nn.Identity, nn.Dropout, DropPath, PatchDropout)
 NORMS = ("layernorm", "layernormfp32", "rmsnorm", "rmsnormfp32", "simplenorm", "simplenormfp32")
 NORM_NAMES = ("norm", "norm1", "norm2", "norm_pre", "fc_norm", "q_norm", "k_norm")
@@ -50,8 +51,8 @@ ACTIVATIONS = {
     "tanh": "tanh",
     "identity": "identity",
 }
-# Attributes of timm's modules that change no answer in evaluation mode: initial values, augmentation, the way the same
-# numbers are computed, and the number of classes, which the head itself tells.
+# Attributes of timm's modules that change no output in evaluation mode: initial values, augmentation, the kernel that
+# computes attention, and the number of classes, which is read from the head.
 IGNORED = (
     "training",
     "num_classes",
@@ -74,9 +75,9 @@ IGNORED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture(ABC):
-    """All that builds a Vision Transformer, apart from its numbers. Sizes are (height, width) in pixels.
+    """The structure of a Vision Transformer, without its weights. Sizes are (height, width) in pixels.
 
-    A family of models is a subclass; what it does not have (registers, say) stays at its default.
+    A family of models is a subclass; features that it does not have, such as registers, stay at their defaults.
 
     patch_size: pixels per patch, of a convolutional stem its whole stride.
     mlp: "mlp", "glu", "glu_gate_first", "swiglu" or "gated"; mlp_hidden: outputs of its first layer. activation: a
@@ -121,7 +122,7 @@ class Architecture(ABC):
     @classmethod
     @abstractmethod
     def check(cls, vit: Any) -> None:
-        """MemtokError, by name, for what makes a model of this family impossible to describe."""
+        """MemtokError that names what cannot be described in a model of this family."""
 
     @classmethod
     @abstractmethod
@@ -129,8 +130,43 @@ class Architecture(ABC):
         """The description of a model that `check` let pass."""
 
     @abstractmethod
+    def new_model(self) -> Any:
+        """A timm model of this description, but for a head without bias and the gates of attention."""
+
     def make(self) -> nn.Module:
         """timm's model of this description; it is called with torch's meta device as the default."""
+        vit = self.new_model()
+        if not self.head_bias:
+            vit.head = nn.Linear(self.dim, self.classes, bias=False) if self.classes > 0 else nn.Identity()
+        for block in vit.blocks if self.attention_gate else ():
+            block.attn.gate = nn.Linear(self.dim, block.attn.proj.in_features, bias=self.qkv_bias)
+        made: nn.Module = vit
+        return made
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of timm's constructors that all families call the same."""
+        return {
+            "img_size": self.image_size,
+            "patch_size": self.patch_size,
+            "embed_dim": self.dim,
+            "depth": self.depth,
+            "num_heads": self.heads,
+            "mlp_ratio": mlp_ratio(self.mlp_hidden, self.dim),
+            "qkv_bias": self.qkv_bias,
+            "init_values": 1.0 if self.layer_scale else None,
+            "num_classes": self.classes,
+            "global_pool": self.pool,
+            "norm_layer": partial(get_norm_layer(self.norm), eps=self.epsilon),
+        }
+
+    def token_arguments(self) -> dict[str, Any]:
+        """Those of the families with optional tokens and dynamic image sizes."""
+        return {
+            "class_token": self.class_token,
+            "no_embed_class": self.positions == "patches",
+            "dynamic_img_size": self.dynamic_image_size,
+            "dynamic_img_pad": self.dynamic_image_pad,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, with the name of the family; plain ViTs have none, as in the first version's files."""
@@ -141,7 +177,7 @@ class Architecture(ABC):
         return json.dumps(self.to_dict(), sort_keys=True)
 
     def facts(self) -> dict[str, Any]:
-        """What the tensors of a trunk do not say. Never change a name or a value here: every task file refers to it."""
+        """What the tensors of a trunk do not determine, for its fingerprint. Never change a name or a value here."""
         facts = {
             "depth": self.depth,
             "heads": self.heads,
@@ -152,12 +188,12 @@ class Architecture(ABC):
             "epsilon": repr(self.epsilon),
             "extra_tokens": self.registers,
             "positions": self.positions,
-            # Their number does not tell 6 x 6 from 3 x 12.
+            # The number of patches is the same for 6 x 6 and 3 x 12.
             "grid": None if self.positions == "none" else self.grid(),
             "pre_norm": self.pre_norm,
             "final_norm": self.final_norm,
         }
-        # Without a class token the features are the answer of the model's own pooling.
+        # Without a class token the features are the output of the model's own pooling.
         return facts if self.class_token else {**facts, "class_token": False, "pool": self.pool}
 
     def grid(self) -> list[int]:
@@ -165,13 +201,14 @@ class Architecture(ABC):
         return [side // patch for side, patch in zip(self.image_size, self.patch_size, strict=True)]
 
     def canonical(self, name: str, tensor: Tensor) -> str | None:
-        """The name under which the fingerprint takes a tensor; None for one that it leaves out."""
+        """The name of a tensor in the fingerprint; None for a tensor that is not part of it."""
         return name
 
 
 def read_common(vit: Any) -> dict[str, Any]:
-    """The fields of `Architecture` that every family tells in the same way. Layers must agree with each other."""
+    """The fields of `Architecture` that are read in the same way from every family. All layers must agree."""
     block, patch = vit.blocks[0], vit.patch_embed
+    attention, registers = block.attn, getattr(vit, "reg_token", None)
     norm, epsilon = agreed("norm layer", (norm_kind(name, module) for name, module in _norms(vit)))
     kind, activation = agreed("MLP", (mlp_kind(block.mlp) for block in vit.blocks))
     linear_head = isinstance(vit.head, nn.Linear)
@@ -188,23 +225,20 @@ def read_common(vit: Any) -> dict[str, Any]:
         "norm": norm,
         "epsilon": epsilon,
         "mlp_norm": is_there(block.mlp.norm),
+        "qk_norm": is_there(getattr(attention, "q_norm", None)),
+        "attention_norm": is_there(getattr(attention, "norm", None)),
+        "attention_gate": getattr(attention, "gate", None) is not None,
+        "layer_scale": is_there(getattr(block, "ls1", None)) or getattr(block, "gamma_1", None) is not None,
+        "class_token": vit.cls_token is not None,
+        "registers": 0 if registers is None else registers.shape[1],
+        "positions": "none" if vit.pos_embed is None else "patches" if getattr(vit, "no_embed_class", False) else "all",
+        "pre_norm": is_there(getattr(vit, "norm_pre", None)),
         "final_norm": "both" if len(finals) > 1 else finals[0] if finals else "none",
         "pool": vit.global_pool,
         "classes": vit.head.out_features if linear_head else -1 if is_there(vit.head) else 0,
         "head_bias": not linear_head or vit.head.bias is not None,
-    }
-
-
-def read_tokens(vit: Any) -> dict[str, Any]:
-    """The fields about tokens and image sizes, of the families that have registers and dynamic sizes."""
-    positions = "none" if vit.pos_embed is None else "patches" if vit.no_embed_class else "all"
-    return {
-        "class_token": vit.cls_token is not None,
-        "registers": 0 if vit.reg_token is None else vit.reg_token.shape[1],
-        "positions": positions,
-        "pre_norm": is_there(vit.norm_pre),
-        "dynamic_image_size": vit.dynamic_img_size,
-        "dynamic_image_pad": vit.patch_embed.dynamic_img_pad,
+        "dynamic_image_size": getattr(vit, "dynamic_img_size", False),
+        "dynamic_image_pad": getattr(patch, "dynamic_img_pad", False),
     }
 
 
@@ -214,7 +248,7 @@ def mlp_ratio(hidden: int, dim: int) -> float:
 
 
 def is_there(module: nn.Module | None) -> bool:
-    """Whether an optional module of timm does anything."""
+    """Whether an optional module of timm exists and is no identity."""
     return module is not None and not isinstance(module, nn.Identity)
 
 
@@ -272,7 +306,7 @@ def check_as_built(vit: nn.Module, rebuilt: nn.Module, skipped: tuple[str, ...] 
     pairs = [
         (name, modules[name], expected)
         for name, expected in rebuilt.named_modules()
-        # Older versions of timm leave out what does nothing.
+        # Older versions of timm leave out identities.
         if name in modules and name.partition(".")[0] not in skipped
     ]
     for name, module, expected in pairs:
@@ -308,7 +342,7 @@ def _check_kind(name: str, module: nn.Module, expected: nn.Module) -> None:
 
 def _check_settings(name: str, module: nn.Module, expected: nn.Module) -> None:
     if isinstance(expected, QUIET) or type(expected).__name__.lower() in (*NORMS, *ACTIVATIONS):
-        return  # these are equal where they are of one kind
+        return  # modules of one kind are equal
     for fact, value in vars(expected).items():
         other = getattr(module, fact, value)
         if not fact.startswith("_") and fact not in IGNORED and _is_plain(value) and _plain(other) != _plain(value):
@@ -331,7 +365,7 @@ def _plain(value: Any) -> Any:
 
 
 def _norms(vit: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of every norm in the trunk, those of a convolutional stem left aside."""
+    """Name and module of every norm in the trunk, except those of a convolutional stem."""
     for name, module in vit.named_modules():
         if name.rpartition(".")[2] in NORM_NAMES and not name.startswith(("patch_embed.backbone.", "attn_pool.")):
             yield name, module
@@ -374,7 +408,7 @@ def activation_name(activation: nn.Module) -> str:
 
 
 def agreed(what: str, values: Iterable[Any]) -> Any:
-    """The value that all agree on, None left aside."""
+    """The one value of all layers, ignoring None; MemtokError if they differ."""
     found = {value for value in values if value is not None}
     if len(found) != 1:
         raise MemtokError(
@@ -383,34 +417,22 @@ def agreed(what: str, values: Iterable[Any]) -> Any:
     return found.pop()
 
 
-def new_activation(name: str) -> nn.Module:
-    """A module of the activation of this canonical name."""
-    module: nn.Module = get_act_layer(name)()
-    return module
-
-
-def add_gates(vit: Any, bias: bool) -> None:
-    """Puts timm's gate on the attention's output into every layer."""
+def set_activations(vit: Any, name: str) -> None:
+    """Gives every layer the activation of this canonical name, which not every constructor of timm takes."""
     for block in vit.blocks:
-        width = block.attn.proj.in_features
-        block.attn.gate = nn.Linear(vit.embed_dim, width, bias=bias)
-
-
-def new_head(dim: int, classes: int, bias: bool) -> nn.Module:
-    """A linear head; nothing where there are no classes."""
-    return nn.Linear(dim, classes, bias) if classes > 0 else nn.Identity()
+        block.mlp.act = get_act_layer(name)()
 
 
 def type_text(module: object) -> str:
-    """The class of a module for an error message, with where it is from: wrappers like to be called the same."""
+    """The class of a module with its package, for error messages: wrappers often have the same class name."""
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def shape_text(shape: torch.Size | None) -> str:
-    """A shape for an error message, "none" for a tensor that is not there."""
+    """A shape for an error message, "none" for a missing tensor."""
     return "none" if shape is None else str(tuple(shape))
 
 
 def floating(vit: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of all that a model's answers depend on; counters of training steps are left out."""
+    """Name and tensor of all floating-point tensors; counters of training steps are left out."""
     return ((name, tensor) for name, tensor in vit.state_dict().items() if tensor.is_floating_point())

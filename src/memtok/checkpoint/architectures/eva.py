@@ -6,7 +6,6 @@ Source: timm.models.eva, timm.layers.attention, timm.layers.pos_embed_sincos.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 from timm.layers import (
@@ -15,22 +14,17 @@ from timm.layers import (
     RotaryEmbeddingCat,
     RotaryEmbeddingDinoV3,
     RotaryEmbeddingMixed,
-    get_norm_layer,
 )
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from torch import Tensor, nn
 
 from memtok.checkpoint.architectures.common import (
     Architecture,
-    add_gates,
     check_blocks,
     check_patches,
-    is_there,
     mlp_ratio,
-    new_activation,
-    new_head,
     read_common,
-    read_tokens,
+    set_activations,
 )
 from memtok.errors import MemtokError
 
@@ -48,8 +42,8 @@ class EvaArchitecture(Architecture):
 
     attention: "eva" (biases of query and value alone) or "rope" (biases of all three, or none). fused: query, key and
     value are one projection. kv_heads: heads of keys and values in each layer, empty where all have their own.
-    mlp_layer_scale: layer scale after the MLP too. rotate_half: channels that are turned together lie half a head
-    apart.
+    mlp_layer_scale: layer scale after the MLP too. rotate_half: channels that are rotated together are half
+    a head apart.
     rope: a value of ROPES or "none"; rope_...: its settings, named as in timm; rope_reference: ref_feat_shape.
     pool_heads, pool_mlp_hidden: of attention pooling, 0 without it.
     """
@@ -92,13 +86,8 @@ class EvaArchitecture(Architecture):
         kv_heads = tuple(getattr(one.attn, "num_kv_heads", heads) for one in vit.blocks)
         return cls(
             **read_common(vit),
-            **read_tokens(vit),
             **cls._read_rope(vit.rope),
             qkv_bias=bias,
-            qk_norm=is_there(attention.q_norm),
-            attention_norm=is_there(attention.norm),
-            attention_gate=getattr(attention, "gate", None) is not None,
-            layer_scale=block.gamma_1 is not None,
             mlp_layer_scale=block.gamma_1 is None or block.gamma_2 is not None,
             attention=ATTENTIONS[type(attention)],
             fused=fused,
@@ -121,46 +110,36 @@ class EvaArchitecture(Architecture):
             "rope_reference": None if reference is None else tuple(reference),
         }
 
-    def make(self) -> nn.Module:
+    def new_model(self) -> Any:
         swiglu = self.mlp != "mlp"
         packed = self.mlp == "glu_gate_first"  # both halves of the gated unit in one matrix
-        arguments: dict[str, Any] = {
-            "img_size": self.image_size,
-            "patch_size": self.patch_size,
-            "embed_dim": self.dim,
-            "depth": self.depth,
-            "num_heads": self.heads,
-            "mlp_ratio": mlp_ratio(self.mlp_hidden // 2 if packed else self.mlp_hidden, self.dim),
-            "qkv_bias": self.qkv_bias,
-            "qkv_fused": self.fused,
-            "swiglu_mlp": swiglu,
-            "swiglu_align_to": int(swiglu and not packed),  # to multiples of 1: the width is exact already
-            "scale_mlp": self.mlp_norm,
-            "scale_attn_inner": self.attention_norm,
-            "attn_type": self.attention,
-            "init_values": 1.0 if self.layer_scale else None,
-            "num_classes": self.classes,
-            "global_pool": self.pool,
-            "class_token": self.class_token,
-            "num_reg_tokens": self.registers,
-            "no_embed_class": self.positions == "patches",
-            "use_abs_pos_emb": self.positions != "none",
-            "use_rot_pos_emb": self.rope != "none",
-            "rope_type": self.rope,
-            "rope_temperature": self.rope_temperature,
-            "rope_grid_offset": self.rope_grid_offset,
-            "rope_grid_indexing": self.rope_grid_indexing,
-            "rope_rotate_half": self.rotate_half,
-            "ref_feat_shape": self.rope_reference,
-            "use_pre_transformer_norm": self.pre_norm,
-            "use_post_transformer_norm": self.final_norm in ("norm", "both"),
-            "use_fc_norm": self.final_norm in ("fc_norm", "both"),
-            "attn_pool_num_heads": self.pool_heads or None,
-            "attn_pool_mlp_ratio": mlp_ratio(self.pool_mlp_hidden, self.dim) if self.pool_mlp_hidden else None,
-            "dynamic_img_size": self.dynamic_image_size,
-            "dynamic_img_pad": self.dynamic_image_pad,
-            "norm_layer": partial(get_norm_layer(self.norm), eps=self.epsilon),
-        }
+        arguments = (
+            self.arguments()
+            | self.token_arguments()
+            | {
+                "mlp_ratio": mlp_ratio(self.mlp_hidden // 2 if packed else self.mlp_hidden, self.dim),
+                "qkv_fused": self.fused,
+                "swiglu_mlp": swiglu,
+                "swiglu_align_to": int(swiglu and not packed),  # to multiples of 1: the width is exact already
+                "scale_mlp": self.mlp_norm,
+                "scale_attn_inner": self.attention_norm,
+                "attn_type": self.attention,
+                "num_reg_tokens": self.registers,
+                "use_abs_pos_emb": self.positions != "none",
+                "use_rot_pos_emb": self.rope != "none",
+                "rope_type": self.rope,
+                "rope_temperature": self.rope_temperature,
+                "rope_grid_offset": self.rope_grid_offset,
+                "rope_grid_indexing": self.rope_grid_indexing,
+                "rope_rotate_half": self.rotate_half,
+                "ref_feat_shape": self.rope_reference,
+                "use_pre_transformer_norm": self.pre_norm,
+                "use_post_transformer_norm": self.final_norm in ("norm", "both"),
+                "use_fc_norm": self.final_norm in ("fc_norm", "both"),
+                "attn_pool_num_heads": self.pool_heads or None,
+                "attn_pool_mlp_ratio": mlp_ratio(self.pool_mlp_hidden, self.dim) if self.pool_mlp_hidden else None,
+            }
+        )
         # Older versions of timm know none of these.
         if self.qk_norm:
             arguments["qk_norm"] = True
@@ -168,15 +147,9 @@ class EvaArchitecture(Architecture):
             arguments["num_kv_heads"] = self.kv_heads
         if not self.mlp_layer_scale:
             arguments["attn_only_layer_scale"] = True
-        vit: Any = Eva(**arguments)
-        if not self.head_bias:
-            vit.head = new_head(self.dim, self.classes, bias=False)
-        for block in vit.blocks:
-            block.mlp.act = new_activation(self.activation)
-        if self.attention_gate:
-            add_gates(vit, self.qkv_bias)
-        made: nn.Module = vit
-        return made
+        vit = Eva(**arguments)
+        set_activations(vit, self.activation)
+        return vit
 
     def facts(self) -> dict[str, Any]:
         facts = {**super().facts(), "family": self.family, "attention": self.attention, "rope": self.rope}
@@ -192,6 +165,6 @@ class EvaArchitecture(Architecture):
         return facts
 
     def canonical(self, name: str, tensor: Tensor) -> str | None:
-        """Biases of queries and values that are all zero are left out: DINOv3's files come with and without them."""
+        """Biases of queries and values that are all zero are left out: DINOv3's files exist with and without them."""
         empty = name.endswith((".attn.q_bias", ".attn.v_bias")) and not tensor.any()
         return None if empty else name

@@ -10,22 +10,18 @@ from functools import partial
 from typing import Any, ClassVar
 
 import timm
-from timm.layers import GatedMlp, GluMlp, HybridEmbed, Mlp, PatchEmbed, SwiGLU, get_act_layer, get_norm_layer
+from timm.layers import GatedMlp, GluMlp, HybridEmbed, Mlp, PatchEmbed, SwiGLU, get_act_layer
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from memtok.checkpoint.architectures.common import (
     Architecture,
-    add_gates,
     check_blocks,
     check_patches,
     is_there,
-    mlp_ratio,
-    new_head,
     pretrained_config,
     read_common,
-    read_tokens,
     stride_of,
 )
 from memtok.errors import MemtokError
@@ -66,65 +62,44 @@ class VitArchitecture(Architecture):
         block = vit.blocks[0]
         return cls(
             **read_common(vit),
-            **read_tokens(vit),
             qkv_bias=block.attn.qkv.bias is not None,
             projection_bias=block.attn.proj.bias is not None,
-            qk_norm=is_there(block.attn.q_norm),
-            attention_norm=is_there(getattr(block.attn, "norm", None)),
-            attention_gate=getattr(block.attn, "gate", None) is not None,
-            layer_scale=is_there(block.ls1),
             distilled=isinstance(vit, VisionTransformerDistilled),
             patch_norm=is_there(getattr(vit.patch_embed, "norm", None)),
             stem=pretrained_config(vit)["architecture"] if type(vit.patch_embed) is HybridEmbed else None,
             pool_include_prefix=vit.pool_include_prefix,
         )
 
-    def make(self) -> nn.Module:
-        arguments: dict[str, Any] = {
-            "img_size": self.image_size,
-            "patch_size": self.patch_size,
-            "embed_dim": self.dim,
-            "depth": self.depth,
-            "num_heads": self.heads,
-            "mlp_ratio": mlp_ratio(self.mlp_hidden, self.dim),
-            "qkv_bias": self.qkv_bias,
-            "qk_norm": self.qk_norm,
-            "proj_bias": self.projection_bias,
-            "init_values": 1.0 if self.layer_scale else None,
-            "num_classes": self.classes,
-            "global_pool": self.pool,
-            "class_token": self.class_token,
-            "no_embed_class": self.positions == "patches",
-            "pos_embed": "none" if self.positions == "none" else "learn",
-            "reg_tokens": self.registers,
-            "pre_norm": self.pre_norm,
-            "final_norm": self.final_norm != "none",
-            "fc_norm": self.final_norm == "fc_norm",
-            "pool_include_prefix": self.pool_include_prefix,
-            "dynamic_img_size": self.dynamic_image_size,
-            "dynamic_img_pad": self.dynamic_image_pad,
-            "norm_layer": partial(get_norm_layer(self.norm), eps=self.epsilon),
-            "act_layer": get_act_layer(self.activation),
-            "mlp_layer": MLPS[self.mlp],
-            "weight_init": "skip",
-        }
+    def new_model(self) -> Any:
+        arguments = (
+            self.arguments()
+            | self.token_arguments()
+            | {
+                "qk_norm": self.qk_norm,
+                "proj_bias": self.projection_bias,
+                "pos_embed": "none" if self.positions == "none" else "learn",
+                "reg_tokens": self.registers,
+                "pre_norm": self.pre_norm,
+                "final_norm": self.final_norm != "none",
+                "fc_norm": self.final_norm == "fc_norm",
+                "pool_include_prefix": self.pool_include_prefix,
+                "act_layer": get_act_layer(self.activation),
+                "mlp_layer": MLPS[self.mlp],
+                "weight_init": "skip",
+            }
+        )
         if self.attention_norm or self.mlp_norm:  # older versions of timm know neither
             arguments["scale_attn_norm"] = self.attention_norm
             arguments["scale_mlp_norm"] = self.mlp_norm
         if self.patch_norm:
             arguments["embed_norm_layer"] = arguments["norm_layer"]
         vit: Any = (VisionTransformerDistilled if self.distilled else VisionTransformer)(**arguments)
-        if not self.head_bias:
-            vit.head = new_head(self.dim, self.classes, bias=False)
-        if self.attention_gate:
-            add_gates(vit, self.qkv_bias)
         if self.stem is not None:
             self._put_stem(vit)
-        made: nn.Module = vit
-        return made
+        return vit
 
     def _put_stem(self, vit: Any) -> None:
-        """A stem has no description but the name of its model, which is made for it."""
+        """Replaces the patch embedding by the stem of the model named `stem`, which is built for it."""
         stemmed: Any = timm.create_model(
             self.stem,
             img_size=self.image_size,
@@ -146,7 +121,7 @@ class VitArchitecture(Architecture):
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
-        # As versions wrote it that knew one family, and class tokens in all of it: they read it still.
+        # Versions that know one family, always with class token, still read these files.
         del values["family"]
         if self.class_token:
             del values["class_token"]
@@ -164,7 +139,7 @@ class VitArchitecture(Architecture):
         return facts
 
     def canonical(self, name: str, tensor: Tensor) -> str | None:
-        """One token beside the class token, with a position of its own, is the same trunk whatever it is called.
+        """A single token beside the class token, with a position of its own, has one name: the trunk is the same.
 
         DeiT's files have a distillation token (two heads) or a register (one head, on the class token).
         """
