@@ -34,6 +34,7 @@ MORE = {
     "memtok.data": ("DataSource", "ImageSet", "from_dataset"),
     "memtok.training": ("create", "Recipe", "TrainResult", "Progress"),
     "memtok.training.head_alone": ("HeadAlone",),
+    "memtok.runs": ("Listener",),
     "memtok.sweeps": ("Range", "SweepResult", "DataResult", "SweepListener"),
     "memtok.evaluation": ("EvaluationTable",),
     "memtok.rounding": ("TaskDifferences",),

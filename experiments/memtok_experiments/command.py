@@ -292,7 +292,7 @@ def console_listener() -> Listener:
                 if record.test is not None:
                     note(f"{data}: {run}: {percent(record.test.top1)} on {record.test.images:,} test images")
 
-        def training(self) -> Progress:
+        def training(self, runs: Sequence[Any], start: int, until: int) -> Progress:
             return Steps()
 
     class Steps(RichProgress):

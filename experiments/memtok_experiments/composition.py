@@ -42,14 +42,14 @@ def concat(settings: GridSettings, *, cells: int = 5, listener: Listener | None 
     grid.run()
     rows = []
     for seed in settings.seeds:
-        tasks = {data: grid.task(data, masked, seed) for data in settings.data}
-        images = {slug(data): grid.test_images(data) for data in settings.data}
+        tasks = {data: grid.on(data).task(masked, seed) for data in settings.data}
+        images = {slug(data): grid.on(data).test_images for data in settings.data}
         together = MemoryViT(grid.backbone)
         for task in tasks.values():
             together = together.concat(MemoryViT(grid.backbone, [task]))
         table = evaluate(together, images, alone=True)
-        seen_by_all = [grid.task(data, unmasked, seed) for data in settings.data]
-        mixed = evaluate_unmasked(grid.backbone, seen_by_all, images, workers=grid.workers)
+        seen_by_all = [grid.on(data).task(unmasked, seed) for data in settings.data]
+        mixed = evaluate_unmasked(grid.backbone, seen_by_all, images, workers=grid.on(settings.data[0]).workers)
         for data in settings.data:
             name = slug(data)
             rows.append(
@@ -59,7 +59,7 @@ def concat(settings: GridSettings, *, cells: int = 5, listener: Listener | None 
                     images=table.tasks[name].images,
                     alone=table.alone[name].top1,
                     together=table.tasks[name].top1,
-                    alone_unmasked=grid.accuracy(data, unmasked, seed),
+                    alone_unmasked=grid.on(data).accuracy(unmasked, seed),
                     together_unmasked=mixed[name],
                 )
             )
@@ -82,7 +82,7 @@ def extension(settings: GridSettings, *, cells: int = 5, listener: Listener | No
 
     @cache
     def task_of(data: str, seed: int) -> Task:
-        return extended.get(data, apart).task(data, column, seed)
+        return extended.get(data, apart).on(data).task(column, seed)
 
     for position, data in enumerate(chain[1:], start=1):
         before = chain[:position]
@@ -101,7 +101,7 @@ def extension(settings: GridSettings, *, cells: int = 5, listener: Listener | No
     rows = []
     for seed in settings.seeds:
         tasks = {data: task_of(data, seed) for data in settings.data}
-        images = {slug(data): apart.test_images(data) for data in settings.data}
+        images = {slug(data): apart.on(data).test_images for data in settings.data}
         table = evaluate(MemoryViT(backbone, list(tasks.values())), images, alone=True)
         for data, task in tasks.items():
             name = slug(data)
@@ -113,7 +113,7 @@ def extension(settings: GridSettings, *, cells: int = 5, listener: Listener | No
                     alone=table.alone[name].top1,
                     together=table.tasks[name].top1,
                     extends=tuple(other for other in chain if tasks[other] in task.extends),
-                    without_extending=apart.accuracy(data, column, seed) if data in extended else None,
+                    without_extending=apart.on(data).accuracy(column, seed) if data in extended else None,
                 )
             )
     return outcome("extension", apart, column, rows)
@@ -137,8 +137,8 @@ def check_data(settings: GridSettings, *, least: int) -> None:
 def outcome(experiment: str, grid: Grid, column: Column, rows: Sequence[Standing]) -> Outcome:
     """The rows with the settings of their runs."""
     height, width = grid.backbone.preprocessing.image_size
-    rate = grid.settings.rates(column)[0]
-    plan = grid.plan(grid.settings.data[0], column, rate)
+    plans = {data: grid.on(data).plan for data in grid.settings.data}
+    plan = plans[grid.settings.data[0]]
     return Outcome(
         experiment=experiment,
         backbone=grid.settings.backbone,
@@ -146,9 +146,9 @@ def outcome(experiment: str, grid: Grid, column: Column, rows: Sequence[Standing
         image_size=(height, width),
         column=column.name,
         recipe=plan.recipe,
-        steps={data: grid.plan(data, column, rate).steps for data in grid.settings.data},
+        steps={data: each.steps for data, each in plans.items()},
         batch_size=plan.batch_size,
-        splits={data: grid.source(data).split_digest for data in grid.settings.data},
+        splits={data: grid.on(data).source.split_digest for data in plans},
         rows=tuple(rows),
     )
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from memtok.digests import sealed, unsealed
+from memtok.digests import read_sealed, write_sealed
 from memtok.errors import MemtokError
-from memtok.files import write_json
 
 FORMAT_VERSION = 1
-MOST = 2**63 - 1  # of any whole number
+TEXTS = ("backbone", "fingerprint", "data", "column", "regime", "recipe")
+COUNTS = {"cells": 0, "seed": 0, "steps": 1, "batch_size": 1, "together": 1}  # and the least of each
+COUNTS |= {"trained_parameters": 1, "total_parameters": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +26,10 @@ class Score:
     top5: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("top1", "top5"):
-            value = getattr(self, name)
-            if value is None and name == "top5":
-                continue
-            if not _number(value) or not 0 <= value <= 1:
-                raise MemtokError(f"expected {name} as a share in [0, 1], found {value!r}; correct it")
-        _whole("images", self.images, least=1)
-        if self.top5 is not None and self.top5 < self.top1:
-            raise MemtokError(f"expected top5 of at least top1 ({self.top1}), found {self.top5}; correct it")
+        for name, value in (("top1", self.top1), ("top5", 0 if self.top5 is None else self.top5)):
+            require(is_number(value) and 0 <= value <= 1, f"{name} as a share in [0, 1]", value)
+        require_count("images", self.images, least=1)
+        require(self.top5 is None or self.top5 >= self.top1, f"top5 of at least top1 ({self.top1})", self.top5)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without a `top5` that is None."""
@@ -88,45 +83,30 @@ class RunRecord:
     diverged: bool = False
 
     def __post_init__(self) -> None:
-        self._check_texts()
-        size: Any = self.image_size  # JSON has lists
-        if not isinstance(size, Sequence) or len(size) != 2:
-            raise MemtokError(f"expected image_size as (height, width), found {size!r}; correct it")
-        object.__setattr__(self, "image_size", (_whole("height", size[0], 1), _whole("width", size[1], 1)))
-        for name, least in (("cells", 0), ("seed", 0), ("steps", 1), ("batch_size", 1), ("together", 1)):
-            _whole(name, getattr(self, name), least)
-        for name in ("trained_parameters", "total_parameters"):
-            _whole(name, getattr(self, name), 1)
-        for name in ("learning_rate", "seconds"):
+        for name in TEXTS:
             value = getattr(self, name)
-            if not _number(value) or value < 0 or (name == "learning_rate" and value == 0):
-                raise MemtokError(f"expected {name} as a finite number above 0, found {value!r}; correct it")
+            require(isinstance(value, str) and value, f"{name} as a text", value)
+        split, versions, size = self.split, self.versions, self.image_size
+        digested = isinstance(split, dict) and isinstance(split.get("digest"), str)
+        require(digested, "a split with its digest", split)
+        texts = isinstance(versions, dict) and all(isinstance(text, str) for text in (*versions, *versions.values()))
+        require(texts, "versions as texts by name", versions)
+        require(isinstance(size, Sequence) and len(size) == 2, "image_size as (height, width)", size)
+        object.__setattr__(self, "image_size", tuple(size))  # JSON has lists
+        for name, pixels in zip(("height", "width"), size, strict=True):
+            require_count(name, pixels, least=1)
+        for name, least in COUNTS.items():
+            require_count(name, getattr(self, name), least)
+        rate, seconds = self.learning_rate, self.seconds
+        require(is_number(rate) and rate > 0, "learning_rate as a finite number above 0", rate)
+        require(is_number(seconds) and seconds >= 0, "seconds as a finite number of 0 or more", seconds)
         for name in ("chosen", "diverged"):
-            if not isinstance(getattr(self, name), bool):
-                raise MemtokError(f"expected {name} as true or false, found {getattr(self, name)!r}; correct it")
-        self._read_scores()
-        if self.test is not None and not self.chosen:
-            raise MemtokError(
-                f"expected no test accuracy of a rate that was not chosen, found one of {self.learning_rate:g}; "
-                "test only what the validation part chose"
-            )
-
-    def _check_texts(self) -> None:
-        for name in ("backbone", "fingerprint", "data", "column", "regime", "recipe"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise MemtokError(f"expected {name} as a text, found {value!r}; correct it")
-        split, versions = self.split, self.versions
-        if not isinstance(split, dict) or not isinstance(split.get("digest"), str):
-            raise MemtokError(f"expected a split with its digest, found {split!r}; correct it")
-        if not isinstance(versions, dict) or not all(isinstance(text, str) for text in (*versions, *versions.values())):
-            raise MemtokError(f"expected versions as texts by name, found {versions!r}; correct it")
-
-    def _read_scores(self) -> None:
+            require(isinstance(getattr(self, name), bool), f"{name} as true or false", getattr(self, name))
         for name in ("validation", "test"):
-            value: Any = getattr(self, name)
+            value = getattr(self, name)
             if not isinstance(value, Score) and not (value is None and name == "test"):
                 object.__setattr__(self, name, Score.from_dict(value, name))
+        require(self.test is None or self.chosen, "no test accuracy of a rate that was not chosen", self.test)
 
     def tested(self, test: Score | Mapping[str, Any]) -> RunRecord:
         """The same run, chosen, with its test accuracy."""
@@ -143,10 +123,8 @@ class RunRecord:
         }
 
     @classmethod
-    def from_dict(cls, value: Any, where: str = "run record") -> RunRecord:
+    def from_dict(cls, value: Mapping[str, Any], where: str = "run record") -> RunRecord:
         """Reads what `to_dict` gives. `where` names it in errors: MemtokError for anything else, in one line."""
-        if not isinstance(value, Mapping):
-            raise MemtokError(f"expected an object in {where}, found {type(value).__name__}; train that run again")
         given = dict(value)
         version = given.pop("format_version", None)
         if version != FORMAT_VERSION or isinstance(version, bool):
@@ -164,33 +142,37 @@ class RunRecord:
             raise MemtokError(f"{where}: {error.message}") from error
 
 
-def write_record(path: str | Path, record: RunRecord) -> None:
+def write_record(path: Path, record: RunRecord) -> None:
     """Writes a record as JSON, atomically and with a checksum."""
-    write_json(path, sealed(record.to_dict()))
+    write_sealed(path, record.to_dict())
 
 
-def read_record(path: str | Path) -> RunRecord:
+def read_record(path: Path) -> RunRecord:
     """Reads what `write_record` wrote; MemtokError for a file that is missing, damaged or of an unknown version."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            value = unsealed(value)
-    except OSError as error:
-        raise MemtokError(f"expected a run record at {path}, found: {error.strerror}; check the path") from error
-    except (ValueError, RecursionError) as error:  # broken JSON, broken UTF-8, or another checksum
-        raise MemtokError(f"expected a run record as JSON in {path}, found a damaged file; remove it") from error
-    return RunRecord.from_dict(value, str(path))
+    found = read_sealed(path, "a run record as JSON", lambda value: RunRecord.from_dict(value, str(path)), "remove it")
+    if found is None:
+        raise MemtokError(f"expected a run record at {path}, found: No such file or directory; check the path")
+    return found
 
 
-def _number(value: Any) -> bool:
+def require(sound: Any, what: str, found: Any) -> None:
+    """MemtokError unless a field is sound. `what` it should be."""
+    if not sound:
+        shown = "one beyond all bounds" if is_large(found) else repr(found)
+        raise MemtokError(f"expected {what}, found {shown}; correct it")
+
+
+def require_count(name: str, value: Any, least: int) -> None:
+    """MemtokError unless a field is a whole number of at least `least`."""
+    sound = isinstance(value, int) and not isinstance(value, bool) and value >= least and not is_large(value)
+    require(sound, f"{name} as a whole number of {least} or more", value)
+
+
+def is_large(value: Any) -> bool:
+    """Whether it is a whole number that would fill the screen."""
+    return isinstance(value, int) and abs(value) >= 2**63
+
+
+def is_number(value: Any) -> bool:
     """Whether it is a finite number (a whole one beyond a float's range is none)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) <= sys.float_info.max
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
-        shown = repr(value) if not isinstance(value, int) or abs(value) <= MOST else "one beyond all bounds"
-        raise MemtokError(f"expected {name} as a whole number of {least} or more, found {shown}; correct it")
-    return int(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

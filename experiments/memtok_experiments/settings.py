@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from memtok.errors import Argument, MemtokError
+from memtok.folders import check_outside
 from memtok.preprocessing import Preprocessing
+from memtok.sweeps.settings import OF_RUN, usual_rates
 from memtok_experiments.columns import PAPER_COLUMNS, Column, find_columns
-
-RATE_FACTORS = (0.3, 1.0, 3.0)
-"""Learning rates that are tried unless told otherwise, as multiples of the recipe's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +87,7 @@ class GridSettings:
                 f"expected a column that composes to keep traces for, found {', '.join(self.columns)}; leave "
                 f"{Argument('keep_traces')} out, or add head or memory-N"
             )
-        records = (self.out / "runs").resolve()
-        place = None if self.trace_dir is None else Path(self.trace_dir).resolve()
-        if place is not None and records in (place, *place.parents):
-            raise MemtokError(
-                f"expected {Argument('trace_dir')} outside {self.out / 'runs'}, found {self.trace_dir}; name another "
-                "folder"
-            )
+        check_outside(self.trace_dir, self.out / "runs")
 
     def traces(self) -> dict[str, Any]:
         """The arguments of `train_together` that say where traces are kept."""
@@ -102,14 +95,11 @@ class GridSettings:
 
     def training(self) -> dict[str, Any]:
         """The arguments of `train` that all runs share."""
-        names: tuple[str, ...] = ("recipe", "steps", "epochs", "batch_size", "accumulate", "augment", "flip")
-        names += ("validation_images", "device", "precision", "workers", "on_bad_image", "data_dir")
+        names = (*OF_RUN, "device", "workers", "on_bad_image", "data_dir")
         return {name: getattr(self, name) for name in names}
 
     def fixed(self, fingerprint: str, preprocessing: Preprocessing) -> dict[str, Any]:
         """What must be the same whenever the grid in `out` goes on, as JSON-able values."""
-        names: tuple[str, ...] = ("recipe", "steps", "epochs", "batch_size", "accumulate", "split", "augment", "flip")
-        names += ("validation_images", "test_images", "precision")
         # Where traces are kept may change, not whether: what is trained on is rounded.
         kept = {} if self.keep_traces is None else {"kept_traces": {"views": self.views}}
         return {
@@ -117,7 +107,7 @@ class GridSettings:
             "image_size": list(preprocessing.image_size),
             "preprocessing": preprocessing.to_dict(),  # no fingerprint tells it
             "first_seed": self.seeds[0],
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in (*OF_RUN, "split", "test_images")},
             **kept,
         }
 
@@ -129,4 +119,4 @@ class GridSettings:
         full = column.regime == "full"
         given = self.full_learning_rates if full else self.learning_rates
         middle = recipe.full_learning_rate if full else recipe.learning_rate
-        return tuple(sorted(given or (float(f"{middle * factor:.6g}") for factor in RATE_FACTORS)))
+        return tuple(sorted(given or usual_rates(middle)))

@@ -27,6 +27,13 @@ def slug(text: str) -> str:
     return plain if plain == text else f"{plain or 'x'}-{digest}"
 
 
+def check_outside(place: str | Path | None, records: Path) -> None:
+    """MemtokError for a folder of kept traces among records, where its files would count as some."""
+    within = None if place is None else Path(place).resolve()
+    if within is not None and records.resolve() in (within, *within.parents):
+        raise MemtokError(f"expected {Argument('trace_dir')} outside {records}, found {place}; name another folder")
+
+
 def check_fixed(path: Path, fixed: dict[str, Any], what: str = "grid", saved: Iterable[Path] = ()) -> None:
     """MemtokError unless the work in this folder (`what`) has these settings; writes them down where there is none.
 

@@ -176,7 +176,7 @@ def test_an_interrupted_sweep_says_how_it_goes_on(run: Run, monkeypatch: pytest.
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("memtok.sweeps.stages.train_together", interrupt)
+    monkeypatch.setattr("memtok.runs.train_together", interrupt)
     found = run("sweep", *QUICK, "--out", "out")
     assert found.code == 130
     assert found.err.splitlines()[-1].endswith("interrupted, what was written stays; the same command goes on")

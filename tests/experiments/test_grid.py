@@ -174,10 +174,10 @@ def test_the_rate_is_chosen_on_validation_and_of_equal_ones_the_smaller(
     column = find_column("head")
     for accuracies, chosen in (((0.5, 0.9, 0.9), 0.02), ((0.7, 0.6, 0.5), 0.01), ((0.1, 0.2, 0.3), 0.05)):
         for rate, accuracy in zip((0.01, 0.02, 0.05), accuracies, strict=True):
-            path = made.path("digits", Run(column, rate, 0))
+            path = made.on("digits").path(Run(column, rate, 0))
             record = read_record(path).to_dict() | {"validation": {"top1": accuracy, "images": 10}}
             write_record(path, RunRecord.from_dict(record))
-        assert made.chosen_rate("digits", column) == chosen
+        assert made.on("digits").chosen_rate(column) == chosen
 
 
 def test_a_rate_that_is_added_later_can_take_the_choice(
@@ -211,7 +211,7 @@ def test_a_later_seed_that_diverges_counts_as_zero(backbone: Backbone, two_digit
     made = Grid(settings(tmp_path, columns=("head",), learning_rates=(0.01,)), backbone)
     made.run()
     run = Run(find_column("head"), 0.01, 5)
-    first = read_record(made.path("digits", Run(run.column, 0.01, 0))).to_dict()
+    first = read_record(made.on("digits").path(Run(run.column, 0.01, 0))).to_dict()
     lost = first | {
         "seed": 5,
         "chosen": False,
@@ -219,13 +219,13 @@ def test_a_later_seed_that_diverges_counts_as_zero(backbone: Backbone, two_digit
         "diverged": True,
         "validation": {"top1": 0.0, "images": 9},
     }
-    write_record(made.path("digits", run), RunRecord.from_dict(lost))
+    write_record(made.on("digits").path(run), RunRecord.from_dict(lost))
     asked = Grid(settings(tmp_path, columns=("head",), learning_rates=(0.01,), seeds=(0, 5)), backbone)
     record = by_run(asked.run())["head", 0.01, 5]
     assert record.test is not None
     assert (record.test.top1, record.test.images) == (0.0, len(two_digits.test))
     with pytest.raises(memtok.MemtokError, match="seed 5 diverged"):
-        asked.task("digits", run.column, 5)
+        asked.on("digits").task(run.column, 5)
 
 
 @pytest.mark.twice
@@ -235,8 +235,8 @@ def test_fewer_images_are_always_the_same(backbone: Backbone, two_digits: DataSo
     assert {record.test.images for record in records if record.test} == {20}
     assert {record.validation.images for record in records} == {10}
     assert (
-        made.test_images("digits").identities
-        == Grid(settings(tmp_path, test_images=20), backbone).test_images("digits").identities
+        made.on("digits").test_images.identities
+        == Grid(settings(tmp_path, test_images=20), backbone).on("digits").test_images.identities
     )
 
 
@@ -362,7 +362,7 @@ def test_a_group_that_was_killed_goes_on_as_the_group_it_was(
     whole = by_run(Grid(settings(tmp_path / "a"), backbone).run())
 
     class Killed(Listener):
-        def training(self) -> TrainingRecorder:
+        def training(self, *_: Any) -> TrainingRecorder:
             return TrainingRecorder(stop=3)
 
     with pytest.raises(KeyboardInterrupt):
@@ -370,7 +370,7 @@ def test_a_group_that_was_killed_goes_on_as_the_group_it_was(
     steps = TrainingRecorder()
 
     class Watched(Recorder):
-        def training(self) -> TrainingRecorder:
+        def training(self, *_: Any) -> TrainingRecorder:
             return steps
 
     # A column that is asked for in addition does not start the others anew.
@@ -388,7 +388,7 @@ def test_a_group_that_was_killed_goes_on_as_the_group_it_was(
 
 def test_two_processes_do_not_train_the_same(backbone: Backbone, two_digits: DataSource, tmp_path: Path) -> None:
     made = Grid(settings(tmp_path), backbone)
-    with locked(made.runs("digits")), pytest.raises(memtok.MemtokError, match="another process"):
+    with locked(made.on("digits").folder), pytest.raises(memtok.MemtokError, match="another process"):
         made.run()
     made.run()
 
@@ -396,7 +396,7 @@ def test_two_processes_do_not_train_the_same(backbone: Backbone, two_digits: Dat
 def test_a_damaged_record_is_one_line(backbone: Backbone, two_digits: DataSource, tmp_path: Path) -> None:
     made = Grid(settings(tmp_path), backbone)
     made.run()
-    made.path("digits", Run(find_column("head"), 0.01, 0)).write_text("{")
+    made.on("digits").path(Run(find_column("head"), 0.01, 0)).write_text("{")
     with pytest.raises(memtok.MemtokError, match="run record as JSON"):
         made.run()
 

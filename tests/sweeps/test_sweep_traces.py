@@ -179,7 +179,7 @@ def test_traces_in_memory_leave_less_for_a_pass(
         settings = SweepSettings(
             space=make_space(recipe="default", search="grid", trials=None), out=Path("unused"), shared=shared
         )
-        return Sweep(settings, backbone, [data], SweepListener()).job(data, "digits", cpu).budget.limit
+        return Sweep(settings, backbone, [data], SweepListener()).stages(data, "digits", cpu).budget.limit
 
     record, count = 2304, len(data.train) + len(data.validation)
     assert limit() == int(SHARE * 10_000_000)

@@ -9,12 +9,12 @@ from rich.console import Console
 
 from memtok.display import counted, percent, shown_bytes
 from memtok.meter import Meter, print_line
-from memtok.sweeps.space import Configuration
+from memtok.runs import Listener, cost
 from memtok.sweeps.trials import Trial
 from memtok.training.progress import Progress, RichProgress, RunInfo
 
 
-class SweepListener:
+class SweepListener(Listener):
     """Says nothing. Override what you want to hear."""
 
     def reading(self, done: int, total: int) -> None:
@@ -29,13 +29,6 @@ class SweepListener:
         need: bytes of the largest pass, of `limit`. rungs: steps after which the worse ones stop.
         """
 
-    def left(self, amount: float) -> None:
-        """What is left to train on this data set, in steps of one configuration and of the trunk; near enough."""
-
-    def training(self, configurations: Sequence[Configuration], start: int, until: int) -> Progress:
-        """A pass begins, from one step to another; returns who listens to its steps."""
-        return Progress()
-
     def validated(self, data: str, trials: Sequence[Trial], best: Trial | None) -> None:
         """A pass is over; best: of all that finished or were looked at so far."""
 
@@ -44,11 +37,6 @@ class SweepListener:
 
     def close(self) -> None:
         """The sweep ended, well or not. Called once."""
-
-
-def cost(configurations: float, steps: int) -> float:
-    """What a pass takes, in passes of a batch through the trunk; near enough to tell the time left."""
-    return steps * (1 + 0.1 * configurations) if configurations else 0.0
 
 
 class RichSweepListener(SweepListener):
@@ -85,11 +73,11 @@ class RichSweepListener(SweepListener):
         if amount:
             self.meter = Meter(self.console, "sweep", amount, counted=False)
 
-    def training(self, configurations: Sequence[Configuration], start: int, until: int) -> Progress:
+    def training(self, configurations: Sequence[Any], start: int, until: int) -> Progress:
         self.running = f"{counted(len(configurations), 'configuration')}, steps {start + 1:,} to {until:,}"
         if not self.console.is_terminal:
             self.message(self.running)
-        self._show()
+        self.show()
         return _Steps(self, len(configurations), start)
 
     @property
@@ -97,18 +85,18 @@ class RichSweepListener(SweepListener):
         """How much of what was left is done."""
         return 0.0 if self.meter is None else self.meter.done
 
-    def advanced(self, amount: float, speed: str | None = None) -> None:
-        """Moves the bar to `amount` of what was left."""
-        self.speed = self.speed if speed is None else speed
+    def show(self, done: float | None = None) -> None:
+        """Shows the figures beside the bar, which moves to `done` of what was left."""
         if self.meter is not None:
-            self.meter.tick()  # of the step before
-            self.meter.move(amount)
-        self._show()
+            if done is not None:
+                self.meter.tick()  # of the step before
+            figures = self.best, self.running, self.speed
+            self.meter.move(self.meter.done if done is None else done, figures=figures)
 
     def validated(self, data: str, trials: Sequence[Trial], best: Trial | None) -> None:
         if best is not None and best.last is not None:
             self.best = f"best {percent(best.last.top1, 1)} ({best.configuration.name})"
-        self._show()
+        self.show()
         if not self.console.is_terminal:
             left = [] if self.meter is None else self.meter.time_left()
             self.message("; ".join([f"{data}: {self.best or 'all diverged so far'}", *left]))
@@ -122,11 +110,6 @@ class RichSweepListener(SweepListener):
             self.meter.close()
         self.meter = None
 
-    def _show(self) -> None:
-        """The figures beside the bar."""
-        if self.meter is not None:
-            self.meter.move(self.meter.done, figures=(self.best, self.running, self.speed))
-
 
 class _Steps(Progress):
     """The steps of one pass, as a part of the whole sweep."""
@@ -139,17 +122,19 @@ class _Steps(Progress):
         self.listener.message(text)
 
     def caching(self, what: str, done: int, total: int) -> None:
-        self.listener.advanced(self.listener.done, f"{what} {percent(done / total, 0)}")
+        self.listener.speed = f"{what} {percent(done / total, 0)}"
+        self.listener.show(self.listener.done)
 
     def start(self, info: RunInfo) -> None:
         self.step(info.start_step)
 
     def step(self, step: int) -> None:
-        self.listener.advanced(self.before + cost(self.configurations, step - self.begin))
+        self.listener.show(self.before + cost(self.configurations, step - self.begin))
 
     def validating(self, done: int, total: int) -> None:
-        self.listener.advanced(self.listener.done, f"validating {percent(done / total, 0)}")
+        self.listener.speed = f"validating {percent(done / total, 0)}"
+        self.listener.show(self.listener.done)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        figures = f"{row['images_per_second']:,.0f} images/s"
-        self.listener.advanced(self.before + cost(self.configurations, row["step"] - self.begin), figures)
+        self.listener.speed = f"{row['images_per_second']:,.0f} images/s"
+        self.step(row["step"])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,25 @@ from memtok.backbone import Backbone
 from memtok.bundle import load_task
 from memtok.checks import check_name
 from memtok.data import DataSource, open_data
-from memtok.data.content import training_content
-from memtok.digests import sealed, unsealed
+from memtok.digests import read_sealed, write_sealed
 from memtok.errors import MemtokError
 from memtok.evaluation import evaluate
-from memtok.files import atomic_write, write_json
+from memtok.files import atomic_write
 from memtok.folders import check_fixed, locked, slug
-from memtok.metrics import Score
 from memtok.model import MemoryViT
 from memtok.parts import OPTIONS
 from memtok.sweeps import picture
 from memtok.sweeps.choice import choose
-from memtok.sweeps.memory import Budget, Step, find_limit
 from memtok.sweeps.progress import RichSweepListener, SweepListener
 from memtok.sweeps.proposals import Proposals
 from memtok.sweeps.result import DataResult, SweepResult, Test
 from memtok.sweeps.settings import SweepSettings, make_space
 from memtok.sweeps.space import Axis, Configuration
-from memtok.sweeps.stages import Job, Stages
+from memtok.sweeps.stages import Stages
 from memtok.sweeps.trials import Trial, ranked
-from memtok.traces import OpenStores
 from memtok.training.compiler import make_compiler
 from memtok.training.device import moved
-from memtok.training.feed import traces_in_memory
-from memtok.training.settings import Settings, default_workers, make_plan
+from memtok.training.settings import default_workers
 
 Data = str | DataSource
 
@@ -131,16 +126,18 @@ class Sweep:
         device = self.device()
         make_compiler(settings.shared.get("compile", False), device)  # or says what is missing
         with moved([backbone], device):
-            jobs = [self.job(source, spec_of(one), device) for source, one in zip(sources, self.data, strict=True)]
-            for job in jobs:  # what does not fit the memory is found before the first step, too
-                job.budget.passes(self.settings.space.listed(job.plan.seed) or self.settings.space.largest())
+            everything = [
+                self.stages(source, spec_of(one), device) for source, one in zip(sources, self.data, strict=True)
+            ]
+            for stages in everything:  # what does not fit the memory is found before the first step, too
+                stages.passes(settings.space.listed(stages.plan.seed) or settings.space.largest())
             fixed = settings.fixed(backbone.fingerprint, backbone.preprocessing)
             with locked(settings.out):
                 check_fixed(settings.out / "sweep.json", fixed, "sweep", settings.out.glob("runs/*/*.safetensors"))
                 found = []
-                for job in jobs:
-                    with job.stores:
-                        found.append(self.run_data(job))
+                for stages in everything:
+                    with stages.stores:
+                        found.append(self.run_data(stages))
                 result = SweepResult(tuple(found), settings.out)
                 result.save()
                 picture.draw(result, result.picture)
@@ -160,98 +157,77 @@ class Sweep:
         gpu = wanted != "cpu" and torch.cuda.is_available()
         return torch.device("cuda") if gpu else torch.device("cpu")
 
-    def job(self, source: DataSource, spec: str, device: torch.device) -> Job:
-        """What the configurations of a data set share; MemtokError if the largest one does not fit the memory."""
-        settings = self.settings
-        training = settings.training()
-        training["validation_images"] = training.get("validation_images") or len(source.validation)
+    def stages(self, source: DataSource, spec: str, device: torch.device) -> Stages:
+        """The configurations of a data set, and what they share."""
+        training = self.settings.training()
         if training.get("trace_dir") is not None and len(self.data) > 1:
             training["trace_dir"] = Path(training["trace_dir"]) / slug(spec)
-        wanted = Settings(**training)
-        plan = make_plan(wanted, "memory", source)
-        step = Step.of(
+        return Stages(
+            self.settings,
             self.backbone,
-            images=-(-plan.batch_size // plan.accumulate),
-            classes=len(source.classes),
-            optimizer=plan.optimizer,
-            precision=plan.precision,
-        )
-        limit = find_limit(device, settings.memory_limit, traces_in_memory(self.backbone, plan, wanted, device))
-        return Job(
-            backbone=self.backbone,
-            source=source,
-            spec=spec,
-            name=settings.name or name_of(spec),
-            folder=settings.out / "runs" / slug(spec),
-            plan=plan,
-            shared=training,
-            budget=Budget(step, limit, settings.together),
-            eta=settings.halving,
-            heads=settings.heads(),
+            source,
+            spec,
+            name=self.settings.name or name_of(spec),
+            training=training,
+            device=device,
             listener=self.listener,
-            stores=OpenStores(),
-            content=training_content(source),
         )
 
-    def run_data(self, job: Job) -> DataResult:
+    def run_data(self, stages: Stages) -> DataResult:
         """Trains what is missing on one data set, chooses, tests the winner."""
-        stages = Stages(job)
-        space, heads = self.settings.space, job.heads
-        configurations = space.listed(job.plan.seed)
+        space, heads = self.settings.space, stages.heads
+        configurations = space.listed(stages.plan.seed)
         if configurations is None:
-            configurations = self.ask(job, stages)
+            configurations = self.ask(stages)
         else:
             stages.run(configurations, heads=[each for each in heads if each not in configurations])
-        everyone = dict.fromkeys([*configurations, *heads])
-        trials = [stages.trial(each) for each in everyone]
-        choice = choose(trials, configurations, job.plan)
-        winner = None if choice is None else choice.winner
-        if winner is not None and not stages.task_path(winner.configuration).exists():
-            stages.path(winner.configuration).unlink()  # its task went when another one was better
-            (winner,) = stages.run([winner.configuration])
-        test = None if winner is None else self.test(job, stages, winner)
-        best = None if winner is None else self.write_best(job, stages, winner)
+        trials = [stages.trial(each) for each in dict.fromkeys([*configurations, *heads])]
+        choice = choose(trials, configurations, stages.plan)
+        kept = test = best = None
+        if choice is not None:
+            winner = choice.winner
+            kept = stages.model_path(winner.configuration)
+            if not kept.exists():  # its task went when another one was better
+                stages.path(winner.configuration).unlink()
+                (winner,) = stages.run([winner.configuration])
+            test, best = self.test(stages, winner), self.write_best(stages, kept)
         if not self.settings.keep_all:
-            for path in job.folder.glob("*.safetensors"):
-                if winner is None or path != stages.task_path(winner.configuration):
+            for path in stages.folder.glob("*.safetensors"):
+                if path != kept:
                     path.unlink()
         return DataResult(
-            data=job.spec,
+            data=stages.spec,
             trials=tuple(ranked(trials)),
             order=tuple(configurations),
             test=test,
             best=best,
-            plan=job.plan,
+            plan=stages.plan,
             space=space,
-            halving=job.eta,
-            skipped_images=tuple(job.source.skipped),
+            halving=stages.eta,
+            skipped_images=tuple(stages.source.skipped),
         )
 
-    def ask(self, job: Job, stages: Stages) -> list[Configuration]:
+    def ask(self, stages: Stages) -> list[Configuration]:
         """Trains batch after batch of what Optuna proposes, heads beside the first; returns all that it proposed."""
-        proposals = Proposals(self.settings.space, job.folder, seed=job.plan.seed, fits=job.budget.fits)
+        proposals = Proposals(self.settings.space, stages.folder, seed=stages.plan.seed, fits=stages.budget.fits)
         for batch in proposals.batches():
             new = proposals.new(batch)
-            beside = [each for each in self.untrained(stages, job.heads) if each not in new]
-            if beside or self.untrained(stages, new):
+            beside = [each for each in stages.untrained(stages.heads) if each not in new]
+            if beside or stages.untrained(new):
                 stages.run(new, share=len(batch) / max(len(batch), proposals.left), heads=beside)
             proposals.tell({each: stages.trial(each) for each in batch})
-        missing = self.untrained(stages, job.heads)
+        missing = stages.untrained(stages.heads)
         if missing:  # of a search that was done before heads were compared with
             stages.run([], heads=missing)
         return proposals.proposed()
 
-    def untrained(self, stages: Stages, configurations: Sequence[Configuration]) -> list[Configuration]:
-        """Those that are not at their end, and were not stopped."""
-        return [each for each in configurations if stages.trial(each).state == "training"]
-
-    def test(self, job: Job, stages: Stages, winner: Trial) -> Test | None:
+    def test(self, stages: Stages, winner: Trial) -> Test | None:
         """The winner's accuracy on the test part, looked at once; None where no part is kept apart for testing."""
-        source = job.source
+        source = stages.source
         if not source.has_test:
             return None
-        path = job.folder / "test" / "score.json"
-        task = load_task(stages.task_path(winner.configuration), self.backbone)
+        path = stages.folder / "test" / "score.json"
+        task = load_task(stages.model_path(winner.configuration), self.backbone)
         key = {"name": winner.configuration.name, "fingerprint": task.fingerprint}
         known = read_test(path, key)
         if known is not None:
@@ -259,29 +235,31 @@ class Sweep:
         given = self.settings.shared.get("workers")
         workers = default_workers(self.backbone.device) if given is None else given
         model = MemoryViT(self.backbone, [task])
-        score: Score = evaluate(model, source.test, batch_size=job.plan.batch_size, workers=workers).tasks[task.name]
+        score = evaluate(model, source.test, batch_size=stages.plan.batch_size, workers=workers).tasks[task.name]
         found = Test(top1=score.top1, top5=score.top5, images=score.images)
-        write_json(path, sealed(key | {"top1": found.top1, "top5": found.top5, "images": found.images}))
-        self.listener.tested(job.spec, winner, found.top1, found.images)
+        write_sealed(path, key | asdict(found))
+        self.listener.tested(stages.spec, winner, found.top1, found.images)
         return found
 
-    def write_best(self, job: Job, stages: Stages, winner: Trial) -> Path:
+    def write_best(self, stages: Stages, kept: Path) -> Path:
         """The winner's task file, where it is looked for."""
-        file = "best.safetensors" if len(self.data) == 1 else f"best-{slug(job.spec)}.safetensors"
+        file = "best.safetensors" if len(self.data) == 1 else f"best-{slug(stages.spec)}.safetensors"
         path = self.settings.out / file
         with atomic_write(path) as temporary:
-            shutil.copyfile(stages.task_path(winner.configuration), temporary)
+            shutil.copyfile(kept, temporary)
         return path
 
 
 def read_test(path: Path, key: dict[str, str]) -> Test | None:
-    """What an earlier look at the test part found, if it was of the same task."""
+    """What an earlier look at the test part found, if it was of the same task; a damaged file is as none."""
+
+    def parse(value: dict[str, Any]) -> Test | None:
+        same = {name: value[name] for name in key} == key
+        return Test(top1=float(value["top1"]), top5=float(value["top5"]), images=int(value["images"])) if same else None
+
     try:
-        found = unsealed(json.loads(path.read_text(encoding="utf-8")))
-        if {name: found[name] for name in key} != key:
-            return None
-        return Test(top1=float(found["top1"]), top5=float(found["top5"]), images=int(found["images"]))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return read_sealed(path, "the score of a test", parse, "remove it")
+    except MemtokError:
         return None
 
 

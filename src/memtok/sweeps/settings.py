@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memtok.errors import Argument, MemtokError
+from memtok.folders import check_outside
 from memtok.preprocessing import Preprocessing
 from memtok.sweeps.halving import check_halving
 from memtok.sweeps.space import Axis, Configuration, Range, Space, ends
@@ -18,18 +19,8 @@ RATE_SPAN = 10.0  # a search draws from the recipe's rate over this to the rate 
 PER_CONFIGURATION = ("learning_rate", "weight_decay")
 PER_TASK = ("out", "resume", "overwrite", "save_every", "validate_every", "select")
 OF_OPENING = ("data_dir", "split", "on_bad_image")
-FIXED: tuple[str, ...] = (
-    "recipe",
-    "steps",
-    "epochs",
-    "batch_size",
-    "accumulate",
-    "augment",
-    "flip",
-    "validation_images",
-    "precision",
-)
-FIXED += ("seed", "split")
+OF_RUN: tuple[str, ...] = ("recipe", "steps", "epochs", "batch_size", "accumulate", "augment", "flip")
+OF_RUN += ("validation_images", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +59,10 @@ class SweepSettings:
             from memtok.sweeps.proposals import import_optuna
 
             import_optuna()
-        self.check_trace_dir()
+        check_outside(self.shared.get("trace_dir"), self.out / "runs")
         if self.out.exists() and not self.out.is_dir():
             raise MemtokError(
                 f"expected a folder for the sweep, found the file {self.out}; choose another {Argument('out')}"
-            )
-
-    def check_trace_dir(self) -> None:
-        """MemtokError for a folder of traces among the records of the sweep, where its files would count as records."""
-        given, records = self.shared.get("trace_dir"), (self.out / "runs").resolve()
-        place = None if given is None else Path(given).resolve()
-        if place is not None and records in (place, *place.parents):
-            raise MemtokError(
-                f"expected {Argument('trace_dir')} outside {self.out / 'runs'}, found {given}; name another folder"
             )
 
     def heads(self) -> list[Configuration]:
@@ -113,7 +95,7 @@ class SweepSettings:
         from memtok.training.settings import VIEWS, Settings
 
         settings = asdict(Settings(**self.shared))
-        found: dict[str, Any] = {name: settings[name] for name in FIXED}
+        found: dict[str, Any] = {name: settings[name] for name in (*OF_RUN, "seed", "split")}
         if settings["keep_traces"] is not None:  # where they are kept may change, not what is trained on
             found["views"] = settings["views"] or (1 if settings["augment"] == "none" else VIEWS)
         found |= {"backbone": fingerprint, "image_size": list(preprocessing.image_size), "halving": self.halving}
@@ -153,8 +135,13 @@ def make_space(
     _, found = find_recipe(recipe)
     middle = found.learning_rate
     if learning_rates is None and search == "grid":
-        learning_rates = tuple(float(f"{middle * factor:.6g}") for factor in RATE_FACTORS)
+        learning_rates = usual_rates(middle)
     elif learning_rates is None:
         learning_rates = Range(middle / RATE_SPAN, min(middle * RATE_SPAN, 1e38))
     decays = (found.weight_decay,) if weight_decays is None else weight_decays
     return Space(learning_rates=learning_rates, weight_decays=decays, search=search, trials=trials, **axes)
+
+
+def usual_rates(middle: float) -> tuple[float, ...]:
+    """Three rates around that of a recipe."""
+    return tuple(float(f"{middle * factor:.6g}") for factor in RATE_FACTORS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from memtok.digests import sealed, unsealed
-from memtok.errors import MemtokError
-from memtok.files import write_json
+from memtok.digests import read_sealed, write_sealed
 from memtok.intervals import Right
 from memtok.sweeps.space import Configuration
 from memtok.training.state import Validation
@@ -61,38 +58,18 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` reads it back."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "name": self.configuration.name,
-            "configuration": self.configuration.to_dict(),
-            "state": self.state,
-            "looks": [asdict(look) for look in self.looks],
-            "trained_parameters": self.trained_parameters,
-            "seconds": self.seconds,
-            "diverged_at": self.diverged_at,
-            "data": self.data,
-            "split": self.split,
-            "fingerprint": self.fingerprint,
-            "right": self.right,
-            "content": self.content,
-        }
+        return {"format_version": FORMAT_VERSION, "name": self.configuration.name, **asdict(self)}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Trial:
         """Raises ValueError, TypeError or KeyError for anything that `to_dict` did not give."""
+        given = {name: one for name, one in value.items() if name not in ("format_version", "name")}
         if value["format_version"] != FORMAT_VERSION or value["state"] not in STATES:
             raise ValueError("another format")
-        names = ("state", "trained_parameters", "seconds", "diverged_at", "data", "split", "fingerprint")
-        unknown = set(value) - {"format_version", "name", "configuration", "looks", "right", "content", *names}
-        if unknown:
-            raise ValueError(f"the unknown {min(unknown)!r}")
-        return cls(
-            content=value.get("content", ""),
-            configuration=Configuration.of(value["configuration"]),
-            looks=tuple(Validation(**look) for look in value["looks"]),
-            right=value.get("right") and bytes.fromhex(value["right"]).hex(),  # earlier versions did not keep it
-            **{name: value[name] for name in names},
-        )
+        given["configuration"] = Configuration.of(value["configuration"])
+        given["looks"] = tuple(Validation(**look) for look in value["looks"])
+        given["right"] = value.get("right") and bytes.fromhex(value["right"]).hex()  # earlier versions did not keep it
+        return cls(**given)
 
 
 def packed(right: Right | None) -> str | None:
@@ -102,22 +79,13 @@ def packed(right: Right | None) -> str | None:
 
 def write_trial(path: Path, trial: Trial) -> None:
     """Writes the record of a configuration, atomically and with a checksum."""
-    write_json(path, sealed(trial.to_dict()))
+    write_sealed(path, trial.to_dict())
 
 
 def read_trial(path: Path) -> Trial | None:
     """What `write_trial` wrote, None where nothing is; MemtokError for another file."""
-    try:
-        return Trial.from_dict(unsealed(json.loads(path.read_text(encoding="utf-8"))))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise MemtokError(f"expected to read {path}, found: {error.strerror}; check its permissions") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise MemtokError(
-            f"expected the record of a configuration (format {FORMAT_VERSION}) in {path}, found something else; delete "
-            "it to train that configuration again"
-        ) from error
+    what = f"the record of a configuration (format {FORMAT_VERSION})"
+    return read_sealed(path, what, Trial.from_dict, "delete it to train that configuration again")
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
