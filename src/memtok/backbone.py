@@ -260,6 +260,11 @@ class Backbone(nn.Module):
             pooled = self.vit.forward_head(normed, pre_logits=True)
         return pooled
 
+    @property
+    def statistics_shape(self) -> tuple[int, int]:
+        """(S, D) of the statistics of one layer."""
+        return 1 if self.class_token is None else 2, self.dim
+
     def statistics(self, tokens: Tensor) -> Tensor:
         """(B, S, D) of tokens (B, N, D) after a layer: the class token, if there is one, and the mean of the patches.
 

@@ -180,3 +180,15 @@ def test_it_trains_alone_and_together(backbone: memtok.Backbone) -> None:
     both = [made("a", readout=2, regime="head"), made("b", readout=3, memory=1)]
     memtok.train_together(both, data, learning_rates=[0.05, 0.05], **settings)
     torch.testing.assert_close(both[0].readout["weight"], alone.readout["weight"], atol=1e-5, rtol=1e-4)
+
+
+def test_from_kept_traces_it_trains_as_from_images(backbone: memtok.Backbone, tmp_path: Path) -> None:
+    data = memtok.open_data("digits").only(["0", "1"])
+    settings = {"steps": 6, "batch_size": 8, "device": "cpu", "workers": 0, "augment": "none", "learning_rate": 0.05}
+    trained = []
+    for more in ({}, {"keep_traces": "ram"}, {"keep_traces": "disk", "trace_dir": tmp_path / "traces"}):
+        task = memtok.Task.create(backbone, name="a", classes=data.classes, readout=2, memory=1, seed=0)
+        memtok.train(task, data, **settings, **more)
+        trained.append(task)
+    assert bytes_of(trained[1]) == bytes_of(trained[2])
+    torch.testing.assert_close(trained[1].readout["weight"], trained[0].readout["weight"], atol=2e-3, rtol=2e-2)

@@ -171,11 +171,13 @@ def test_sizes() -> None:
 @pytest.mark.parametrize("changes", [{}, {"reg_tokens": 2, "class_token": True}, {"patch_size": 16}])
 def test_shape_is_that_of_a_trace(changes: dict[str, Any]) -> None:
     backbone = tiny_backbone(**changes)
-    trace = backbone.trace(torch.zeros(3, 3, 32, 32), keep="inputs", outputs=True)
+    trace = backbone.trace(torch.zeros(3, 3, 32, 32), keep="inputs", statistics=backbone.depth)
     assert trace.features is not None
+    assert trace.statistics is not None
     assert trace_tensors(backbone) == {
         "features": ("float32", trace.features.shape[1:]),
         "inputs": ("float16", torch.stack(trace.inputs, dim=1).shape[1:]),
+        "statistics": ("float16", trace.statistics.shape[1:]),
     }
 
 

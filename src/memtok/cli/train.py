@@ -30,7 +30,7 @@ from memtok.cli.output import check_apart, check_outputs, note_left_out, recall_
 from memtok.display import percent, shown_bytes
 from memtok.errors import MemtokError
 from memtok.launch import check_launch, is_first_process
-from memtok.parts import CHOICES, OPTIONS, choose
+from memtok.parts import CHOICES, OPTIONS, choose, more_than_head
 from memtok.preprocessing import check_range
 from memtok.regimes import COMPOSABLE, REGIMES
 
@@ -119,10 +119,10 @@ def check_regime(options: Namespace) -> None:
     """UsageError for options that the regime does not have."""
     regime = REGIMES[options.regime]
     with arguments():
-        choose(regime, part_options(options))
+        sizes, _ = choose(regime, part_options(options))
     if options.extends and not regime.streams:
         raise UsageError(f"expected no --extends in regime {regime.name!r}, found one; use --regime memory")
-    if options.compare_head and regime.whole:
+    if options.compare_head and (regime.whole or not more_than_head(regime, sizes)):
         raise UsageError(f"expected no --compare-head in regime {regime.name!r}, found one; leave it out")
     if options.keep_traces and not regime.composable:
         raise UsageError(

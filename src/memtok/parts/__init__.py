@@ -35,6 +35,7 @@ __all__ = [
     "cost",
     "kept",
     "layers_read",
+    "more_than_head",
     "parameters",
     "sizes_of",
     "specs",
@@ -91,6 +92,11 @@ def choose(regime: Regime, given: Mapping[str, Any]) -> tuple[dict[str, int], di
                 argument=choice.name,
             )
     return sizes, words
+
+
+def more_than_head(regime: Regime, sizes: Sizes) -> bool:
+    """Whether such a task is more than a linear head on the backbone's features."""
+    return regime.class_token or any(sizes[option.name] > option.least for option in OPTIONS)
 
 
 def specs(trunk: Trunk, regime: Regime, sizes: Sizes) -> dict[str, Spec]:

@@ -6,6 +6,7 @@ the trunk computes these tokens anyway, and the readout is one matrix product ov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,7 @@ class Readout(Part):
     names = ("readout.weight",)
 
     def specs(self, trunk: Trunk, regime: Regime, sizes: Sizes) -> dict[str, Spec]:
-        count = 1 if trunk.class_token is None else 2
-        shape = (sizes["classes"], sizes["readout"], count, trunk.dim)
+        shape = (sizes["classes"], sizes["readout"], *trunk.statistics_shape)
         return {"readout.weight": Spec(shape)} if sizes["readout"] else {}
 
     def sizes(self, tensors: Mapping[str, Any]) -> dict[str, int]:
@@ -68,5 +68,4 @@ class Readout(Part):
         return statistics[:, -weight.shape[1] :].flatten(1) @ weight.flatten(1).T
 
     def cost(self, trunk: Trunk, sizes: Sizes) -> int:
-        count = 1 if trunk.class_token is None else 2
-        return sizes["readout"] * count * trunk.dim * sizes["classes"]
+        return sizes["readout"] * math.prod(trunk.statistics_shape) * sizes["classes"]

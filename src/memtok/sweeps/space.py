@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memtok.errors import Argument, MemtokError
-from memtok.parts import OPTIONS
+from memtok.parts import OPTIONS, more_than_head
 from memtok.regimes import COMPOSABLE, REGIMES
 
 SEARCHES = ("grid", "random", "optuna")
@@ -91,9 +91,8 @@ class Configuration:
 
     @property
     def is_head(self) -> bool:
-        """Whether it is a head alone, which others are compared with: no class tokens, and nothing of any option."""
-        least = all(value == OPTION_OF[name].least for name, value in self.options)
-        return not REGIMES[self.regime].class_token and least
+        """Whether it is a linear head alone, which others are compared with."""
+        return not more_than_head(REGIMES[self.regime], dict(self.options))
 
     @property
     def shape(self) -> tuple[Any, ...]:

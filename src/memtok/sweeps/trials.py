@@ -58,7 +58,8 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` reads it back."""
-        return {"format_version": FORMAT_VERSION, "name": self.configuration.name, **asdict(self)}
+        own = asdict(self) | {"configuration": self.configuration.to_dict()}
+        return {"format_version": FORMAT_VERSION, "name": self.configuration.name, **own}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Trial:

@@ -175,9 +175,11 @@ class TraceReader:
         """The tensors of the records of pixels (b, 3, H, W), on the device of the backbone, as it computes them."""
         images = self.normalise(sent(pixels, self.device))
         with self.autocast():
-            trace = self.backbone.trace(images, keep=INPUTS, outputs=True, run=self.layer)
+            trace = self.backbone.trace(images, keep=INPUTS, statistics=self.backbone.depth, run=self.layer)
         assert trace.features is not None
-        return {"features": trace.features, "inputs": torch.stack(trace.inputs, dim=1)}
+        assert trace.statistics is not None
+        inputs = torch.stack(trace.inputs, dim=1)
+        return {"features": trace.features, "inputs": inputs, "statistics": trace.statistics}
 
     def rounded(self, exact: Mapping[str, Tensor]) -> tuple[KeptBatch, Tensor]:
         """The same in the precision of the store, and (b,) bool: whether all numbers of a record are finite in it."""

@@ -25,6 +25,7 @@ def trace_tensors(backbone: Backbone) -> Tensors:
     return {
         "features": ("float32", (backbone.dim,)),  # the base class token after the final norm
         "inputs": ("float16", (backbone.depth, backbone.tokens, backbone.dim)),  # of attention, normalised
+        "statistics": ("float16", (backbone.depth, *backbone.statistics_shape)),  # of the tokens after each layer
     }
 
 
@@ -35,7 +36,7 @@ def record_type(tensors: Tensors) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class KeptBatch:
-    """The records of B images by name: inputs of attention (B, L, N, D) float16, features (B, D) float32.
+    """Records of B images by name: inputs (B, L, N, D) and statistics (B, L, S, D) float16, features (B, D) float32.
 
     They are float32 where an image of the batch is beyond half precision. Like a tensor of images a batch has a length,
     is cut along the images, and moves between devices.
@@ -92,4 +93,5 @@ class KeptBatch:
         layers = self.inputs.unbind(1)  # (B, N, D) each
         if self.inputs.dtype == dtype:  # no widening makes them contiguous
             layers = tuple(layer.contiguous() for layer in layers)
-        return Trace(features=self.features.to(dtype), inputs=list(layers))
+        statistics = self.tensors["statistics"].to(dtype)
+        return Trace(features=self.features.to(dtype), inputs=list(layers), statistics=statistics)

@@ -21,7 +21,7 @@ from memtok.data.loader import BatchPlan
 from memtok.errors import Argument, MemtokError
 from memtok.intervals import Difference, Right, paired
 from memtok.metrics import answered, score_of
-from memtok.parts import OPTIONS
+from memtok.parts import more_than_head
 from memtok.regimes import REGIMES
 from memtok.task import Task
 from memtok.traces import KeptBatch
@@ -71,10 +71,7 @@ def check_comparable(trainable: Trainable, wanted: bool | None) -> None:
 
 def comparable(trainable: Trainable) -> bool:
     """Whether it trains more than a head, beside a frozen backbone."""
-    if not isinstance(trainable, Task):
-        return False
-    sizes = trainable.sizes
-    return REGIMES[trainable.regime].class_token or any(sizes[option.name] > option.least for option in OPTIONS)
+    return isinstance(trainable, Task) and more_than_head(REGIMES[trainable.regime], trainable.sizes)
 
 
 def is_due(wanted: bool | None, trainable: Trainable, plan: Plan, feed: Feed, processes: int) -> bool:
