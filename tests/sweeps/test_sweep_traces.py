@@ -108,7 +108,7 @@ def test_the_room_is_told_once(quick: Quick) -> None:
     told.training = lambda *_: Forwarding(told)  # type: ignore[method-assign, assignment]
     quick(**SPACE, keep_traces="ram", together=1, progress=told)
     assert [line for line in told.lines if "traces" in line] == [
-        "keeping traces (ram): 259 images x 1 view x 2.3 kB = 597 kB, and 29 validation images = 66.8 kB; the limit is "
+        "keeping traces (ram): 259 images x 1 view x 2.56 kB = 663 kB, and 29 validation images = 74.2 kB; the limit is "
         + told.lines[0].rsplit("is ", 1)[1]
     ]
 
@@ -181,7 +181,7 @@ def test_traces_in_memory_leave_less_for_a_pass(
         )
         return Sweep(settings, backbone, [data], SweepListener()).stages(data, "digits", cpu).budget.limit
 
-    record, count = 2304, len(data.train) + len(data.validation)
+    record, count = 2560, len(data.train) + len(data.validation)
     assert limit() == int(SHARE * 10_000_000)
     assert limit(keep_traces="disk") == int(SHARE * (10_000_000 - 32 * record))  # two batches
     assert limit(keep_traces="ram") == int(SHARE * (10_000_000 - (32 + count) * record))
