@@ -108,8 +108,8 @@ def test_the_room_is_told_once(quick: Quick) -> None:
     told.training = lambda *_: Forwarding(told)  # type: ignore[method-assign, assignment]
     quick(**SPACE, keep_traces="ram", together=1, progress=told)
     assert [line for line in told.lines if "traces" in line] == [
-        "keeping traces (ram): 259 images x 1 view x 2.56 kB = 663 kB, and 29 validation images = 74.2 kB; the limit is "
-        + told.lines[0].rsplit("is ", 1)[1]
+        "keeping traces (ram): 259 images x 1 view x 2.56 kB = 663 kB, and 29 validation images = 74.2 kB; the limit "
+        "is " + told.lines[0].rsplit("is ", 1)[1]
     ]
 
 
