@@ -188,6 +188,6 @@ def configuration(trainable: Trainable, data: DataSource, plan: Plan, content: s
         own["backbone"] = trainable.backbone_fingerprint
     else:
         own["backbone"] = trainable.backbone.fingerprint
-        own["placement"] = trainable.placement
+        own |= trainable.choices
         own["extends"] = [task.fingerprint for task in trainable.extends]
     return own | plan.to_dict()
