@@ -27,6 +27,7 @@ from memtok.folders import check_fixed, locked, slug
 from memtok.model import MemoryViT
 from memtok.regimes import FULL
 from memtok.task import topological
+from memtok.training.settings import DEFAULTS
 from memtok_experiments.records import RunRecord, Score, read_record, write_record
 from memtok_experiments.runs import DataRuns, Extends, Listener, Run
 from memtok_experiments.settings import GridSettings
@@ -61,7 +62,8 @@ class Grid:
         """Does all that is missing, data set after data set; returns all records of the folder."""
         fixed = self.settings.fixed(self.backbone.fingerprint, self.backbone.preprocessing)
         with locked(self.folder, wait=LOCK_SECONDS):  # not longer: others may work on other data sets in it
-            check_fixed(self.folder / "grid.json", fixed, saved=self.folder.glob("runs/*/*/rate-*.safetensors"))
+            models = self.folder.glob("runs/*/*/rate-*.safetensors")
+            check_fixed(self.folder / "grid.json", fixed, "grid", models, DEFAULTS)
         everything = [self.on(data) for data in self.settings.data]  # what cannot be opened is found before any run
         self.tell_left()
         for runs in everything:

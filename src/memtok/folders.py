@@ -34,15 +34,23 @@ def check_outside(place: str | Path | None, records: Path) -> None:
         raise MemtokError(f"expected {Argument('trace_dir')} outside {records}, found {place}; name another folder")
 
 
-def check_fixed(path: Path, fixed: dict[str, Any], what: str = "grid", saved: Iterable[Path] = ()) -> None:
+def check_fixed(
+    path: Path,
+    fixed: dict[str, Any],
+    what: str = "grid",
+    saved: Iterable[Path] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
     """MemtokError unless the work in this folder (`what`) has these settings; writes them down where there is none.
 
     saved: the tasks and models that lie there. They tell the preprocessing where the settings were written before it
-    was one of them. To be called with the folder `locked`, for it reads and then writes.
+    was one of them. defaults: of settings by name; one that did not exist when they were written had its default. To be
+    called with the folder `locked`, for it reads and then writes.
     """
     found = read_settings(path, what)
     if found is not None:
-        known = found if "preprocessing" in found else {**found, "preprocessing": fixed["preprocessing"]}
+        known = {name: value for name, value in (defaults or {}).items() if name in fixed} | found
+        known.setdefault("preprocessing", fixed["preprocessing"])
         difference = first_difference(known, fixed)
         if difference is not None:
             name, here, now = difference

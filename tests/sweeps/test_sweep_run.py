@@ -188,6 +188,18 @@ def test_a_changed_setting_is_refused_and_a_grid_may_grow(quick: Quick, tmp_path
     assert (tmp_path / "sweep" / "best.safetensors").read_bytes() != best
 
 
+def test_a_sweep_from_before_a_setting_existed_had_its_default(quick: Quick, tmp_path: Path) -> None:
+    first = quick(learning_rates=[0.02])
+    settings = tmp_path / "sweep" / "sweep.json"
+    written = json.loads(settings.read_text())
+    assert written.pop("precision") == "float32"
+    settings.write_text(json.dumps(written))
+    assert winner_name(quick(learning_rates=[0.02])) == winner_name(first)
+    with pytest.raises(memtok.MemtokError) as caught:
+        quick(learning_rates=[0.02], precision="bf16")
+    assert caught.value.argument == "precision"
+
+
 def test_another_preprocessing_is_refused(quick: Quick, backbone: Backbone, data: DataSource, tmp_path: Path) -> None:
     quick(learning_rates=[0.02])
     settings = tmp_path / "sweep" / "sweep.json"

@@ -32,7 +32,7 @@ from memtok.sweeps.stages import Stages
 from memtok.sweeps.trials import Trial, ranked
 from memtok.training.compiler import make_compiler
 from memtok.training.device import moved
-from memtok.training.settings import default_workers
+from memtok.training.settings import DEFAULTS, default_workers
 
 Data = str | DataSource
 
@@ -133,7 +133,8 @@ class Sweep:
                 stages.passes(settings.space.listed(stages.plan.seed) or settings.space.largest())
             fixed = settings.fixed(backbone.fingerprint, backbone.preprocessing)
             with locked(settings.out):
-                check_fixed(settings.out / "sweep.json", fixed, "sweep", settings.out.glob("runs/*/*.safetensors"))
+                tasks = settings.out.glob("runs/*/*.safetensors")
+                check_fixed(settings.out / "sweep.json", fixed, "sweep", tasks, DEFAULTS)
                 found = []
                 for stages in everything:
                     with stages.stores:
