@@ -67,8 +67,7 @@ def composed(name: str) -> str:
 def check_choice(what: str, value: str, choices: tuple[str, ...]) -> str:
     """`value` if it is one of `choices`."""
     if value not in choices:
-        hint = "; 'full' trains a whole model: use memtok.FullModel" if value == "full" else "; choose one of these"
-        raise MemtokError(f"expected {Argument(what)} {', '.join(choices)}, found {value!r}{hint}")
+        raise MemtokError(f"expected {Argument(what)} {', '.join(choices)}, found {value!r}; choose one of these")
     return value
 
 

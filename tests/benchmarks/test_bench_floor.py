@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from memtok.model import MemoryViT
+from memtok.parts import cost
 from memtok_benchmarks import floor
 from memtok_benchmarks.dense import DenseMasked
 from memtok_benchmarks.floor import Geometry
@@ -75,6 +76,17 @@ def test_streams_reach_the_floor_but_do_not_go_below(tasks: int, cells: int) -> 
     # The products of attention over the task's own columns may be counted by torch or fused away.
     own = geometry.depth * 2 * tasks * (1 + cells) * geometry.dim
     assert least - own - 1 <= counted <= least + once + 1
+
+
+@pytest.mark.parametrize("cells", [0, 3])
+def test_the_floor_counts_what_layers_and_parts_say_that_they_cost(cells: int) -> None:
+    backbone = tiny_backbone()
+    geometry = Geometry.of(backbone.vit)
+    parts = floor.trunk_parts(geometry)
+    layers = sum(layer.cost(backbone.tokens) for layer in backbone.layers)
+    assert layers == floor.trunk(geometry) - parts["patch embedding"] - parts["head"]
+    task = tiny_task(backbone, memory=cells, classes=3)
+    assert cost(backbone, task.sizes) == floor.stream(geometry, 1, cells, 3)
 
 
 def test_vit_b_32_as_the_plan_states_it() -> None:

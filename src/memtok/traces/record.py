@@ -93,5 +93,5 @@ class KeptBatch:
         layers = self.inputs.unbind(1)  # (B, N, D) each
         if self.inputs.dtype == dtype:  # no widening makes them contiguous
             layers = tuple(layer.contiguous() for layer in layers)
-        statistics = self.tensors["statistics"].to(dtype)
+        statistics = self.tensors["statistics"]  # widened by the tasks that read them
         return Trace(features=self.features.to(dtype), inputs=list(layers), statistics=statistics)
