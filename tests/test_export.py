@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,7 @@ KINDS: dict[str, Callable[[memtok.Backbone], list[memtok.Task]]] = {
         tiny_task(backbone, name, memory=2, adapter_rank=2, seed=seed) for seed, name in enumerate("ab")
     ],
     "head": lambda backbone: [tiny_task(backbone, regime="head")],
+    "readout": lambda backbone: [tiny_task(backbone, memory=2, readout=2), tiny_task(backbone, "r", readout=1)],
     "extension": extension,
     "mixed": mixed,
 } | {
@@ -54,6 +56,14 @@ KINDS: dict[str, Callable[[memtok.Backbone], list[memtok.Task]]] = {
 def model_of(kind: str) -> memtok.MemoryViT:
     backbone = tiny_backbone(reg_tokens=1)
     return memtok.MemoryViT(backbone, KINDS[kind](backbone))
+
+
+@functools.cache
+def program_of(kind: str) -> torch.export.ExportedProgram:
+    """The model as a program, made with three images, for batches of up to 64."""
+    shapes = {"images": {0: torch.export.Dim("batch", min=1, max=64)}}
+    with torch.no_grad():
+        return torch.export.export(model_of(kind), (tiny_images(3),), dynamic_shapes=shapes)
 
 
 def tensors(out: memtok.Outputs) -> list[Tensor]:
@@ -81,10 +91,7 @@ QUICK = ("adapters", "head+class", "memory-propagated", "mixed")
     "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(KINDS)]
 )
 def test_a_program_for_batches_of_any_size(kind: str) -> None:
-    model = model_of(kind)
-    shapes = {"images": {0: torch.export.Dim("batch", min=1, max=64)}}
-    with torch.no_grad():
-        program = torch.export.export(model, (tiny_images(3),), dynamic_shapes=shapes).module()
+    model, program = model_of(kind), program_of(kind).module()
     found: Any = program(tiny_images(2))
     assert isinstance(found, memtok.Outputs)
     assert found.names == model.names
@@ -114,12 +121,7 @@ def test_onnx_for_batches_of_any_size(kind: str) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    model = model_of(kind)
-    shapes = {"images": {0: "batch"}}
-    with torch.no_grad():
-        program = torch.onnx.export(
-            model, (tiny_images(3),), dynamo=True, dynamic_shapes=shapes, input_names=["images"], verbose=False
-        )
+    program = torch.onnx.export(program_of(kind), dynamo=True, input_names=["images"], verbose=False)
     assert program is not None
     content = io.BytesIO()
     program.save(content)
@@ -128,4 +130,4 @@ def test_onnx_for_batches_of_any_size(kind: str) -> None:
     def answer(images: Tensor) -> list[Tensor]:
         return [torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})]
 
-    assert_answers_alike(model, answer)
+    assert_answers_alike(model_of(kind), answer)

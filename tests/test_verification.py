@@ -180,10 +180,11 @@ SIZES = {"new": 0.0, "small": 0.1, "plain": 0.5, "large": 2.0, "huge": 20.0, "ad
 
 
 @functools.cache
-def vit_of(kind: str, std: float) -> Any:
+def vit_of(kind: str, std: float) -> tuple[Any, memtok.Backbone]:
+    """A timm model and the backbone made from it, which never changes."""
     vit = tiny_vit(**BACKBONES[kind])
     randomize_(vit, 1, std=std)
-    return vit
+    return vit, memtok.load_backbone(vit)
 
 
 def random_tasks(draw: random.Random, backbone: memtok.Backbone) -> list[memtok.Task]:
@@ -224,13 +225,12 @@ def randomize(draw: random.Random, task: memtok.Task, size: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(12))
+@pytest.mark.parametrize("part", range(6))
 def test_thousands_of_sound_tasks_pass(part: int, print_seed: Callable[[int | None], int]) -> None:
     draw = random.Random(print_seed(None) + part)
     ratios = []
     for number in range(50):
-        vit = vit_of(draw.choice(sorted(BACKBONES)), draw.choice([0.0, 0.2, 0.4]))
-        backbone = memtok.load_backbone(vit)
+        vit, backbone = vit_of(draw.choice(sorted(BACKBONES)), draw.choice([0.0, 0.2, 0.4]))
         tasks = random_tasks(draw, backbone)
         images = tiny_images(draw.choice([1, 1, 2, 5, 20]), draw.randrange(1000)) * draw.choice([0.1, 1, 1, 10])
         report = verify(backbone, tasks, images, source=vit, batch_size=16)

@@ -65,7 +65,7 @@ def memtok_step(scene: Scene) -> Run:
 def together(scene: Scene, tasks: int) -> Run:
     """One step of `tasks` configurations of a task at once, with learning rates that differ by a factor."""
     plans = [replace(scene.plan, learning_rate=scene.plan.learning_rate * 0.9**index) for index in range(tasks)]
-    trainer = Trainer(scene.tasks(tasks, scene.sizes.training_cells), plans, scene.accelerator, scene.device)
+    trainer = Trainer(scene.tasks(tasks, scene.sizes.training_cells), plans, scene.processes, scene.device)
     pixels, labels = scene.pixels, scene.labels
     return counted(lambda number: trainer.step(number, pixels, labels))
 

@@ -9,8 +9,9 @@ from memtok.data import DataSource
 from memtok.task import Task
 from memtok.traces import KeptBatch
 from memtok.training.feed import Feed, make_feed
+from memtok.training.plan import make_plan
 from memtok.training.progress import Progress
-from memtok.training.settings import Settings, make_plan
+from memtok.training.settings import Settings
 from memtok.training.trainer import Trainer
 from memtok_benchmarks.contenders import counted
 from memtok_benchmarks.scene import STEPS, Scene
@@ -69,6 +70,6 @@ def runner(scene: Scene, source: DataSource, batch: int, folder: Path | None) ->
         scene.backbone, name="task", classes=source.classes, memory=sizes.training_cells, seed=sizes.seed
     )
     plan = make_plan(settings, task.regime, source)
-    feed = make_feed([task], source, plan, settings, scene.accelerator, scene.device, Progress())
+    feed = make_feed([task], source, plan, settings, scene.processes, scene.device, Progress())
     feed.prepare(0, plan.steps_per_epoch)
-    return Runner(feed, Trainer([task], [plan], scene.accelerator, scene.device), plan.steps_per_epoch)
+    return Runner(feed, Trainer([task], [plan], scene.processes, scene.device), plan.steps_per_epoch)

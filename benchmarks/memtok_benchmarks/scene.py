@@ -17,7 +17,8 @@ from memtok.data.transforms import Normaliser
 from memtok.errors import MemtokError
 from memtok.task import Task
 from memtok.training.device import Processes, processes_for
-from memtok.training.settings import Plan, Settings, make_plan
+from memtok.training.plan import Plan, make_plan
+from memtok.training.settings import Settings
 from memtok_benchmarks.sizes import TINY, Sizes
 
 STEPS = 1_000_000  # of the run that the timed steps belong to: it does not end, and its learning rate hardly changes
@@ -56,7 +57,7 @@ class Scene:
         self.stack.close()
 
     @cached_property
-    def accelerator(self) -> Processes:
+    def processes(self) -> Processes:
         """As the training loop has it."""
         return processes_for(self.sizes.device, self.sizes.precision)
 

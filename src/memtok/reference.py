@@ -34,11 +34,8 @@ def attention_mask(trunk_tokens: int, tasks: Sequence[Task]) -> Tensor:
     row_owner = [None] * trunk_tokens + [id(task) for task in tasks for _ in range(task.queries)]
     column_owner = row_owner + [id(task) for task in tasks for _ in range(task.cells)]
     sees = {id(task): {id(task), *(id(ancestor) for ancestor in task.ancestors())} for task in tasks}
-    mask = torch.zeros(len(row_owner), len(column_owner), dtype=torch.bool, device="cpu")
-    for i, row in enumerate(row_owner):
-        for j, column in enumerate(column_owner):
-            mask[i, j] = column is None or (row is not None and column in sees[row])
-    return mask
+    mask = [[column is None or (row is not None and column in sees[row]) for column in column_owner] for row in row_owner]
+    return torch.tensor(mask, dtype=torch.bool, device="cpu")
 
 
 def masked_attention(

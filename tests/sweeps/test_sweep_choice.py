@@ -17,7 +17,8 @@ from memtok.data import DataSource
 from memtok.sweeps import Configuration, Range, Trial
 from memtok.sweeps.choice import choose
 from memtok.sweeps.trials import packed
-from memtok.training.settings import Plan, Settings, make_plan
+from memtok.training.plan import Plan, make_plan
+from memtok.training.settings import Settings
 from memtok.training.state import Validation
 from tests.sweeps.conftest import Quick
 from tests.sweeps.test_sweep_run import Counted, Stop

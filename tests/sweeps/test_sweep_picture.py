@@ -16,7 +16,8 @@ from memtok import plots
 from memtok.sweeps import Configuration, DataResult, Range, Space, SweepResult, Trial
 from memtok.sweeps.picture import draw
 from memtok.sweeps.trials import ranked
-from memtok.training.settings import Plan, Settings, make_plan
+from memtok.training.plan import Plan, make_plan
+from memtok.training.settings import Settings
 from memtok.training.state import Validation
 
 

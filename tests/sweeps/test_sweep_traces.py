@@ -17,7 +17,8 @@ from memtok.sweeps.memory import SHARE
 from memtok.sweeps.settings import SweepSettings, make_space
 from memtok.training import train
 from memtok.training.feed import traces_in_memory
-from memtok.training.settings import VIEWS, Settings, make_plan
+from memtok.training.plan import make_plan
+from memtok.training.settings import VIEWS, Settings
 from tests.sweeps.conftest import QUICK, Quick
 from tests.sweeps.test_sweep_run import Counted, Stop, Trained, same
 

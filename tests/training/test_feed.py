@@ -9,7 +9,8 @@ from memtok.backbone import Backbone
 from memtok.data import AUGMENTATIONS, DataSource, batches, evaluation_transform, training_transform
 from memtok.training.device import processes_for
 from memtok.training.feed import Feed
-from memtok.training.settings import Settings, make_plan
+from memtok.training.plan import make_plan
+from memtok.training.settings import Settings
 from memtok.training.trainer import Trainer
 from tests.training.helpers import new_task
 

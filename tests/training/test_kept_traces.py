@@ -17,8 +17,9 @@ from memtok.task import Task
 from memtok.training import TrainResult, train_together
 from memtok.training.device import processes_for
 from memtok.training.feed import KeptFeed, make_feed
+from memtok.training.plan import make_plan
 from memtok.training.progress import Progress
-from memtok.training.settings import VIEWS, Settings, make_plan
+from memtok.training.settings import VIEWS, Settings
 from tests.training.helpers import Recorder, fingerprint, new_task, quick
 
 # 259 images in batches of 32: epochs of nine steps.

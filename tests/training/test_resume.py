@@ -20,7 +20,8 @@ import memtok
 from memtok.data import DataSource, open_data
 from memtok.errors import MemtokError
 from memtok.training.optim import parameter_groups
-from memtok.training.settings import Settings, make_plan
+from memtok.training.plan import make_plan
+from memtok.training.settings import Settings
 from memtok.training.state import RunFolder, RunState, TaskState, read_run, write_run
 from tests.tiny import tiny_backbone
 from tests.training.helpers import Recorder, new_task, quick

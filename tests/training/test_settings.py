@@ -16,8 +16,9 @@ from memtok.backbone import Backbone
 from memtok.data import DataSource
 from memtok.errors import MemtokError
 from memtok.training import train
+from memtok.training.plan import LEAST_VALIDATED, make_plan
 from memtok.training.recipes import RECIPES
-from memtok.training.settings import DEFAULTS, FIXED, LEAST_VALIDATED, SETTINGS, Settings, make_plan
+from memtok.training.settings import DEFAULTS, FIXED, SETTINGS, Settings
 from memtok.training.state import RunFolder, read_run, write_run
 from tests.training.helpers import new_task, quick
 

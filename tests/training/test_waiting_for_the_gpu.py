@@ -14,9 +14,10 @@ from memtok.backbone import Backbone
 from memtok.data import DataSource
 from memtok.training.device import moved, processes_for
 from memtok.training.feed import make_feed
+from memtok.training.plan import make_plan
 from memtok.training.progress import Progress
 from memtok.training.regimes import frozen_parts
-from memtok.training.settings import Settings, make_plan
+from memtok.training.settings import Settings
 from memtok.training.trainer import Trainer
 from tests.training.helpers import new_task, quick
 
@@ -52,13 +53,13 @@ def steps(
     settings = Settings(epochs=epochs, batch_size=32, augment="none", device=device, workers=0, **arguments)
     task = new_task(backbone, data)
     with ExitStack() as stack:
-        accelerator = processes_for(settings.device, settings.precision)
-        place = accelerator.device
+        processes = processes_for(settings.device, settings.precision)
+        place = processes.device
         stack.enter_context(moved([task, *frozen_parts(task)], place))
         plan = make_plan(settings, task.regime, data)
-        feed = make_feed([task], data, plan, settings, accelerator, place, Progress())
+        feed = make_feed([task], data, plan, settings, processes, place, Progress())
         stack.enter_context(closing(feed))
-        trainer = Trainer([task], [plan], accelerator, place)
+        trainer = Trainer([task], [plan], processes, place)
         feed.prepare(0)
         batches = feed.training(0)
         found = []

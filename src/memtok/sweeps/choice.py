@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from memtok.intervals import Difference, paired, unpaired, wilson
 from memtok.sweeps.space import Configuration
 from memtok.sweeps.trials import Trial, ranked
-from memtok.training.settings import Plan
+from memtok.training.plan import Plan
 
 RULE = (
     "of all settings whose validation accuracy cannot be told apart from the highest one (the 95 % interval of the "

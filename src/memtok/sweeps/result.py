@@ -17,7 +17,7 @@ from memtok.parts import OPTIONS
 from memtok.sweeps.choice import RULE, Choice, Setting, choose
 from memtok.sweeps.space import FIELDS, Configuration, Space, applies, values_of
 from memtok.sweeps.trials import Trial
-from memtok.training.settings import Plan
+from memtok.training.plan import Plan
 
 FORMAT_VERSION = 1
 NONE = "–"

@@ -31,7 +31,7 @@ from memtok.sweeps.space import Axis, Configuration
 from memtok.sweeps.stages import Stages
 from memtok.sweeps.trials import Trial, ranked
 from memtok.training.compiler import make_compiler
-from memtok.training.device import moved
+from memtok.training.device import chosen_device, moved
 from memtok.training.settings import DEFAULTS, default_workers
 
 Data = str | DataSource
@@ -153,10 +153,7 @@ class Sweep:
     def device(self) -> torch.device:
         """Where the sweep trains."""
         home, wanted = self.backbone.device, self.settings.shared.get("device", "auto")
-        if wanted == "auto" and home.type != "cpu":
-            return home
-        gpu = wanted != "cpu" and torch.cuda.is_available()
-        return torch.device("cuda") if gpu else torch.device("cpu")
+        return home if wanted == "auto" and home.type != "cpu" else chosen_device(wanted)
 
     def stages(self, source: DataSource, spec: str, device: torch.device) -> Stages:
         """The configurations of a data set, and what they share."""

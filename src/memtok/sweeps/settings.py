@@ -13,14 +13,16 @@ from memtok.folders import check_outside
 from memtok.preprocessing import Preprocessing
 from memtok.sweeps.halving import check_halving
 from memtok.sweeps.space import Axis, Configuration, Range, Space, ends
+from memtok.training.settings import FIXED, VIEWS, Settings, check_whole
 
 RATE_FACTORS = (0.3, 1.0, 3.0)  # rates of a grid unless told otherwise, as multiples of the recipe's
 RATE_SPAN = 10.0  # a search draws from the recipe's rate over this to the rate times this
 PER_CONFIGURATION = ("learning_rate", "weight_decay")
 PER_TASK = ("out", "resume", "overwrite", "save_every", "validate_every", "select")
 OF_OPENING = ("data_dir", "split", "on_bad_image")
-OF_RUN: tuple[str, ...] = ("recipe", "steps", "epochs", "batch_size", "accumulate", "augment", "flip")
-OF_RUN += ("validation_images", "precision")
+# Settings that all runs share and that their results depend on. Each has a seed of its own; `fixed` knows the views.
+OF_RUN = tuple(name for name in FIXED if name not in (*PER_CONFIGURATION, *PER_TASK, "seed", "log_every", "views"))
+OF_RUN += ("epochs",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,6 @@ class SweepSettings:
     def __post_init__(self) -> None:
         from memtok.checks import check_name
         from memtok.sweeps.memory import find_limit
-        from memtok.training.settings import Settings, check_whole
 
         for name in (*PER_CONFIGURATION, *PER_TASK):
             if name in self.shared:
@@ -92,7 +93,6 @@ class SweepSettings:
 
         A grid may grow, and a search may get more trials; but not with early stopping, which compares with all.
         """
-        from memtok.training.settings import VIEWS, Settings
 
         settings = asdict(Settings(**self.shared))
         found: dict[str, Any] = {name: settings[name] for name in (*OF_RUN, "seed", "split")}

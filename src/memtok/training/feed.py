@@ -29,9 +29,10 @@ from memtok.traces.record import record_type, trace_tensors
 from memtok.traces.sizes import default_limit, default_trace_dir, taken_bytes
 from memtok.training.compiler import Compiler
 from memtok.training.device import Processes
+from memtok.training.plan import Plan
 from memtok.training.progress import Progress
 from memtok.training.regimes import Trainable
-from memtok.training.settings import Plan, Settings, default_workers
+from memtok.training.settings import Settings, default_workers
 
 Batches = Iterator[tuple[Tensor | KeptBatch, Tensor, Tensor]]
 """Pixels (B, 3, H, W) uint8 or traces of images, labels (B,) int64, indices in the image set (B,) int64."""
@@ -115,13 +116,13 @@ class KeptFeed(Feed):
         plan: Plan,
         workers: int,
         settings: Settings,
-        accelerator: Processes,
+        processes: Processes,
         progress: Progress,
         stores: OpenStores | None = None,
         compiler: Compiler | None = None,
     ) -> None:
         super().__init__(trainable, data, plan, workers, progress)
-        self.task, self.settings, self.autocast = trainable, settings, accelerator.autocast
+        self.task, self.settings, self.autocast = trainable, settings, processes.autocast
         self.trunk = compiler.layers.trunk if compiler else None
         with ExitStack() as stack:
             self.stores = stack.enter_context(OpenStores()) if stores is None else stores
@@ -251,7 +252,7 @@ def make_feed(
     data: DataSource,
     plan: Plan,
     settings: Settings,
-    accelerator: Processes,
+    processes: Processes,
     device: torch.device,
     progress: Progress,
     stores: OpenStores | None = None,
@@ -268,9 +269,9 @@ def make_feed(
         return Feed(first, data, plan, workers, progress)
     check_traceable(trainables)
     assert isinstance(first, Task)
-    if accelerator.num_processes > 1:
+    if processes.num_processes > 1:
         raise MemtokError(
-            f"expected one process where traces are kept, found {accelerator.num_processes}; start one, or leave "
+            f"expected one process where traces are kept, found {processes.num_processes}; start one, or leave "
             f"{Argument('keep_traces')} out"
         )
     if settings.keep_traces == "gpu" and device.type == "cpu":
@@ -278,7 +279,7 @@ def make_feed(
             "expected a GPU to keep traces on, found training on the CPU; keep them in ram or on disk",
             argument="keep_traces",
         )
-    return KeptFeed(first, data, plan, workers, settings, accelerator, progress, stores, compiler)
+    return KeptFeed(first, data, plan, workers, settings, processes, progress, stores, compiler)
 
 
 def views_seen(plan: Plan) -> int:

@@ -59,7 +59,7 @@ def finish(setup: Setup, trainer: Trainer, state: RunState, number: int) -> Trai
 def compare_head(setup: Setup, trainer: Trainer) -> HeadAlone | None:
     """What a head alone gives on the same images, where that is to be told; the record says it too."""
     (task,) = setup.tasks
-    wanted, processes = setup.settings.compare_head, setup.accelerator.num_processes
+    wanted, processes = setup.settings.compare_head, setup.processes.num_processes
     if not is_due(wanted, task, setup.plan, setup.feed, processes) or isinstance(task, FullModel):
         return None
     setup.progress.message("comparing with a head alone on the same images")

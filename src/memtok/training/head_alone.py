@@ -26,9 +26,10 @@ from memtok.regimes import REGIMES
 from memtok.task import Task
 from memtok.traces import KeptBatch
 from memtok.training.feed import Feed, views_seen
+from memtok.training.plan import Plan
 from memtok.training.recipes import images_seen
 from memtok.training.regimes import Trainable
-from memtok.training.settings import BALANCED, Plan
+from memtok.training.settings import BALANCED
 from memtok.training.state import Validation
 from memtok.training.trainer import Trainer, found
 
@@ -93,7 +94,7 @@ def train_head(task: Task, plan: Plan, feed: Feed, trainer: Trainer) -> HeadAlon
     held_out, answers, right = gathered(trainer, feed.validation(), task_too=True)
     head = Task.create(task.backbone, name="head", classes=task.classes, regime="head", seed=plan.seed)
     head.to(trainer.device)
-    of_head = Trainer([head], [plan], trainer.accelerator, trainer.device)
+    of_head = Trainer([head], [plan], trainer.processes, trainer.device)
     best: tuple[Validation, Right] | None = None
     order = BatchPlan(plan.train_images, plan.batch_size, plan.seed, True, 0, plan.steps, False, (0, 1))
     views = views_seen(plan)
@@ -117,7 +118,7 @@ def head_step(trainer: Trainer, step: int, features: Tensor, labels: Tensor) -> 
     """One step of the head on features (B, D) and labels (B,)."""
     trainer.optimizer.begin(step)
     head = trainer.tasks[0]
-    with trainer.accelerator.autocast():
+    with trainer.processes.autocast():
         logits = head(features.to(trainer.device))
     loss = F.cross_entropy(logits.float(), labels.to(trainer.device))
     torch.autograd.backward(loss)
@@ -136,7 +137,7 @@ def gathered(trainer: Trainer, batches: Any, *, task_too: bool = False) -> tuple
     labels: list[Tensor] = []
     right: list[Tensor] = [torch.zeros(0, dtype=torch.bool)]
     for batch, answers, _ in trainer.shares(batches):
-        with trainer.accelerator.autocast():
+        with trainer.processes.autocast():
             found_features = batch.features if isinstance(batch, KeptBatch) else task.backbone(batch)[0]
             if task_too:
                 right.append((answered(trainer.forward(batch)[0].float(), answers)[2] < 1).cpu())

@@ -11,11 +11,12 @@ from memtok.data import DataSource
 from memtok.surroundings import plain_torch
 from memtok.training.feed import check_traceable
 from memtok.training.head_alone import check_comparable
+from memtok.training.plan import Plan, make_plan
 from memtok.training.regimes import Trainable, check_trainable
 from memtok.training.result import TrainResult
 from memtok.training.run import Run
 from memtok.training.saving import check_replaces_nothing
-from memtok.training.settings import Plan, Settings, make_plan
+from memtok.training.settings import Settings
 from memtok.training.setup import set_up
 from memtok.training.state import RunFolder
 

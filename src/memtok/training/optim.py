@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from memtok.errors import MemtokError
 from memtok.training.device import Processes, add_up, add_up_gradients
+from memtok.training.plan import Plan
 from memtok.training.recipes import learning_rate_at
 from memtok.training.regimes import Trainable
-from memtok.training.settings import Plan
 
 
 class Optimizer:
@@ -21,8 +21,8 @@ class Optimizer:
     The parameters of a task's `without_decay` do not decay. Plans differ in learning rate and weight decay only.
     """
 
-    def __init__(self, tasks: Sequence[Trainable], plans: Sequence[Plan], accelerator: Processes) -> None:
-        self.plans, self.accelerator = plans, accelerator
+    def __init__(self, tasks: Sequence[Trainable], plans: Sequence[Plan], processes: Processes) -> None:
+        self.plans, self.processes = plans, processes
         self.parameters = [list(task.parameters()) for task in tasks]
         self.names = [dict(task.named_parameters()) for task in tasks]
         self.groups = [parameter_groups(task, plan) for task, plan in zip(tasks, plans, strict=True)]
@@ -50,8 +50,8 @@ class Optimizer:
 
         losses: (N,) of this process. What is returned is of all processes; the norms are those before clipping.
         """
-        add_up_gradients(self.accelerator, [parameter for own in self.parameters for parameter in own])
-        (losses,) = add_up(self.accelerator, [losses])
+        add_up_gradients(self.processes, [parameter for own in self.parameters for parameter in own])
+        (losses,) = add_up(self.processes, [losses])
         norms = [
             nn.utils.clip_grad_norm_(own, plan.clip_norm) for own, plan in zip(self.parameters, self.plans, strict=True)
         ]

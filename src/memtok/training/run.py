@@ -34,14 +34,14 @@ class Run:
 
     def __init__(self, setup: Setup, begun: RunState | None = None) -> None:
         self.setup, self.tasks, self.progress = setup, setup.tasks, setup.progress
-        self.trainer = Trainer(setup.tasks, setup.plans, setup.accelerator, setup.device, setup.compiler)
+        self.trainer = Trainer(setup.tasks, setup.plans, setup.processes, setup.device, setup.compiler)
         self.saving = Saving(setup, self.trainer.optimizer, begun)
         self.state = self.saving.fresh()
         self.clock = Clock(self.state, 0)
         self.until = setup.plan.steps
         self.logbook: Logbook | None = None
         # Several processes would have to stop after the same step.
-        self.interrupts = Interrupts(active=setup.writes and setup.accelerator.num_processes == 1)
+        self.interrupts = Interrupts(active=setup.writes and setup.processes.num_processes == 1)
 
     def run(self, until: int | None = None) -> list[TrainResult]:
         """Goes to step `until` (the last one if None) and returns the results, the best states loaded."""

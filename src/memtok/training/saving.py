@@ -16,9 +16,10 @@ from memtok.files import write_json
 from memtok.folders import locked
 from memtok.training.device import same_start
 from memtok.training.optim import Optimizer
+from memtok.training.plan import Plan
 from memtok.training.regimes import FullModel, Trainable
 from memtok.training.result import make_record
-from memtok.training.settings import TOP1, Plan, Settings
+from memtok.training.settings import TOP1, Settings
 from memtok.training.setup import Setup
 from memtok.training.state import (
     RunFolder,
@@ -79,7 +80,7 @@ class Saving:
         if saved is None:
             if self.folder and setup.settings.resume:
                 setup.progress.message(f"no saved state in {self.folder.path}: starting anew")
-            same_start(setup.accelerator, [parameter for task in setup.tasks for parameter in task.parameters()])
+            same_start(setup.processes, [parameter for task in setup.tasks for parameter in task.parameters()])
             return None
         self.check(saved, fresh, where, until)
         for number, (task, state) in enumerate(zip(setup.tasks, saved.tasks, strict=True)):
@@ -123,7 +124,7 @@ class Saving:
 
     def prepare(self, state: RunState, *, resumed: bool) -> None:
         """Makes the run folder ready. A fresh run saves its state at once: killed early, it begins with the same."""
-        self.setup.accelerator.wait_for_everyone()  # nobody writes before everybody has read
+        self.setup.processes.wait_for_everyone()  # nobody writes before everybody has read
         self.at = time.perf_counter()
         if not (self.setup.writes and self.folder):
             return

@@ -1,4 +1,4 @@
-"""The settings of a training: each is declared once, here. And what follows from them for one run.
+"""The settings of a training: each is declared once, here.
 
 The fields of `Settings` are the keyword arguments of `memtok.train`. The options of the command line and the keys of
 its YAML files are made from them, and so is the configuration that is saved with a run. Importing this module brings
@@ -7,7 +7,6 @@ no torch along.
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from dataclasses import dataclass, field, fields
@@ -15,17 +14,14 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import memtok.data
 from memtok.data.choices import AUGMENTATIONS, ON_BAD_IMAGE, SPLITS
 from memtok.errors import Argument, MemtokError
-from memtok.regimes import REGIMES
 from memtok.training.recipes import RECIPES, Recipe, find_recipe
-from memtok.values import MOST, Number, OneOf, Place, Switch, Values, Whole, YesNo
+from memtok.values import Number, OneOf, Place, Switch, Values, Whole, YesNo
 
 if TYPE_CHECKING:
     import torch
 
-    from memtok.data import DataSource
     from memtok.training.progress import Progress
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -34,11 +30,6 @@ TRACE_PLACES = ("ram", "disk", "gpu")
 SELECT = TOP1, BALANCED, LOSS = "top1", "balanced", "loss"
 VIEWS = 4  # of every image that is varied, where its traces are kept
 MOST_VIEWS = 1000  # an epoch shows one
-VALIDATIONS = 10  # of a run, unless told otherwise
-# The validations of a run look at most at this share of the images that it trains on, so they take at most about a
-# third of its time; but each looks at LEAST_VALIDATED images if there are so many.
-VALIDATION_SHARE = 0.5
-LEAST_VALIDATED = 1000
 
 
 @dataclass(frozen=True)
@@ -299,124 +290,6 @@ def check_whole(name: str, value: int | None, *, least: int) -> None:
     """MemtokError unless `value` is None or a whole number from `least` to `MOST`."""
     if value is not None:
         Whole(least).check(name, value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan(Settings):
-    """The settings of one run with nothing left open, and the numbers that follow from the recipe and the data.
-
-    Those that are fixed, and these numbers, go into the record and must agree on resuming. select is None where the
-    last state is kept; views: those of an image whose traces are kept, rounded to half precision, else None.
-    """
-
-    recipe: str
-    steps: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    augment: str
-    flip: bool
-    validate_every: int
-    validation_images: int
-    log_every: int
-
-    optimizer: str
-    momentum: float
-    betas: tuple[float, float]
-    clip_norm: float
-    warmup: int
-    train_images: int
-    steps_per_epoch: int
-
-    def __post_init__(self) -> None:
-        """Settings were checked before a plan is made of them."""
-
-    @property
-    def part(self) -> int:
-        """Images of a step that are computed at once: the larger ones of its `accumulate` parts."""
-        return math.ceil(min(self.batch_size, self.train_images) / self.accumulate)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What goes into the record, as JSON has it; without those that are None."""
-        names = (*FIXED, *(each.name for each in fields(self) if each.name not in SETTINGS))
-        values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in (values | {"betas": list(self.betas)}).items() if value is not None}
-
-
-def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
-    """The plan of a run, from what the user said, the recipe and the size of the data."""
-    name, recipe = find_recipe(settings.recipe)
-    images = len(data.train)
-    batch_size = recipe.batch_size if settings.batch_size is None else settings.batch_size
-    if settings.accumulate > batch_size:
-        raise MemtokError(
-            f"expected {Argument('accumulate')} of at most the batch size, found {settings.accumulate} parts of "
-            f"{batch_size} images; lower it"
-        )
-    steps = run_length(settings, recipe, data, batch_size)
-    validate_every = settings.validate_every or math.ceil(steps / VALIDATIONS)
-    peak = recipe.full_learning_rate if REGIMES[regime].whole else recipe.learning_rate
-    augment = settings.augment or data.augment
-    found = {
-        "recipe": name,
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": peak if settings.learning_rate is None else float(settings.learning_rate),
-        "weight_decay": recipe.weight_decay if settings.weight_decay is None else float(settings.weight_decay),
-        "seed": int(settings.seed),
-        "augment": augment,
-        "flip": augment != "none" and (data.flip if settings.flip is None else settings.flip),
-        "validate_every": validate_every,
-        "validation_images": validated_images(settings, data, steps * batch_size, math.ceil(steps / validate_every)),
-        "log_every": settings.log_every or min(max(steps // 100, 1), 50),
-        "select": settings.select or BALANCED,
-        "views": kept_views(settings, augment),
-    }
-    return Plan(
-        **{**vars(settings), **found},
-        optimizer=recipe.optimizer,
-        momentum=recipe.momentum,
-        betas=recipe.betas,
-        clip_norm=recipe.clip_norm,
-        warmup=recipe.warmup(steps),
-        train_images=images,
-        steps_per_epoch=memtok.data.steps_per_epoch(images, batch_size),
-    )
-
-
-def run_length(settings: Settings, recipe: Recipe, data: DataSource, batch_size: int) -> int:
-    """Steps of the run."""
-    images = len(data.train)
-    if settings.steps is not None:
-        return settings.steps
-    if settings.epochs is None:
-        return recipe.length(images, batch_size, data.spec)
-    steps = max(1, math.ceil(settings.epochs * memtok.data.steps_per_epoch(images, batch_size)))
-    if steps > MOST:
-        raise MemtokError(f"expected a run of {MOST:,} steps at most, found more; lower {Argument('epochs')}")
-    return steps
-
-
-def kept_views(settings: Settings, augment: str) -> int | None:
-    """Fixed views of every image of a run that keeps traces: one where images are not varied. None: nothing is kept."""
-    if settings.keep_traces is None:
-        return None
-    if augment != "none":
-        return VIEWS if settings.views is None else settings.views
-    if settings.views not in (None, 1):
-        raise MemtokError(
-            f"expected one view where images are not varied (augment none), found {settings.views}; leave "
-            f"{Argument('views')} out"
-        )
-    return 1
-
-
-def validated_images(settings: Settings, data: DataSource, trained: int, validations: int) -> int:
-    """How many images each validation looks at."""
-    images = len(data.validation)
-    if settings.validation_images is not None:
-        return min(settings.validation_images, images)
-    return min(images, max(LEAST_VALIDATED, int(VALIDATION_SHARE * trained / validations)))
 
 
 def default_workers(device: torch.device) -> int:

@@ -23,9 +23,10 @@ from memtok.traces import OpenStores
 from memtok.training.compiler import Compiler, make_compiler
 from memtok.training.device import Processes, moved, processes_for
 from memtok.training.feed import Feed, make_feed
+from memtok.training.plan import Plan
 from memtok.training.progress import Progress, RichProgress, RunInfo
 from memtok.training.regimes import Trainable, count_parameters, frozen_parts
-from memtok.training.settings import Plan, Settings
+from memtok.training.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Setup:
     data: DataSource
     plans: list[Plan]
     settings: Settings
-    accelerator: Processes
+    processes: Processes
     device: torch.device
     compiler: Compiler | None
     progress: Progress
@@ -58,7 +59,7 @@ class Setup:
     @property
     def writes(self) -> bool:
         """Whether this process writes files."""
-        return self.state is not None and self.accelerator.is_main_process
+        return self.state is not None and self.processes.is_main_process
 
     def info(self, start_step: int, end_step: int) -> RunInfo:
         """What progress is told at the start of a run from one step to another."""
@@ -102,28 +103,28 @@ def set_up(
     stores: stores of kept traces that stay open for later runs.
     """
     with ExitStack() as stack:
-        accelerator = processes_for(settings.device, settings.precision)
+        processes = processes_for(settings.device, settings.precision)
         for task in tasks:
             stack.enter_context(as_found(task))
-        if lock is not None and lock.exists() and accelerator.is_main_process:
+        if lock is not None and lock.exists() and processes.is_main_process:
             with locked(lock.parent, lock.name):
                 pass  # another run there is told of before the data are opened
-        progress = listener_of(settings.progress) if accelerator.is_main_process else Progress()
+        progress = listener_of(settings.progress) if processes.is_main_process else Progress()
         stack.callback(progress.close)
-        device = device_of(tasks[0], settings, accelerator)
+        device = device_of(tasks[0], settings, processes)
         compiler = make_compiler(settings.compile, device)
-        with accelerator.main_process_first():  # the first one writes a folder's split down, the others read it
+        with processes.main_process_first():  # the first one writes a folder's split down, the others read it
             source = matching(open_source(data, tasks[0], settings, progress), tasks[0])
         plans = make_plans(source)
         stack.enter_context(moved(modules_of(tasks), device))
-        feed = make_feed(tasks, source, plans[0], settings, accelerator, device, progress, stores, compiler)
+        feed = make_feed(tasks, source, plans[0], settings, processes, device, progress, stores, compiler)
         stack.enter_context(closing(feed))
         yield Setup(
             tasks=tasks,
             data=source,
             plans=plans,
             settings=settings,
-            accelerator=accelerator,
+            processes=processes,
             device=device,
             compiler=compiler,
             progress=progress,
@@ -141,10 +142,10 @@ def listener_of(progress: bool | Progress) -> Progress:
     return RichProgress() if progress else Progress()
 
 
-def device_of(task: Trainable, settings: Settings, accelerator: Processes) -> torch.device:
+def device_of(task: Trainable, settings: Settings, processes: Processes) -> torch.device:
     """Where the run trains. A model that the caller put onto a GPU stays on that one, unless told otherwise."""
     home = next(task.parameters()).device
-    return home if settings.device == "auto" and home.type != "cpu" else accelerator.device
+    return home if settings.device == "auto" and home.type != "cpu" else processes.device
 
 
 def modules_of(tasks: Sequence[Trainable]) -> list[nn.Module]:

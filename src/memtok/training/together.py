@@ -17,11 +17,12 @@ from memtok.errors import Argument, MemtokError
 from memtok.surroundings import plain_torch
 from memtok.task import Task
 from memtok.traces import OpenStores
+from memtok.training.plan import Plan, make_plan
 from memtok.training.progress import Progress
 from memtok.training.regimes import check_trainable
 from memtok.training.result import TrainResult
 from memtok.training.run import Run
-from memtok.training.settings import ALONE, Plan, Settings, make_plan
+from memtok.training.settings import ALONE, Settings
 from memtok.training.setup import set_up
 from memtok.training.state import RunState
 

@@ -21,8 +21,8 @@ from memtok.training.compiler import Compiler
 from memtok.training.device import Processes, add_up, kept_gpu_state, own_rows
 from memtok.training.feed import Batches, Feed
 from memtok.training.optim import Optimizer
+from memtok.training.plan import Plan
 from memtok.training.regimes import FullModel, Trainable, forward_of
-from memtok.training.settings import Plan
 from memtok.training.state import Validation
 
 
@@ -37,14 +37,14 @@ class Trainer:
         self,
         tasks: Sequence[Trainable],
         plans: Sequence[Plan],
-        accelerator: Processes,
+        processes: Processes,
         device: torch.device,
         compiler: Compiler | None = None,
     ) -> None:
-        self.tasks, self.plan, self.accelerator, self.device = tasks, plans[0], accelerator, device
+        self.tasks, self.plan, self.processes, self.device = tasks, plans[0], processes, device
         self.forward = forward_of(tasks, compiler)
         self.normalise = Normaliser(tasks[0].preprocessing)
-        self.optimizer = Optimizer(tasks, plans, accelerator)
+        self.optimizer = Optimizer(tasks, plans, processes)
         self.drops = any(isinstance(task, FullModel) and has_dropout(task) for task in tasks)
 
     def step(self, number: int, batch: Tensor | KeptBatch, labels: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Trainer:
         losses = torch.zeros(len(self.tasks), device=self.device, dtype=torch.float32)
         with self.dropout(number):
             for part, answers, weight in self.parts(batch, labels):
-                with self.accelerator.autocast():
+                with self.processes.autocast():
                     logits = self.forward(part)
                 shares = torch.stack([share_of_loss(one, answers, weight / len(labels)) for one in logits])
                 torch.autograd.backward(shares.sum())
@@ -68,7 +68,7 @@ class Trainer:
         """This process's rows of a batch in `accumulate` parts on the device, normalised, with their weight."""
         weight = 1.0
         if isinstance(batch, Tensor):  # traces are kept by one process only
-            batch, labels = own_rows(self.accelerator, batch), own_rows(self.accelerator, labels)
+            batch, labels = own_rows(self.processes, batch), own_rows(self.processes, labels)
             if not len(labels):  # fewer images than processes: take part with one that does not count
                 batch, labels, weight = batch.new_zeros((1, *batch.shape[1:])), labels.new_zeros(1), 0.0
         count = min(self.plan.accumulate, len(labels))
@@ -95,13 +95,13 @@ class Trainer:
         with self.forward.folded():
             for batch, labels, own in self.shares(feed.validation()):
                 check()
-                with self.accelerator.autocast():
+                with self.processes.autocast():
                     logits = [one.float() for one in self.forward(batch)]
                 answers[:, :, own] = torch.stack([answered(one, labels) for one in logits])
                 sums.append(torch.stack([F.cross_entropy(one, labels, reduction="sum") for one in logits]))
         total = torch.stack(sums).to("cpu", torch.float64).sum(dim=0)
-        (losses,) = add_up(self.accelerator, [total.to(self.device, torch.float32)])
-        (answers,) = add_up(self.accelerator, [answers])
+        (losses,) = add_up(self.processes, [total.to(self.device, torch.float32)])
+        (answers,) = add_up(self.processes, [answers])
         self.set_mode(training=True)
         return [
             (found(step, loss, score_of(task.classes, given)), given)
@@ -115,9 +115,9 @@ class Trainer:
         """
         start = 0
         for batch, labels, _ in batches:
-            own = own_rows(self.accelerator, labels)
-            part: Tensor | KeptBatch = own_rows(self.accelerator, batch) if isinstance(batch, Tensor) else batch
-            rows = slice(start + self.accelerator.process_index, start + len(labels), self.accelerator.num_processes)
+            own = own_rows(self.processes, labels)
+            part: Tensor | KeptBatch = own_rows(self.processes, batch) if isinstance(batch, Tensor) else batch
+            rows = slice(start + self.processes.process_index, start + len(labels), self.processes.num_processes)
             start += len(labels)
             if len(own):
                 yield self.placed(part), own.to(self.device), rows
