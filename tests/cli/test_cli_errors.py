@@ -467,7 +467,7 @@ def test_training_over_an_unfinished_run(workspace: Path, run: Run, monkeypatch:
     quick = (*TRAIN, "--steps", "4", "--batch-size", "4")
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", interrupted)
-        patch.setattr("memtok.training.settings.VALIDATIONS", 4)
+        patch.setattr("memtok.training.plan.VALIDATIONS", 4)
         stopped = run(*quick)
         assert stopped.code == 130
         last = stopped.err.splitlines()[-1]
@@ -578,7 +578,7 @@ def test_a_signal_saves_the_training(
 
     quick = (*TRAIN, "--steps", "9", "--batch-size", "4")
     with monkeypatch.context() as patch:
-        patch.setattr("memtok.training.settings.VALIDATIONS", 2)
+        patch.setattr("memtok.training.plan.VALIDATIONS", 2)
         patch.setattr(RichProgress, "step", stop)
         stopped = run(*quick)
     assert stopped.code == code

@@ -340,7 +340,7 @@ def test_all_columns_validate_on_the_same_images(
     backbone: Backbone, two_digits: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a run of this length would look at fewer of them by itself."""
-    monkeypatch.setattr("memtok.training.settings.LEAST_VALIDATED", 5)
+    monkeypatch.setattr("memtok.training.plan.LEAST_VALIDATED", 5)
     seen: list[int] = []
     looked = Trainer.validate
     monkeypatch.setattr(
