@@ -34,7 +34,9 @@ def attention_mask(trunk_tokens: int, tasks: Sequence[Task]) -> Tensor:
     row_owner = [None] * trunk_tokens + [id(task) for task in tasks for _ in range(task.queries)]
     column_owner = row_owner + [id(task) for task in tasks for _ in range(task.cells)]
     sees = {id(task): {id(task), *(id(ancestor) for ancestor in task.ancestors())} for task in tasks}
-    mask = [[column is None or (row is not None and column in sees[row]) for column in column_owner] for row in row_owner]
+    mask = [
+        [column is None or (row is not None and column in sees[row]) for column in column_owner] for row in row_owner
+    ]
     return torch.tensor(mask, dtype=torch.bool, device="cpu")
 
 
