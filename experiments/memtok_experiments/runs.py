@@ -22,6 +22,7 @@ from memtok.folders import slug
 from memtok.runs import Listener as RunsListener
 from memtok.runs import Runs, cost
 from memtok.task import Task
+from memtok.traces import Needs
 from memtok.training import TrainResult, create
 from memtok.training.regimes import Trainable, count_parameters
 from memtok.training.result import versions
@@ -87,6 +88,7 @@ class DataRuns(Runs[Run]):
         super().__init__(folder, backbone, source, data, settings.training(), listener)
         self.settings, self.extends, self.trained = settings, extends, trained
         self.columns = find_columns(settings.columns)
+        self.stores.needs = Needs(inputs=any(column.regime == "memory" for column in self.columns))
 
     def tried(self, seed: int) -> list[Run]:
         """Every column at all its rates."""

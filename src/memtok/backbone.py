@@ -16,12 +16,13 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from memtok import levels
 from memtok.checkpoint import Checkpoint, read_checkpoint
 from memtok.checks import check_choice
 from memtok.errors import Argument, MemtokError
 from memtok.layers import Layer, Positions, family_of, final_norm
+from memtok.levels import NO_READS, Reads
 from memtok.preprocessing import Preprocessing
 from memtok.surroundings import plain_torch
 from memtok.trace import Kept, Trace, rotated_keys_and_values
@@ -30,7 +31,6 @@ logger = logging.getLogger("memtok")
 
 KEYS_AND_VALUES, INPUTS, NOTHING = "keys and values", "inputs", "nothing"
 CHANNELS = 3  # other models are refused
-STATISTICS_EPSILON = 1e-6  # of the norm in `Backbone.statistics`; what is trained depends on it
 
 
 class Backbone(nn.Module):
@@ -211,7 +211,7 @@ class Backbone(nn.Module):
         *,
         keep: str = KEYS_AND_VALUES,
         outputs: bool = True,
-        statistics: int = 0,
+        reads: Reads = NO_READS,
         visit: Callable[[int, Kept], None] | None = None,
         run: Callable[..., tuple[Tensor, Kept | tuple[()]]] | None = None,
     ) -> Trace:
@@ -219,27 +219,28 @@ class Backbone(nn.Module):
 
         keep: returned for the task streams: "keys and values", "inputs" (half as much, see `Trace`) or "nothing".
         outputs: compute features and the base answer; without them the last layer stops where the trace of it is
-        complete, for nothing after that is read. statistics: of how many of the last layers to return `statistics`;
-        with any, the last layer does not stop. visit: gets the number of each layer and what was kept of it, which
-        is then not in the result; it may build a graph of gradients. run: a compiled `run_layer`.
+        complete, for nothing after that is read. reads: the statistics to return; with any, the last layer does not
+        stop. visit: gets the number of each layer and what was kept of it, which is then not in the result; it may
+        build a graph of gradients. run: a compiled `run_layer`.
         """
         check_choice("keep", keep, (KEYS_AND_VALUES, INPUTS, NOTHING))
         images = self.check_images(images)
         x = self.enter(images)  # (B, N, D)
         trace = Trace(backbone=self.fingerprint)
-        read: list[Tensor] = []
+        read: list[dict[str, Tensor]] = []  # by level
         compiled = KEYS_AND_VALUES if keep == NOTHING else keep  # one code with tasks and without: the same bits
         for index, (layer, positions) in enumerate(zip(self.layers, self.positions(), strict=True)):
-            stop = index == self.depth - 1 and not outputs and not statistics
+            stop = index == self.depth - 1 and not outputs and not reads
             with gradients_of(images):
+                if index > self.depth - reads.levels:
+                    read.append(self.statistics(x, reads))
                 x, kept = (run or run_layer)(layer, x, positions, keep if run is None else compiled, stop)
             if keep != NOTHING and kept:
                 (visit(index, kept) if visit else trace.append(kept))
-            if index >= self.depth - statistics:
-                with gradients_of(images):
-                    read.append(self.statistics(x))
-        if statistics:
-            trace = replace(trace, statistics=torch.stack(read, dim=1))
+        if reads:
+            with gradients_of(images):
+                read.append(self.statistics(x, reads))
+            trace = replace(trace, statistics={n: torch.stack([one[n] for one in read], dim=1) for n in read[0]})
         if not outputs:
             return trace
         with gradients_of(images):
@@ -260,20 +261,21 @@ class Backbone(nn.Module):
             pooled = self.vit.forward_head(normed, pre_logits=True)
         return pooled
 
-    @property
-    def statistics_shape(self) -> tuple[int, int]:
-        """(S, D) of the statistics of one layer."""
-        return 1 if self.class_token is None else 2, self.dim
+    def vectors(self, statistic: str) -> int:
+        """k, of how many vectors one of `memtok.levels.STATISTICS` consists here."""
+        return levels.vectors(statistic, class_token=self.class_token is not None, prefix_tokens=self.prefix_tokens)
 
-    def statistics(self, tokens: Tensor) -> Tensor:
-        """(B, S, D) of tokens (B, N, D) after a layer: the class token, if there is one, and the mean of the patches.
-
-        Both of tokens that are normalised without affine parameters, as layer norm does it. S is 2, or 1 without class
-        token.
-        """
-        normed = F.layer_norm(tokens, (self.dim,), eps=STATISTICS_EPSILON)
-        mean = normed[:, self.prefix_tokens :].mean(dim=1)
-        return torch.stack([mean] if self.class_token is None else [normed[:, 0], mean], dim=1)
+    def statistics(self, tokens: Tensor, reads: Reads) -> dict[str, Tensor]:
+        """The statistics that are read, (B, k, D) each, of tokens (B, N, D) of one level; see `memtok.levels`."""
+        normed = levels.normalised(tokens)
+        has_class = self.class_token is not None
+        return {
+            name: levels.statistic(
+                name, normed, class_token=has_class, prefix_tokens=self.prefix_tokens, grid=self.grid
+            )
+            for name in levels.STATISTICS
+            if name in reads.statistics
+        }
 
     def classify(self, tokens: Tensor) -> Tensor | None:
         """(B, base classes) from tokens after `norm`; None for a model without classifier."""

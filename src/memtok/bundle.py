@@ -111,7 +111,7 @@ def revive_one(stored: StoredTask, backbone: Backbone, extends: Sequence[Task]) 
         classes=header["classes"],
         tensors={key: tensor.to(backbone.device, torch.float32) for key, tensor in stored.tensors.items()},
         regime=header["regime"],
-        choices={choice.name: header[choice.name] for choice in CHOICES},
+        choices={choice.name: header[choice.name] for choice in CHOICES if choice.name in header},
         extends=extends,
         preprocessing=Preprocessing.from_dict(header["preprocessing"]),
         record=header["record"],

@@ -190,7 +190,11 @@ def check_header(path: Path, header: Any) -> None:
         "classes": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
         "regime": lambda value: isinstance(value, str),
         "composable": lambda value: isinstance(value, bool),
-        **{choice.name: lambda value: isinstance(value, str) for choice in CHOICES},
+        **{
+            choice.name: lambda value: isinstance(value, str)
+            for choice in CHOICES
+            if choice.of is None or (isinstance(header, dict) and choice.name in header)
+        },
         "backbone": lambda value: texts(value, "fingerprint", "source"),
         "preprocessing": lambda value: isinstance(value, dict),
         "extends": lambda value: isinstance(value, list) and all(texts(item, "name", "fingerprint") for item in value),

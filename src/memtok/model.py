@@ -26,6 +26,7 @@ from memtok.composing import (
 )
 from memtok.errors import MemtokError
 from memtok.folding import Folding, Snapshot
+from memtok.levels import union
 from memtok.outputs import Outputs, TaskAttention
 from memtok.preprocessing import Preprocessing
 from memtok.reference import variant_outputs
@@ -71,7 +72,7 @@ class MemoryViT(nn.Module):
             TaskStreams(composable, extends, backbone.device) if any(task.queries for task in composable) else None
         )
         self._built_for = tuple(built_for(task) for task in tasks)
-        self._reads = tuple(task.layers_read for task in tasks)
+        self._reads = tuple(task.reads for task in tasks)
         self._folding = Folding()
         self._compiled: Compiled | None = None
 
@@ -214,9 +215,9 @@ class MemoryViT(nn.Module):
         tasks = self.tasks
         reads_features = any(not tasks[position].queries for position in self._answered)
         outputs = base or self.streams is None or reads_features
-        statistics = max((self._reads[position] for position in self._answered), default=0)
+        reads = union(self._reads[position] for position in self._answered)
         run = self._compiled.trunk if self._compiled else None
-        return self.backbone.trace(images, keep=keep, outputs=outputs, statistics=statistics, visit=visit, run=run)
+        return self.backbone.trace(images, keep=keep, outputs=outputs, reads=reads, visit=visit, run=run)
 
     def _begin(self, tasks: Sequence[Task], snapshot: Snapshot | None, batch: int, attention: bool) -> Walk:
         """The class tokens before the first layer, of a batch of so many images."""

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from memtok.backbone import Backbone, gradients_of
 from memtok.errors import MemtokError
 from memtok.layers import Adapt, Layer, Positions, unadapted
+from memtok.levels import union
 from memtok.outputs import Outputs, TaskAttention
 from memtok.regimes import REGIMES, UPDATED
 from memtok.task import Task, topological
@@ -124,26 +125,30 @@ def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor,
     x = torch.cat([trunk, entered.expand(batch, -1, -1)], dim=1)  # (B, N + T, D)
     mask = attention_mask(count, everyone).to(x.device)
     position_of = [*range(count), *[0] * len(tokens)]
-    weights, statistics = [], []
+    weights: list[Tensor] = []
+    reads = union(task.reads for task in tasks)
+    levels: list[dict[str, Tensor]] = []
     for index, (layer, positions) in enumerate(zip(backbone.layers, backbone.positions(), strict=True)):
+        with gradients_of(images):
+            levels.append(backbone.statistics(x[:, :count], reads))
         adapted = partial(adapt, everyone, own, index, count)
         memory = [placed_memory(task, own[id(task)]["memory"][index].to(x.dtype), layer) for task in everyone]
         cells = torch.cat([*memory, x.new_zeros(0, backbone.dim)])  # (M, D)
         x, probabilities = dense_layer(layer, x, positions, position_of, count, cells, mask, adapted)
         weights.append(probabilities)
-        with gradients_of(images):
-            statistics.append(backbone.statistics(x[:, :count]))
+    with gradients_of(images):
+        levels.append(backbone.statistics(x[:, :count], reads))
+    statistics = {name: torch.stack([level[name] for level in levels], dim=1) for name in levels[0]}
 
     final = backbone.final_norm(x)
     rows = slices([count, *(task.queries for task in everyone)])[1:]
-    read_of_layers = torch.stack(statistics, dim=1)
     with gradients_of(images):
         features = backbone.features(x[:, :count])
     logits, embeddings = {}, {}
     for task, row in zip(everyone, rows, strict=True):
         if any(task is asked for asked in tasks):
             read = final[:, row] if task.queries else features
-            logits[task.name], embeddings[task.name] = task(read, read_of_layers), read.flatten(1)
+            logits[task.name], embeddings[task.name] = task(read, statistics), read.flatten(1)
     base = backbone.classify(backbone.vit.norm(x[:, :count]))
     attended = sort_attention(everyone, torch.stack(weights), count) if attention else {}
     return Outputs(features, base, logits, {name: attended[name] for name in logits if name in attended}, embeddings)
@@ -252,7 +257,7 @@ def unmasked_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor) 
     tokens, with adapters or a readout, or with memory that passes through the layers.
     """
     for task in tasks:
-        if not task.queries or task.adapter_rank or task.layers_read or REGIMES[task.regime].enters:
+        if not task.queries or task.adapter_rank or task.reads or REGIMES[task.regime].enters:
             raise MemtokError(
                 f"expected tasks of class tokens and memory in every layer, found {task.name!r} of regime "
                 f"{task.regime!r} ({', '.join(f'{name} {size}' for name, size in task.sizes.items())}); train it with "

@@ -40,7 +40,7 @@ class StoredTask:
         return content_fingerprint(
             self.tensors,
             backbone=header["backbone"]["fingerprint"],
-            choices={choice.name: header[choice.name] for choice in CHOICES},
+            choices={choice.name: header[choice.name] for choice in CHOICES if choice.name in header},
             extends=[entry["fingerprint"] for entry in header["extends"]],
             preprocessing=header["preprocessing"],
             regime=header["regime"],

@@ -18,19 +18,25 @@ import torch
 from torch import Tensor, nn
 
 from memtok.backbone import Backbone
-from memtok.checks import check_choice, check_classes, check_count, check_name, new_classes
+from memtok.checks import check_classes, check_count, check_name, new_classes
 from memtok.errors import Argument, MemtokError
+from memtok.levels import Reads, Statistics
 from memtok.parts import (
     CHOICES,
     IN_LAYERS,
     OPTIONS,
     PARTS,
     TENSORS,
+    Form,
+    Moments,
     Options,
-    Sizes,
     choose,
     contributions,
-    layers_read,
+    folded,
+    measure,
+    measured,
+    rates,
+    reads,
     sizes_of,
     specs,
 )
@@ -81,7 +87,7 @@ class Task(nn.Module):
     ) -> None:
         """From given tensors, named as in a task file; MemtokError if a shape does not fit the backbone.
 
-        choices: those of the parts, such as `placement`, by default the first of each.
+        choices: those of the parts, such as `placement`, by default that of each.
         """
         super().__init__()
         self._bound = (backbone,)  # a tuple, so that the backbone does not become a submodule
@@ -90,12 +96,12 @@ class Task(nn.Module):
         rules = task_regime(regime)
         self.regime = regime
         for choice in CHOICES:
-            given = (choices or {}).get(choice.name, choice.values[0])
-            setattr(self, choice.name, check_choice(choice.name, given, choice.values))
+            setattr(self, choice.name, choice.check((choices or {}).get(choice.name, choice.default)))
         self.extends = check_extends(self.name, backbone, rules, extends)
         self.preprocessing = preprocessing or backbone.preprocessing
         self.record: dict[str, Any] = dict(record or {})
-        check_tensors(self.name, backbone, rules, len(self.classes), tensors)
+        words = {choice.name: getattr(self, choice.name) for choice in CHOICES}
+        check_tensors(self.name, backbone, rules, len(self.classes), words, tensors)
         self._take(tensors)
         for ancestor in self.ancestors():
             ancestor.requires_grad_(False)
@@ -114,6 +120,9 @@ class Task(nn.Module):
         for group, keys in GROUPS.items():
             chosen = {key: own[name] for name, key in sorted(keys.items()) if name in own}
             setattr(self, group, nn.ParameterDict(chosen))
+        for name in measured(self.backbone, self.form):
+            group, _, key = name.partition(".")
+            getattr(self, group).register_buffer(key, None)
 
     @classmethod
     def create(
@@ -137,7 +146,9 @@ class Task(nn.Module):
         memory: cells per layer, 0 or more (default: 5). queries: class tokens, 1 or more. adapter_rank: 0 for none.
         placement: "before-norm" (default) or "after-norm", whether memory passes each layer's norm.
 
-        readout: how many of the last layers' class token and mean of the patches the head reads too (default: 0).
+        readout: how many of the last levels of the trunk the head reads too, L + 1 at most (default: 0). statistics:
+        what it reads of each, some of "class", "registers", "mean", "deviation" and "regions" joined by a plus sign;
+        see `memtok.levels` (default: "class+deviation+regions").
 
         Memory is drawn from N(0, 0.02). The first class token is a copy of the base one, further ones are copies with
         N(0, 0.02) added; see `Backbone.start_token` for backbones without class token. Raises MemtokError for values
@@ -152,7 +163,7 @@ class Task(nn.Module):
         rules = task_regime(regime)
         sizes, choices = choose(rules, options)
         for part in PARTS:
-            part.check(backbone, sizes)
+            part.check(backbone, {**sizes, **choices})
         if seed is not None:
             check_count("seed", seed, 0)
             if seed >= 2**63:
@@ -161,7 +172,7 @@ class Task(nn.Module):
         if not rules.class_token:
             sizes["queries"] = 0
         classes = new_classes(classes)
-        tensors = initial_tensors(backbone, rules, {"classes": len(classes)} | sizes, generator)
+        tensors = initial_tensors(backbone, rules, {"classes": len(classes)} | sizes | choices, generator)
         extends = check_extends(check_name(name), backbone, rules, extends)
         return cls(
             backbone,
@@ -185,8 +196,7 @@ class Task(nn.Module):
 
         replaced: some tensors by others.
         """
-        for choice in CHOICES:
-            check_choice(choice.name, getattr(self, choice.name), choice.values)
+        words = {choice.name: choice.check(getattr(self, choice.name)) for choice in CHOICES}
         head = replaced.pop("head", self.head)
         if not isinstance(head, nn.Linear):
             raise MemtokError(
@@ -194,7 +204,7 @@ class Task(nn.Module):
                 "task.head.weight and task.head.bias, or make another task"
             )
         tensors = self.named() | {"head.weight": head.weight, "head.bias": head.bias} | replaced
-        return check_shapes(self.name, self.backbone, REGIMES[self.regime], len(self.classes), tensors)
+        return check_shapes(self.name, self.backbone, REGIMES[self.regime], len(self.classes), words, tensors)
 
     @property
     def name(self) -> str:
@@ -227,13 +237,14 @@ class Task(nn.Module):
 
     @property
     def choices(self) -> dict[str, str]:
-        """The choices of all parts, such as `placement`, as a file's header has them."""
-        return {choice.name: getattr(self, choice.name) for choice in CHOICES}
+        """The choices of all parts that mean something here, such as `placement`, as a file's header has them."""
+        sizes = self.sizes
+        return {choice.name: getattr(self, choice.name) for choice in CHOICES if choice.means(sizes)}
 
     @property
-    def layers_read(self) -> int:
-        """How many of the last layers' statistics it reads; see `Backbone.statistics`."""
-        return layers_read(self.sizes)
+    def reads(self) -> Reads:
+        """The statistics of the trunk's levels that it reads; see `memtok.levels`."""
+        return reads(self.form)
 
     @property
     def composable(self) -> bool:
@@ -245,9 +256,10 @@ class Task(nn.Module):
         return topological(self.extends, trail=(self,))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its parameters under the names of a task file, detached, in float32."""
+        """What a task file has of it: its parameters, detached, in float32, with what was measured folded in."""
         self.check()
-        return {key: value.detach().to(torch.float32) for key, value in self.named().items()}
+        everything = {key: value.detach() for key, value in (self.named() | self.measured).items()}
+        return {key: value.to(torch.float32) for key, value in folded(everything).items()}
 
     def named(self) -> dict[str, Tensor]:
         """Its parameters under the names of a task file."""
@@ -257,6 +269,41 @@ class Task(nn.Module):
             own = getattr(self, group)
             found |= {name: own[key] for name, key in keys.items() if key in own} if len(own) else {}
         return found
+
+    @property
+    def measurable(self) -> set[str]:
+        """The names of what it measures when a training begins."""
+        return set(measured(self.backbone, self.form))
+
+    @property
+    def measured(self) -> dict[str, Tensor]:
+        """What training measured on its images, such as `readout.mean`; empty unless it is being trained."""
+        places = {name: name.partition(".") for name in measured(self.backbone, self.form)}
+        found = {name: getattr(getattr(self, group), key) for name, (group, _, key) in places.items()}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    @measured.setter
+    def measured(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, spec in measured(self.backbone, self.form).items():
+            group, _, key = name.partition(".")
+            value = tensors.get(name)
+            if value is not None and tuple(value.shape) != spec.shape:
+                raise MemtokError(f"expected {name} of {self.name!r} in shape {spec.shape}, found {tuple(value.shape)}")
+            own = None if value is None else value.detach().to(self.head.weight, copy=True)
+            setattr(getattr(self, group), key, own)
+
+    def measure(self, moments: Moments) -> None:
+        """Takes what it measures from statistics of training images. Its answers change; it is to be trained now."""
+        self.measured = measure(self.form, moments)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Folds what was measured into the parameters: the answers stay the same to rounding."""
+        if self.measured:
+            found = self.tensors()
+            for name, parameter in self.named().items():
+                parameter.copy_(found[name])
+            self.measured = {}
 
     def in_layers(self, *, frozen: bool) -> dict[str, Tensor]:
         """Of `named` what acts inside the layers; `frozen`: detached, so that no gradient reaches it."""
@@ -268,9 +315,19 @@ class Task(nn.Module):
         """The number of classes, and the options of all parts that it was made with."""
         return sizes_of(len(self.classes), self.named())
 
+    @property
+    def form(self) -> dict[str, Any]:
+        """Its sizes and the choices of all parts."""
+        return self.sizes | {choice.name: getattr(self, choice.name) for choice in CHOICES}
+
+    def rates(self) -> dict[nn.Parameter, float]:
+        """The learning rate of each parameter with Adam, as a multiple of that of class tokens."""
+        found = rates(self.backbone, REGIMES[self.regime], self.form)
+        return {tensor: found[name] for name, tensor in self.named().items() if isinstance(tensor, nn.Parameter)}
+
     def without_decay(self) -> set[nn.Parameter]:
         """Its parameters that weight decay leaves alone: tokens, memory, biases."""
-        declared = specs(self.backbone, REGIMES[self.regime], self.sizes)
+        declared = specs(self.backbone, REGIMES[self.regime], self.form)
         spared = [tensor for key, tensor in self.named().items() if not declared[key].decays]
         return {tensor for tensor in spared if isinstance(tensor, nn.Parameter)}
 
@@ -296,15 +353,15 @@ class Task(nn.Module):
         """Writes a task file, atomically; see `memtok.bundle`."""
         write_tasks([(header_of(self), self.tensors())], path)
 
-    def forward(self, features: Tensor, statistics: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, statistics: Statistics | None = None) -> Tensor:
         """(B, classes) logits from its class tokens after the final norm, (B, max(queries, 1), D).
 
-        statistics: (B, n, S, D) of the last layers, see `Backbone.statistics`, for a task that reads some.
+        statistics: of the trunk's last levels, in any precision, for a task that reads some; see `memtok.levels`.
         """
-        precision = self.head.weight.dtype
-        given = None if statistics is None else statistics.to(precision)
-        added = contributions(self.named(), features.flatten(1).to(precision), given)
-        return functools.reduce(torch.add, added)
+        own = features.flatten(1).to(self.head.weight.dtype)
+        return functools.reduce(
+            torch.add, contributions(self.named() | self.measured, self.form, own, statistics or {})
+        )
 
     def extra_repr(self) -> str:
         extends = f", extends {[task.name for task in self.extends]}" if self.extends else ""
@@ -397,30 +454,42 @@ def preprocessing_of(name: str, extends: Sequence[Task]) -> Preprocessing | None
 
 
 def initial_tensors(
-    backbone: Backbone, regime: Regime, sizes: Sizes, generator: torch.Generator | None
+    backbone: Backbone, regime: Regime, form: Form, generator: torch.Generator | None
 ) -> dict[str, Tensor]:
     """Initial values, float32 on the backbone's device; drawn on the CPU, so that a seed means the same everywhere."""
     drawn = {
         name: torch.randn(spec.shape, generator=generator, dtype=torch.float32, device="cpu") * spec.std
         if spec.std
         else torch.zeros(spec.shape, dtype=torch.float32, device="cpu")
-        for name, spec in specs(backbone, regime, sizes).items()
+        for name, spec in specs(backbone, regime, form).items()
     }
     for part in PARTS:
         part.begin(backbone, regime, drawn)
     return {key: value.to(backbone.device) for key, value in drawn.items()}
 
 
-def check_tensors(name: str, backbone: Backbone, regime: Regime, classes: int, tensors: Mapping[str, Tensor]) -> None:
+def check_tensors(
+    name: str,
+    backbone: Backbone,
+    regime: Regime,
+    classes: int,
+    choices: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+) -> None:
     """MemtokError unless `tensors` are all that such a task has, in their shapes, finite and floating-point."""
-    check_shapes(name, backbone, regime, classes, tensors)
+    check_shapes(name, backbone, regime, classes, choices, tensors)
     for key in sorted(tensors):
         if not tensors[key].is_floating_point() or not bool(torch.isfinite(tensors[key]).all()):
             raise MemtokError(f"expected finite numbers in {key} of task {name!r}, found others; train it again")
 
 
 def check_shapes(
-    name: str, backbone: Backbone, regime: Regime, classes: int, tensors: Mapping[str, Any]
+    name: str,
+    backbone: Backbone,
+    regime: Regime,
+    classes: int,
+    choices: Mapping[str, str],
+    tensors: Mapping[str, Any],
 ) -> dict[str, int]:
     """The sizes of such a task; MemtokError unless `tensors` are all that it has, in their shapes."""
     for key in ("class_tokens", "memory", "head.weight", "head.bias"):
@@ -433,7 +502,7 @@ def check_shapes(
             f"expected class_tokens (queries, {backbone.dim}) and memory (layers, cells, {backbone.dim}) in task "
             f"{name!r}, found {tuple(tensors['class_tokens'].shape)}, {tuple(tensors['memory'].shape)}; another format"
         )
-    shapes = {key: spec.shape for key, spec in specs(backbone, regime, sizes).items()}
+    shapes = {key: spec.shape for key, spec in specs(backbone, regime, {**sizes, **choices}).items()}
     for key in sorted(shapes.keys() | tensors.keys()):
         if key not in tensors:
             raise MemtokError(f"expected the tensor {key} in task {name!r}, found none; the file is not whole")
@@ -456,7 +525,7 @@ def check_shapes(
                 "this format"
             )
     for part in PARTS:
-        part.check(backbone, sizes)
+        part.check(backbone, {**sizes, **choices})
     return sizes
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from memtok.layers import Layer, Positions
+from memtok.levels import Statistics
 
 Kept = tuple[Tensor] | tuple[Tensor, Tensor]
 """Of one layer: the normalised inputs (B, N, D), or keys and values (B, H, N, d)."""
@@ -95,8 +96,7 @@ class Trace:
     first norm, in any precision. features: (B, D) the base class token after the final norm, None when the last layer
     was skipped. base: (B, base classes) the timm model's own answer, None without a classifier or when the last layer
     was skipped. backbone: the fingerprint of the one that made it, None for a trace assembled by the caller.
-    statistics: (B, n, S, D) of the tokens after each of the last n layers, see `Backbone.statistics`; None unless
-    requested.
+    statistics: (B, n, k, D) by name, of the last n levels; see `memtok.levels`. Empty unless requested.
     """
 
     keys: list[Tensor] = field(default_factory=list)
@@ -105,7 +105,7 @@ class Trace:
     base: Tensor | None = None
     inputs: list[Tensor] = field(default_factory=list)
     backbone: str | None = None
-    statistics: Tensor | None = None
+    statistics: Statistics = field(default_factory=dict)
 
     @property
     def layers(self) -> list[Kept]:

@@ -11,6 +11,7 @@ import torch
 
 import memtok
 from memtok.backbone import INPUTS, KEYS_AND_VALUES
+from memtok.levels import union
 from memtok.trace import AbsorbedInputs, read_layer
 from memtok.training import FullModel
 from tests.layers.small_models import MODELS, ROTARY_OR_NORMED, small_model
@@ -71,7 +72,9 @@ def test_streams_answer_as_the_reference(name: str, size: int, keep: str) -> Non
     images = tiny_images(3, size=size).double()
     with torch.no_grad():
         expected = memtok.reference_outputs(backbone, tasks, images, attention=True)
-        found = model.answer(backbone.trace(images, keep=keep, statistics=2), attention=True)
+        found = model.answer(
+            backbone.trace(images, keep=keep, reads=union(task.reads for task in tasks)), attention=True
+        )
         torch.testing.assert_close(found.features, expected.features, atol=1e-6, rtol=0)
         torch.testing.assert_close(found.base, expected.base, atol=1e-6, rtol=0)
         for task in tasks:

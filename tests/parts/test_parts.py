@@ -31,12 +31,10 @@ def test_a_task_has_the_tensors_that_are_declared(regime: str) -> None:
     given = {option.name: option.least + 1 for option in OPTIONS if option.fits(REGIMES[regime])}
     task = memtok.Task.create(backbone, name="pets", classes=["cat", "dog"], regime=regime, seed=0, **given)  # type: ignore[arg-type]
     declared = {
-        name: spec.shape for part in PARTS for name, spec in part.specs(backbone, REGIMES[regime], task.sizes).items()
+        name: spec.shape for part in PARTS for name, spec in part.specs(backbone, REGIMES[regime], task.form).items()
     }
     assert {name: tuple(tensor.shape) for name, tensor in task.named().items()} == declared
-    assert sum(parameter.numel() for parameter in task.parameters()) == parameters(
-        backbone, REGIMES[regime], task.sizes
-    )
+    assert sum(parameter.numel() for parameter in task.parameters()) == parameters(backbone, REGIMES[regime], task.form)
     assert {name: size for name, size in task.sizes.items() if name in given} == given
 
 
@@ -56,13 +54,13 @@ def test_an_option_that_does_not_fit_the_regime_is_refused(regime: str, option: 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_a_choice_that_does_not_fit_the_regime_is_refused(regime: str) -> None:
     for choice in CHOICES:
-        other = {choice.name: choice.values[1]}
+        other = {choice.name: choice.values[1]} | ({choice.of: 1} if choice.of else {})
         if choice.fits(REGIMES[regime]):
             assert choose(REGIMES[regime], other)[1][choice.name] == choice.values[1]
             continue
         with pytest.raises(memtok.MemtokError) as caught:
             choose(REGIMES[regime], other)
-        assert caught.value.argument == choice.name
+        assert caught.value.argument in (choice.name, choice.of)
 
 
 def test_an_option_that_no_part_has_is_refused() -> None:
@@ -74,15 +72,15 @@ def test_costs_of_the_parts_are_those_of_their_products() -> None:
     backbone = tiny_backbone()  # 2 layers, 32 wide, 17 tokens, MLPs of 128
     layer = 3 * 32 * 32 + 32 * 32 + 2 * 32 * 128
     task = tiny_task(backbone, classes=3, memory=4, queries=2)
-    assert cost(backbone, task.sizes) == 2 * (2 * layer + 2 * 2 * (17 + 2 + 4) * 32) + 2 * 32 * 3
+    assert cost(backbone, task.form) == 2 * (2 * layer + 2 * 2 * (17 + 2 + 4) * 32) + 2 * 32 * 3
     adapted = tiny_task(backbone, classes=3, memory=4, queries=2, adapter_rank=3)
-    assert cost(backbone, adapted.sizes) - cost(backbone, task.sizes) == 2 * 2 * 3 * (4 * 32 + 2 * 32 + 2 * 32)
+    assert cost(backbone, adapted.form) - cost(backbone, task.form) == 2 * 2 * 3 * (4 * 32 + 2 * 32 + 2 * 32)
     reading = tiny_task(backbone, classes=3, memory=4, queries=2, readout=2)
-    assert cost(backbone, reading.sizes) - cost(backbone, task.sizes) == 2 * 2 * 32 * 3
+    assert cost(backbone, reading.form) - cost(backbone, task.form) == 2 * 6 * 32 * 3
     head = tiny_task(backbone, classes=3, regime="head")
-    assert cost(backbone, head.sizes) == 32 * 3
-    assert kept(backbone, task.sizes, 8) > kept(backbone, head.sizes, 8) > 0
-    assert math.isclose(kept(backbone, task.sizes, 800), 100 * kept(backbone, task.sizes, 8), rel_tol=0.05)
+    assert cost(backbone, head.form) == 32 * 3
+    assert kept(backbone, task.form, 8) > kept(backbone, head.form, 8) > 0
+    assert math.isclose(kept(backbone, task.form, 800), 100 * kept(backbone, task.form, 8), rel_tol=0.05)
 
 
 def test_a_class_token_starts_from_the_base_one_or_from_the_mean_patch() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import memtok
+from memtok import levels as memtok_levels
 from tests.layers.small_models import small_model
 from tests.tiny import bytes_of, tiny_backbone, tiny_images, tiny_task, tiny_vit
 
@@ -21,10 +22,11 @@ def backbone() -> memtok.Backbone:
     return tiny_backbone(depth=3, reg_tokens=2, no_embed_class=True)
 
 
-def hidden_states(vit: Any, images: Tensor) -> list[Tensor]:
-    """(B, N, D) after each layer, as timm computes them."""
+def levels(vit: Any, images: Tensor) -> list[Tensor]:
+    """(B, N, D) before each layer, and after the last one, as timm computes them."""
     found: list[Tensor] = []
-    hooks = [block.register_forward_hook(lambda _, __, output: found.append(output)) for block in vit.blocks]
+    hooks = [block.register_forward_pre_hook(lambda _, given: found.append(given[0])) for block in vit.blocks]
+    hooks.append(vit.blocks[-1].register_forward_hook(lambda _, __, output: found.append(output)))
     with torch.no_grad():
         vit(images)
     for hook in hooks:
@@ -38,29 +40,58 @@ def normalised(tokens: Tensor) -> Tensor:
     return centred / (centred.pow(2).mean(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_it_adds_one_product_with_the_statistics_of_the_last_layers(backbone: memtok.Backbone, count: int) -> None:
-    task = tiny_task(backbone, readout=count, regime="head")
+def vectors(tokens: Tensor, name: str, prefix: int) -> Tensor:
+    """(B, k, D) a statistic of normalised tokens (B, N, D), written out for a grid of 4 x 4 patches."""
+    patches = tokens[:, prefix:]
+    if name in ("class", "registers"):
+        return tokens[:, :1] if name == "class" else tokens[:, 1:prefix]
+    if name == "mean":
+        return patches.mean(dim=1, keepdim=True)
+    if name == "deviation":
+        return ((patches - patches.mean(dim=1, keepdim=True)).pow(2).mean(dim=1, keepdim=True) + 1e-6).sqrt()
+    quarters = [[row * 4 + column for row in rows for column in columns] for rows in HALVES for columns in HALVES]
+    return torch.stack([patches[:, quarter].mean(dim=1) for quarter in quarters], dim=1)
+
+
+HALVES = (0, 1), (2, 3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("statistics", [None, "class+mean", "registers", "deviation+mean", "regions"])
+def test_it_adds_one_product_with_the_statistics_of_the_last_levels(
+    backbone: memtok.Backbone, count: int, statistics: str | None
+) -> None:
+    task = tiny_task(backbone, readout=count, statistics=statistics, regime="head")
+    names = (statistics or "class+deviation+regions").split("+")
+    names.sort(key=["class", "registers", "mean", "deviation", "regions"].index)
+    assert task.statistics == "+".join(names)
+    assert backbone.grid == (4, 4)
     images = tiny_images(4)
     expected = task.head(backbone(images)[0])
-    for place, tokens in enumerate(hidden_states(backbone.vit, images)[-count:]):
-        tokens = normalised(tokens)
-        class_token, mean = tokens[:, 0], tokens[:, 3:].mean(dim=1)  # one class token, two registers, then patches
-        weight = task.readout["weight"][:, place]  # (classes, 2, D)
-        expected = expected + class_token @ weight[:, 0].T + mean @ weight[:, 1].T
+    for place, tokens in enumerate(levels(backbone.vit, images)[-count:]):
+        read = torch.cat([vectors(normalised(tokens), name, 3) for name in names], dim=1)
+        expected = expected + read.flatten(1) @ task.readout["weight"][:, place].flatten(1).T
     found = memtok.MemoryViT(backbone, [task])(images)["pets"]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_without_class_token_it_reads_the_mean_alone() -> None:
+def test_an_odd_grid_has_its_middle_in_both_halves() -> None:
+    grid = torch.arange(9.0).reshape(1, 9, 1)
+    assert memtok_levels.regions(grid, (3, 3)).flatten().tolist() == [2.0, 3.0, 5.0, 6.0]
+
+
+def test_without_class_token_it_reads_the_patches_alone() -> None:
     vit = small_model("no class token, mean")
     backbone = memtok.load_backbone(vit)
     assert backbone.class_token is None
-    task = tiny_task(backbone, readout=1, regime="head")
+    task = tiny_task(backbone, readout=1, regime="head", statistics="class+mean")
     images = tiny_images(3)
-    mean = normalised(hidden_states(vit, images)[-1])[:, backbone.prefix_tokens :].mean(dim=1)
+    mean = normalised(levels(vit, images)[-1])[:, backbone.prefix_tokens :].mean(dim=1)
     expected = task.head(backbone(images)[0]) + mean @ task.readout["weight"][:, 0, 0].T
     torch.testing.assert_close(memtok.MemoryViT(backbone, [task])(images)["pets"], expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(memtok.MemtokError) as caught:
+        tiny_task(backbone, readout=1, regime="head", statistics="class")
+    assert caught.value.argument == "statistics"
 
 
 def test_a_new_one_changes_no_answer(backbone: memtok.Backbone) -> None:
@@ -70,7 +101,7 @@ def test_a_new_one_changes_no_answer(backbone: memtok.Backbone) -> None:
     one, other = (memtok.MemoryViT(backbone, [task])(images)["pets"] for task in (plain, reading))
     assert torch.equal(one, other)
     assert set(reading.tensors()) - set(plain.tensors()) == {"readout.weight"}
-    assert reading.tensors()["readout.weight"].shape == (3, 3, 2, 32)
+    assert reading.tensors()["readout.weight"].shape == (3, 3, 6, 32)
 
 
 def test_put_together_each_answers_as_alone_and_as_the_reference(backbone: memtok.Backbone) -> None:
@@ -146,7 +177,7 @@ def test_files_keep_it(backbone: memtok.Backbone, tmp_path: Path) -> None:
     "wrong",
     [
         {"readout": -1},
-        {"readout": 4},
+        {"readout": 5},
         {"readout": 1.0},
         {"readout": True},
         {"readout": 1, "regime": "memory-shared"},
@@ -157,6 +188,56 @@ def test_wrong_numbers_are_refused(backbone: memtok.Backbone, wrong: dict[str, A
     with pytest.raises(memtok.MemtokError) as caught:
         memtok.Task.create(backbone, name="pets", classes=CLASSES, **wrong)
     assert caught.value.argument == "readout"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"readout": 1, "statistics": "median"},
+        {"readout": 1, "statistics": "mean+mean"},
+        {"readout": 1, "statistics": ""},
+        {"readout": 1, "statistics": 3},
+        {"statistics": "mean"},
+        {"readout": 0, "statistics": "mean"},
+    ],
+)
+def test_wrong_statistics_are_refused(backbone: memtok.Backbone, wrong: dict[str, Any]) -> None:
+    with pytest.raises(memtok.MemtokError) as caught:
+        memtok.Task.create(backbone, name="pets", classes=CLASSES, **wrong)
+    assert caught.value.argument == "statistics"
+
+
+def test_only_a_task_that_reads_says_what(backbone: memtok.Backbone, tmp_path: Path) -> None:
+    plain, reading = tiny_task(backbone, "plain"), tiny_task(backbone, "reading", readout=1, statistics="mean+class")
+    assert plain.choices == {"placement": "before-norm"}
+    assert reading.choices == {"placement": "before-norm", "statistics": "class+mean"}
+    memtok.save_tasks([plain, reading], tmp_path / "both.safetensors")
+    again = memtok.load_tasks(tmp_path / "both.safetensors", backbone)
+    assert [task.fingerprint for task in again] == [plain.fingerprint, reading.fingerprint]
+
+
+def test_folding_what_was_measured_changes_no_answer(backbone: memtok.Backbone) -> None:
+    task = tiny_task(backbone, readout=3, statistics="class+mean")
+    images = tiny_images(6)
+    model = memtok.MemoryViT(backbone, [task])
+    read = backbone.trace(images, reads=task.reads).statistics
+    spread = {name: values.std(dim=0) + 0.1 for name, values in read.items()}
+    task.measure({name: (values.mean(dim=0), spread[name]) for name, values in read.items()})
+    assert set(task.measured) == {"readout.mean", "readout.spread"} == task.measurable
+    assert not set(task.measured) & set(task.tensors())
+    with torch.no_grad():
+        standardised, reference = model(images)["pets"], memtok.reference_outputs(backbone, [task], images)["pets"]
+        kept = memtok.Task.create(backbone, name="kept", classes=CLASSES, readout=3, statistics="class+mean")
+        for name, parameter in kept.named().items():
+            parameter.copy_(task.tensors()[name])
+        task.fold()
+        assert not task.measured
+        assert bytes_of(task) == bytes_of(kept)
+        torch.testing.assert_close(model(images)["pets"], standardised, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(reference, standardised, atol=1e-4, rtol=1e-4)
+    weight = task.readout["weight"].detach().clone()
+    task.fold()
+    assert torch.equal(task.readout["weight"], weight)
 
 
 def test_verification_covers_it(backbone: memtok.Backbone) -> None:

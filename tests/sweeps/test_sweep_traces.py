@@ -15,6 +15,7 @@ from memtok.data import DataSource
 from memtok.sweeps import SweepListener
 from memtok.sweeps.memory import SHARE
 from memtok.sweeps.settings import SweepSettings, make_space
+from memtok.traces import Needs
 from memtok.training import train
 from memtok.training.feed import traces_in_memory
 from memtok.training.plan import make_plan
@@ -109,7 +110,7 @@ def test_the_room_is_told_once(quick: Quick) -> None:
     told.training = lambda *_: Forwarding(told)  # type: ignore[method-assign, assignment]
     quick(**SPACE, keep_traces="ram", together=1, progress=told)
     assert [line for line in told.lines if "traces" in line] == [
-        "keeping traces (ram): 259 images x 1 view x 2.56 kB = 663 kB, and 29 validation images = 74.2 kB; the limit "
+        "keeping traces (ram): 259 images x 1 view x 2.3 kB = 597 kB, and 29 validation images = 66.8 kB; the limit "
         "is " + told.lines[0].rsplit("is ", 1)[1]
     ]
 
@@ -182,11 +183,11 @@ def test_traces_in_memory_leave_less_for_a_pass(
         )
         return Sweep(settings, backbone, [data], SweepListener()).stages(data, "digits", cpu).budget.limit
 
-    record, count = 2560, len(data.train) + len(data.validation)
+    record, count = 2304, len(data.train) + len(data.validation)
     assert limit() == int(SHARE * 10_000_000)
     assert limit(keep_traces="disk") == int(SHARE * (10_000_000 - 32 * record))  # two batches
     assert limit(keep_traces="ram") == int(SHARE * (10_000_000 - (32 + count) * record))
     assert limit(keep_traces="ram", trace_limit=1e-4) == int(SHARE * (10_000_000 - 32 * record - 100_000))
     views = Settings(**(QUICK | {"augment": "crop", "keep_traces": "ram", "steps": 20}))  # 17 steps an epoch
     plan = make_plan(views, "memory", data)
-    assert traces_in_memory(backbone, plan, views, cpu) == (32 + 2 * 259 + plan.validation_images) * record
+    assert traces_in_memory(backbone, plan, views, Needs(), cpu) == (32 + 2 * 259 + plan.validation_images) * record

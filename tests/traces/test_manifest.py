@@ -18,9 +18,10 @@ from memtok.backbone import Backbone
 from memtok.data import from_dataset
 from memtok.data.sources import FileStore, ImageSet
 from memtok.errors import MemtokError
+from memtok.levels import STATISTICS
 from memtok.traces import Manifest
 from memtok.traces.manifest import MANIFEST, minor, spread, weights_digest
-from memtok.traces.record import record_type, trace_tensors
+from memtok.traces.record import Needs, of_tensors, record_type, trace_tensors
 from tests.clocks import with_the_old_time
 from tests.tiny import tiny_backbone
 from tests.traces.helpers_traces import disk_store, make_folder, manifest_of, pictures
@@ -83,7 +84,7 @@ def test_traces_of_an_earlier_format_are_refused(backbone: Backbone, images: Ima
     make_folder(folder, manifest)
     (folder / MANIFEST).write_text(json.dumps(asdict(manifest) | {"format": 2}))
     with pytest.raises(
-        MemtokError, match=r"expected traces of format 5 in .*, found format 2; name another folder, or"
+        MemtokError, match=r"expected traces of format 6 in .*, found format 2; name another folder, or"
     ):
         disk_store(folder, manifest)
     assert replace(manifest, format=2).digest != manifest.digest  # so that in the cache it is another folder
@@ -171,14 +172,18 @@ def test_sizes() -> None:
 @pytest.mark.parametrize("changes", [{}, {"reg_tokens": 2, "class_token": True}, {"patch_size": 16}])
 def test_shape_is_that_of_a_trace(changes: dict[str, Any]) -> None:
     backbone = tiny_backbone(**changes)
-    trace = backbone.trace(torch.zeros(3, 3, 32, 32), keep="inputs", statistics=backbone.depth)
+    needs = Needs(inputs=True, statistics=frozenset(STATISTICS))
+    trace = backbone.trace(torch.zeros(3, 3, 32, 32), keep="inputs", reads=needs.reads)
     assert trace.features is not None
-    assert trace.statistics is not None
-    assert trace_tensors(backbone) == {
-        "features": ("float32", trace.features.shape[1:]),
-        "inputs": ("float16", torch.stack(trace.inputs, dim=1).shape[1:]),
-        "statistics": ("float16", trace.statistics.shape[1:]),
-    }
+    features = {"features": ("float32", trace.features.shape[1:])}
+    inputs = {"inputs": ("float16", torch.stack(trace.inputs, dim=1).shape[1:])}
+    statistics = {f"statistics.{name}": ("float16", one.shape[1:]) for name, one in trace.statistics.items()}
+    assert {one.shape[1] for one in trace.statistics.values()} == {backbone.depth + 1}
+    assert trace_tensors(backbone, needs) == features | inputs | statistics
+    assert trace_tensors(backbone) == features | inputs
+    some = Needs(inputs=False, statistics=frozenset(["mean"]))
+    assert trace_tensors(backbone, some) == features | {"statistics.mean": statistics["statistics.mean"]}
+    assert of_tensors(trace_tensors(backbone, needs)) == needs
 
 
 def test_files_are_known_by_their_bytes(backbone: Backbone, tmp_path: Path) -> None:

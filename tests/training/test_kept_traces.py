@@ -47,7 +47,7 @@ def test_building_and_reusing_end_with_the_same_bytes(
     count = len(data.train) * (2 if augment == "crop" else 1)
     traces = first.record["traces"]
     assert (traces["kept"], traces["records"], traces["reused"]) == ("disk", count, 0)
-    assert traces["bytes"] == count * 2560
+    assert traces["bytes"] == count * 2304
     for arguments in ({"trace_dir": folder}, {"trace_dir": folder, "workers": 2}, {"keep_traces": "ram"}):
         again, result = trained(backbone, data, **({"keep_traces": "disk"} | more | arguments))
         assert fingerprint(again) == fingerprint(built), arguments
@@ -283,7 +283,7 @@ def test_default_folder_is_found_by_later_runs(
 
 
 def test_size_is_told_beforehand_and_the_limit_respected(backbone: Backbone, data: DataSource, folder: Path) -> None:
-    record = 2560
+    record = 2304
     limit = 100 * record / 1e9
     listener = Recorder()
     _, result = trained(
@@ -292,8 +292,8 @@ def test_size_is_told_beforehand_and_the_limit_respected(backbone: Backbone, dat
     )  # fmt: skip
     size, room = listener.said("message")
     assert size == (
-        f"keeping traces ({folder}): 259 images x 2 views x 2.56 kB = 1.33 MB, and 29 validation images = 74.2 kB; the "
-        "limit is 256 kB"
+        f"keeping traces ({folder}): 259 images x 2 views x 2.3 kB = 1.19 MB, and 29 validation images = 66.8 kB; the "
+        "limit is 230 kB"
     )
     assert room == (
         "that is room for 71 of 518 traces and 29 of 29 of the validation; the others are computed at every step"

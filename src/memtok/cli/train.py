@@ -24,6 +24,7 @@ from memtok.cli.options import (
     require,
     require_backbone,
     settings_in,
+    text,
     whole,
 )
 from memtok.cli.output import check_apart, check_outputs, note_left_out, recall_words, say, table, write_result
@@ -74,7 +75,8 @@ def configure(parser: Parser) -> None:
         add(parser, flag, whole(flag, option.least), "N", f"{option.help} (default: {option.default})")
     for choice in CHOICES:
         flag, values = f"--{choice.name.replace('_', '-')}", ", ".join(choice.values)
-        add(parser, flag, one_of(flag, choice.values), "P", f"{choice.help}: {values} (default: {choice.values[0]})")
+        help = f"{choice.help}: {'some of ' if choice.several else ''}{values} (default: {choice.default})"
+        add(parser, flag, text(flag) if choice.several else one_of(flag, choice.values), "P", help)
     add_list(parser, "--extends", "FILE", "task files that this task builds upon; they stay as they are")
     add_settings(parser, "train")
     add(parser, "--image-size", whole("--image-size", 1), "N", "pixels (default: the checkpoint's)")

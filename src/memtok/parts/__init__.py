@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from memtok.checks import check_choice, check_count
+from memtok.checks import check_count
 from memtok.errors import Argument, MemtokError
+from memtok.levels import Reads, Statistics, union
 from memtok.parts.adapters import Adapters
-from memtok.parts.base import Choice, Option, Part, Sizes, Spec, Trunk
+from memtok.parts.base import Choice, Form, Moments, Option, Part, Spec, Trunk
 from memtok.parts.head import Head
 from memtok.parts.memory import Memory
 from memtok.parts.readout import Readout
@@ -20,23 +21,29 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHOICES",
+    "DEFAULT_CHOICES",
     "IN_LAYERS",
     "OPTIONS",
     "PARTS",
     "TENSORS",
     "Choice",
+    "Form",
+    "Moments",
     "Option",
     "Options",
     "Part",
-    "Sizes",
     "Spec",
     "choose",
     "contributions",
     "cost",
+    "folded",
     "kept",
-    "layers_read",
+    "measure",
+    "measured",
     "more_than_head",
     "parameters",
+    "rates",
+    "reads",
     "sizes_of",
     "specs",
 ]
@@ -48,6 +55,7 @@ TENSORS = tuple(name for part in PARTS for name in part.names)
 IN_LAYERS = frozenset(name for part in PARTS if part.in_layers for name in part.names)
 OPTIONS = tuple(option for part in PARTS for option in part.options)
 CHOICES = tuple(choice for part in PARTS for choice in part.choices)
+DEFAULT_CHOICES = {choice.name: choice.default for choice in CHOICES}
 
 
 class Options(TypedDict, total=False):
@@ -58,6 +66,7 @@ class Options(TypedDict, total=False):
     adapter_rank: int | None
     readout: int | None
     placement: str | None
+    statistics: str | None
 
 
 def choose(regime: Regime, given: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, str]]:
@@ -84,29 +93,35 @@ def choose(regime: Regime, given: Mapping[str, Any]) -> tuple[dict[str, int], di
     words = {}
     for choice in CHOICES:
         word = given.get(choice.name)
-        words[choice.name] = check_choice(choice.name, choice.values[0] if word is None else word, choice.values)
-        if words[choice.name] != choice.values[0] and not choice.fits(regime):
+        words[choice.name] = choice.check(choice.default if word is None else word)
+        if words[choice.name] != choice.default and not choice.fits(regime):
             raise MemtokError(
-                f"expected {Argument(choice.name, choice.values[0])} in regime {regime.name!r}, found "
+                f"expected {Argument(choice.name, choice.default)} in regime {regime.name!r}, found "
                 f"{Argument(choice.name, word)}; leave it out",
+                argument=choice.name,
+            )
+        if word is not None and not choice.means(sizes):
+            raise MemtokError(
+                f"expected {Argument(str(choice.of))} where {Argument(choice.name)} is given, found none; give both or "
+                "neither",
                 argument=choice.name,
             )
     return sizes, words
 
 
-def more_than_head(regime: Regime, sizes: Sizes) -> bool:
+def more_than_head(regime: Regime, form: Form) -> bool:
     """Whether such a task is more than a linear head on the backbone's features."""
-    return regime.class_token or any(sizes[option.name] > option.least for option in OPTIONS)
+    return regime.class_token or any(form[option.name] > option.least for option in OPTIONS)
 
 
-def specs(trunk: Trunk, regime: Regime, sizes: Sizes) -> dict[str, Spec]:
+def specs(trunk: Trunk, regime: Regime, form: Form) -> dict[str, Spec]:
     """Every tensor of a task, by its name in a task file."""
-    return {name: spec for part in PARTS for name, spec in part.specs(trunk, regime, sizes).items()}
+    return {name: spec for part in PARTS for name, spec in part.specs(trunk, regime, form).items()}
 
 
-def parameters(trunk: Trunk, regime: Regime, sizes: Sizes) -> int:
+def parameters(trunk: Trunk, regime: Regime, form: Form) -> int:
     """How many numbers such a task trains."""
-    return sum(math.prod(spec.shape) for spec in specs(trunk, regime, sizes).values())
+    return sum(math.prod(spec.shape) for spec in specs(trunk, regime, form).values())
 
 
 def sizes_of(classes: int, tensors: Mapping[str, Any]) -> dict[str, int]:
@@ -114,24 +129,48 @@ def sizes_of(classes: int, tensors: Mapping[str, Any]) -> dict[str, int]:
     return {"classes": classes} | {name: size for part in PARTS for name, size in part.sizes(tensors).items()}
 
 
-def layers_read(sizes: Sizes) -> int:
-    """How many of the last layers' statistics a task of these sizes reads."""
-    return max(part.reads(sizes) for part in PARTS)
+def reads(form: Form) -> Reads:
+    """The statistics of the trunk's levels that a task of this form reads."""
+    return union(part.reads(form) for part in PARTS)
 
 
-def contributions(tensors: Mapping[str, Tensor], features: Tensor, statistics: Tensor | None) -> Iterator[Tensor]:
+def measured(trunk: Trunk, form: Form) -> dict[str, Spec]:
+    """What such a task has only while it trains, and does not train."""
+    return {name: spec for part in PARTS for name, spec in part.measured(trunk, form).items()}
+
+
+def measure(form: Form, moments: Moments) -> dict[str, Tensor]:
+    """The tensors that are measured on training images; see `Part.measure`."""
+    return {name: tensor for part in PARTS for name, tensor in part.measure(form, moments).items()}
+
+
+def folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors of a task with what was measured folded into the others."""
+    for part in PARTS:
+        tensors = part.folded(tensors)
+    return tensors
+
+
+def rates(trunk: Trunk, regime: Regime, form: Form) -> dict[str, float]:
+    """For each tensor of a task its learning rate with Adam, as a multiple of that of class tokens."""
+    return {name: part.rate(trunk, form) for part in PARTS for name in part.specs(trunk, regime, form)}
+
+
+def contributions(
+    tensors: Mapping[str, Tensor], form: Form, features: Tensor, statistics: Statistics
+) -> Iterator[Tensor]:
     """What each part adds to the logits of a task, (B, classes) each; the arguments are those of `Part.logits`."""
     for part in PARTS:
-        found = part.logits(tensors, features, statistics)
+        found = part.logits(tensors, form, features, statistics)
         if found is not None:
             yield found
 
 
-def cost(trunk: Trunk, sizes: Sizes) -> int:
+def cost(trunk: Trunk, form: Form) -> int:
     """Multiply-adds that a task of these sizes adds to the pass over one image when nothing trains."""
-    return sum(part.cost(trunk, sizes) for part in PARTS)
+    return sum(part.cost(trunk, form) for part in PARTS)
 
 
-def kept(trunk: Trunk, sizes: Sizes, images: int) -> int:
+def kept(trunk: Trunk, form: Form, images: int) -> int:
     """How many numbers of the forward pass over so many images such a task keeps for its gradient."""
-    return sum(part.kept(trunk, sizes, images) for part in PARTS)
+    return sum(part.kept(trunk, form, images) for part in PARTS)

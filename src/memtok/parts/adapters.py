@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memtok.parts.base import Option, Part, Sizes, Spec, Trunk, length
+from memtok.parts.base import Form, Option, Part, Spec, Trunk, length
 from memtok.regimes import Regime
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class Adapters(Part):
     in_layers = True
     names = tuple(f"adapters.{name}.{half}" for name in ADAPTED for half in ("down", "up"))
 
-    def specs(self, trunk: Trunk, regime: Regime, sizes: Sizes) -> dict[str, Spec]:
-        rank = sizes["adapter_rank"]
+    def specs(self, trunk: Trunk, regime: Regime, form: Form) -> dict[str, Spec]:
+        rank = form["adapter_rank"]
         found: dict[str, Spec] = {}
         for name, (inputs, outputs) in widths(trunk).items() if rank else ():
             found[f"adapters.{name}.down"] = Spec((trunk.depth, rank, inputs), inputs**-0.5)
@@ -49,16 +49,20 @@ class Adapters(Part):
     def sizes(self, tensors: Mapping[str, Any]) -> dict[str, int]:
         return {"adapter_rank": max(0, length(tensors.get("adapters.qkv.down"), 1, 3))}
 
-    def cost(self, trunk: Trunk, sizes: Sizes) -> int:
-        rows = trunk.depth * sizes["queries"] * sizes["adapter_rank"]
-        return rows * sum(inputs + outputs for inputs, outputs in widths(trunk).values())
+    def cost(self, trunk: Trunk, form: Form) -> int:
+        rows = trunk.depth * form["queries"] * form["adapter_rank"]
+        return int(rows * sum(inputs + outputs for inputs, outputs in widths(trunk).values()))
 
-    def kept(self, trunk: Trunk, sizes: Sizes, images: int) -> int:
+    def rate(self, trunk: Trunk, form: Form) -> float:
+        """At the rate of class tokens they diverge; see docs/training.md."""
+        return 0.1
+
+    def kept(self, trunk: Trunk, form: Form, images: int) -> int:
         """What goes into adapters, and their low-rank middle; adapters of all layers are stacked once per step."""
-        t, rank, layer, dim = sizes["queries"], sizes["adapter_rank"], trunk.layers[0], trunk.dim
+        t, rank, layer, dim = form["queries"], form["adapter_rank"], trunk.layers[0], trunk.dim
         if not rank:
             return 0
-        return trunk.depth * (images * t * (2 * dim + layer.inner + 3 * rank) + rank * 4 * (dim + layer.inner))
+        return int(trunk.depth * (images * t * (2 * dim + layer.inner + 3 * rank) + rank * 4 * (dim + layer.inner)))
 
 
 def widths(trunk: Trunk) -> dict[str, tuple[int, int]]:

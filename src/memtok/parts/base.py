@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from memtok.checks import check_choice
+from memtok.errors import Argument, MemtokError
+from memtok.levels import NO_READS, Reads, Statistics
 from memtok.regimes import Regime
 
 if TYPE_CHECKING:
@@ -19,8 +22,11 @@ if TYPE_CHECKING:
 
     from memtok.layers import Layer
 
-Sizes = Mapping[str, int]
-"""The number of classes under "classes", and the options of all parts by name."""
+Moments = Mapping[str, tuple["Tensor", "Tensor"]]
+"""By statistic, its mean and its standard deviation over images, (n, k, D) each, of the last n levels."""
+
+Form = Mapping[str, Any]
+"""The number of classes under "classes", and the options and choices of all parts by name."""
 
 
 class Trunk(Protocol):
@@ -41,8 +47,7 @@ class Trunk(Protocol):
     @property
     def start_token(self) -> Tensor: ...
 
-    @property
-    def statistics_shape(self) -> tuple[int, int]: ...
+    def vectors(self, statistic: str) -> int: ...
 
 
 def always(regime: Regime) -> bool:
@@ -78,13 +83,33 @@ class Option:
 class Choice:
     """One of several words that says how a part works: a keyword of `Task.create`, and a field in a task file's header.
 
-    The first of `values` is the default, and the only one where it does not fit the regime.
+    default: the only one where it does not fit the regime. several: some of the words, joined by a plus sign. of: the
+    option without which it means nothing, and is not recorded; None: it is recorded of every task.
     """
 
     name: str
     values: tuple[str, ...]
+    default: str
     help: str
+    several: bool = False
+    of: str | None = None
     fits: Callable[[Regime], bool] = always
+
+    def check(self, word: Any) -> str:
+        """`word`, several of them in the order of `values`; MemtokError if it is none of them."""
+        if not self.several:
+            return check_choice(self.name, word, self.values)
+        words = word.split("+") if isinstance(word, str) else []
+        if not words or len(set(words)) < len(words) or not set(words) <= set(self.values):
+            raise MemtokError(
+                f"expected {Argument(self.name)} as some of {', '.join(self.values)}, each once, joined by +, found "
+                f"{word!r}; write for example {self.default}"
+            )
+        return "+".join(value for value in self.values if value in words)
+
+    def means(self, sizes: Mapping[str, int]) -> bool:
+        """Whether it means something in a task with these options."""
+        return self.of is None or sizes[self.of] > 0
 
 
 @dataclass(frozen=True)
@@ -114,36 +139,57 @@ class Part(ABC):
     in_layers: bool = False
 
     @abstractmethod
-    def specs(self, trunk: Trunk, regime: Regime, sizes: Sizes) -> dict[str, Spec]:
+    def specs(self, trunk: Trunk, regime: Regime, form: Form) -> dict[str, Spec]:
         """The tensors that a task of this regime and these sizes has, by name."""
 
     @abstractmethod
     def sizes(self, tensors: Mapping[str, Any]) -> dict[str, int]:
         """The options that these tensors, by name, were made with; 0 for one whose tensor is missing or misshapen."""
 
-    def check(self, trunk: Trunk, sizes: Sizes) -> None:  # noqa: B027 - most fit every backbone
+    def check(self, trunk: Trunk, form: Form) -> None:  # noqa: B027 - most fit every backbone
         """MemtokError for sizes that this backbone cannot have."""
 
     def begin(self, trunk: Trunk, regime: Regime, drawn: dict[str, Tensor]) -> None:  # noqa: B027 - most change nothing
         """Changes freshly drawn tensors, float32 on the CPU, in place, where they start from something known."""
 
-    def reads(self, sizes: Sizes) -> int:
-        """How many of the last layers' statistics `logits` reads; see `Backbone.statistics`."""
-        return 0
+    def reads(self, form: Form) -> Reads:
+        """Which statistics of the trunk's levels `logits` reads."""
+        return NO_READS
 
-    def logits(self, tensors: Mapping[str, Tensor], features: Tensor, statistics: Tensor | None) -> Tensor | None:
+    def measured(self, trunk: Trunk, form: Form) -> dict[str, Spec]:
+        """What a task has of it only while it trains, and does not train: set by `measure`, folded in by `folded`.
+
+        Neither task files nor `Task.parameters()` have these tensors.
+        """
+        return {}
+
+    def measure(self, form: Form, moments: Moments) -> dict[str, Tensor]:
+        """The tensors that are `measured`, from statistics of training images, before the first step."""
+        return {}
+
+    def folded(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All tensors of a task without those that are `measured`, so that the answers are the same to rounding."""
+        return tensors
+
+    def logits(
+        self, tensors: Mapping[str, Tensor], form: Form, features: Tensor, statistics: Statistics
+    ) -> Tensor | None:
         """(B, classes) what the part adds to a task's logits, None for nothing.
 
-        features: (B, max(queries, 1) * D) the class tokens after the final norm, side by side. statistics: (B, n, S, D)
-        of the last n layers, at least as many as `reads` says.
+        features: (B, max(queries, 1) * D) the class tokens after the final norm, side by side. statistics: at least
+        those that `reads` names, of any precision.
         """
         return None
 
-    def cost(self, trunk: Trunk, sizes: Sizes) -> int:
+    def rate(self, trunk: Trunk, form: Form) -> float:
+        """Its learning rate with Adam, as a multiple of that of class tokens."""
+        return 1.0
+
+    def cost(self, trunk: Trunk, form: Form) -> int:
         """Multiply-adds of matrix products that it adds to the pass over one image when nothing trains."""
         return 0
 
-    def kept(self, trunk: Trunk, sizes: Sizes, images: int) -> int:
+    def kept(self, trunk: Trunk, form: Form, images: int) -> int:
         """How many numbers of the forward pass over so many images it keeps for the gradient, its parameters left out.
 
         What another part counts is not counted again.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from memtok.parts.base import Part, Sizes, Spec, Trunk
+from memtok.levels import Statistics
+from memtok.parts.base import Form, Part, Spec, Trunk
 from memtok.regimes import Regime
 
 if TYPE_CHECKING:
@@ -19,27 +20,27 @@ class Head(Part):
 
     names = ("head.weight", "head.bias")
 
-    def specs(self, trunk: Trunk, regime: Regime, sizes: Sizes) -> dict[str, Spec]:
+    def specs(self, trunk: Trunk, regime: Regime, form: Form) -> dict[str, Spec]:
         return {
-            "head.weight": Spec((sizes["classes"], inputs(trunk, sizes)), HEAD_STD),
-            "head.bias": Spec((sizes["classes"],), decays=False),
+            "head.weight": Spec((form["classes"], inputs(trunk, form)), HEAD_STD),
+            "head.bias": Spec((form["classes"],), decays=False),
         }
 
     def sizes(self, tensors: Mapping[str, Any]) -> dict[str, int]:
         return {}
 
-    def logits(self, tensors: Mapping[str, Tensor], features: Tensor, statistics: Tensor | None) -> Tensor:
+    def logits(self, tensors: Mapping[str, Tensor], form: Form, features: Tensor, statistics: Statistics) -> Tensor:
         from torch.nn import functional as F
 
         return F.linear(features, tensors["head.weight"], tensors["head.bias"])
 
-    def cost(self, trunk: Trunk, sizes: Sizes) -> int:
-        return inputs(trunk, sizes) * sizes["classes"]
+    def cost(self, trunk: Trunk, form: Form) -> int:
+        return int(inputs(trunk, form) * form["classes"])
 
-    def kept(self, trunk: Trunk, sizes: Sizes, images: int) -> int:
-        return images * (sizes["queries"] * trunk.dim + sizes["classes"])
+    def kept(self, trunk: Trunk, form: Form, images: int) -> int:
+        return int(images * (form["queries"] * trunk.dim + form["classes"]))
 
 
-def inputs(trunk: Trunk, sizes: Sizes) -> int:
+def inputs(trunk: Trunk, form: Form) -> int:
     """How many numbers a head reads."""
-    return max(sizes["queries"], 1) * trunk.dim
+    return int(max(form["queries"], 1) * trunk.dim)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from memtok.parts.base import Choice, Option, Part, Sizes, Spec, Trunk, length
+from memtok.parts.base import Choice, Form, Option, Part, Spec, Trunk, length
 from memtok.regimes import ENTERING, UPDATED, Regime
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Memory(Part):
         Choice(
             name="placement",
             values=("before-norm", "after-norm"),
+            default="before-norm",
             help="whether memory cells pass the norm of each layer before keys and values are projected",
             fits=lambda regime: regime.memory and not regime.enters,
         ),
@@ -58,11 +59,11 @@ class Memory(Part):
     names = ("class_tokens", "memory")
     in_layers = True
 
-    def specs(self, trunk: Trunk, regime: Regime, sizes: Sizes) -> dict[str, Spec]:
+    def specs(self, trunk: Trunk, regime: Regime, form: Form) -> dict[str, Spec]:
         layers = 1 if regime.cells == ENTERING else trunk.depth
         return {
-            "class_tokens": Spec((sizes["queries"], trunk.dim), MEMORY_STD, decays=False),
-            "memory": Spec((layers, sizes["memory"], trunk.dim), MEMORY_STD, decays=False),
+            "class_tokens": Spec((form["queries"], trunk.dim), MEMORY_STD, decays=False),
+            "memory": Spec((layers, form["memory"], trunk.dim), MEMORY_STD, decays=False),
         }
 
     def sizes(self, tensors: Mapping[str, Any]) -> dict[str, int]:
@@ -78,19 +79,19 @@ class Memory(Part):
         drawn["class_tokens"][:1] = 0.0
         drawn["class_tokens"] += trunk.start_token.detach().cpu().float()
 
-    def cost(self, trunk: Trunk, sizes: Sizes) -> int:
-        t, seen = sizes["queries"], trunk.tokens + sizes["queries"] + sizes["memory"]
+    def cost(self, trunk: Trunk, form: Form) -> int:
+        t, seen = form["queries"], trunk.tokens + form["queries"] + form["memory"]
         return sum(layer.cost(t, seen) for layer in trunk.layers)
 
-    def kept(self, trunk: Trunk, sizes: Sizes, images: int) -> int:
+    def kept(self, trunk: Trunk, form: Form, images: int) -> int:
         """Of the class tokens; keys and values of the cells are projected once per step."""
-        t, m, layer, dim = sizes["queries"], sizes["memory"], trunk.layers[0], trunk.dim
+        t, m, layer, dim = form["queries"], form["memory"], trunk.layers[0], trunk.dim
         # Both norms keep their input, the MLP its hidden layer; attention keeps keys, values, and queries as they are
         # and as laid out for the products with trunk and memory.
         of_tokens = t * (2 * dim + 5 * layer.inner + layer.hidden)
         # Probabilities as the softmax gives them, and as laid out for the same products.
         of_attention = 2 * layer.heads * t * (trunk.tokens + t + m)
-        return trunk.depth * (images * (of_tokens + of_attention) + 3 * m * dim)
+        return int(trunk.depth * (images * (of_tokens + of_attention) + 3 * m * dim))
 
 
 def keys_and_values(layer: Layer, before: bool | Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:

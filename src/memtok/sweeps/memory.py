@@ -48,11 +48,11 @@ class Step:
 
     def kept(self, configuration: Configuration) -> int:
         """Bytes that a configuration keeps of the forward pass for its gradient."""
-        return self.width * kept(self.backbone, configuration.sizes(self.classes), self.images)
+        return self.width * kept(self.backbone, configuration.form(self.classes), self.images)
 
     def configuration(self, configuration: Configuration) -> int:
         """Bytes of a configuration in all: what it keeps, its parameters, gradients, moments and initial values."""
-        sizes = configuration.sizes(self.classes)
+        sizes = configuration.form(self.classes)
         trained = parameters(self.backbone, REGIMES[configuration.regime], sizes)
         return self.kept(configuration) + 4 * trained * (3 + self.moments)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memtok.errors import Argument, MemtokError
-from memtok.parts import OPTIONS, more_than_head
+from memtok.parts import DEFAULT_CHOICES, OPTIONS, more_than_head
 from memtok.regimes import COMPOSABLE, REGIMES
 
 SEARCHES = ("grid", "random", "optuna")
@@ -99,9 +99,9 @@ class Configuration:
         """Equal for configurations that are computed alike: regime and options."""
         return self.regime, *self.options
 
-    def sizes(self, classes: int) -> dict[str, int]:
-        """The sizes of a task of so many classes, as `memtok.parts` knows them."""
-        found = {"classes": classes} | dict(self.options)
+    def form(self, classes: int) -> dict[str, Any]:
+        """The form of a task of so many classes, as `memtok.parts` knows it."""
+        found = {"classes": classes} | dict(self.options) | DEFAULT_CHOICES
         return found if REGIMES[self.regime].class_token else found | {"queries": 0}
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ import torch
 from memtok.backbone import Backbone
 from memtok.data import DataSource
 from memtok.folders import slug
-from memtok.parts import parameters
+from memtok.parts import parameters, reads
 from memtok.regimes import REGIMES
 from memtok.runs import Runs, cost
 from memtok.sweeps.halving import find_rungs, going_on
@@ -27,6 +29,7 @@ from memtok.sweeps.settings import SweepSettings
 from memtok.sweeps.space import Configuration
 from memtok.sweeps.trials import Trial, packed, ranked, read_trial, write_trial
 from memtok.task import Task
+from memtok.traces import NO_NEEDS, Needs
 from memtok.training.feed import traces_in_memory
 from memtok.training.regimes import Trainable
 from memtok.training.result import TrainResult
@@ -64,9 +67,16 @@ class Stages(Runs[Configuration]):
             optimizer=self.plan.optimizer,
             precision=self.plan.precision,
         )
-        traces = traces_in_memory(backbone, self.plan, Settings(**self.training), device)
+        everyone = [*(settings.space.listed(self.plan.seed) or settings.space.largest()), *self.heads]
+        self.stores.needs = reduce(or_, (self.needs(each) for each in everyone), NO_NEEDS)
+        traces = traces_in_memory(backbone, self.plan, Settings(**self.training), self.stores.needs, device)
         limit = find_limit(device, settings.memory_limit, traces)
         self.budget = Budget(step, limit, settings.together)
+
+    def needs(self, configuration: Configuration) -> Needs:
+        """What is kept of every image for a configuration."""
+        form = configuration.form(len(self.source.classes))
+        return Needs(form["queries"] > 0, reads(form).statistics)
 
     # Records
 
@@ -82,7 +92,7 @@ class Stages(Runs[Configuration]):
 
     def fresh(self, configuration: Configuration) -> Trial:
         """A configuration that nobody has trained."""
-        sizes = configuration.sizes(len(self.source.classes))
+        sizes = configuration.form(len(self.source.classes))
         return Trial(
             configuration=configuration,
             state="training",

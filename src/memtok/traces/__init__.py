@@ -11,15 +11,17 @@ from memtok.traces.disk import DiskStore
 from memtok.traces.manifest import Manifest, describe
 from memtok.traces.opened import OpenStores
 from memtok.traces.reader import TraceReader
-from memtok.traces.record import KeptBatch
+from memtok.traces.record import NO_NEEDS, KeptBatch, Needs
 from memtok.traces.sizes import default_limit
 from memtok.traces.store import MemoryStore, Store
 
 __all__ = [
+    "NO_NEEDS",
     "DiskStore",
     "KeptBatch",
     "Manifest",
     "MemoryStore",
+    "Needs",
     "OpenStores",
     "Store",
     "TraceReader",

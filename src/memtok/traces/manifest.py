@@ -25,9 +25,9 @@ from memtok.digests import digest_of
 from memtok.errors import MemtokError
 from memtok.files import write_json
 from memtok.preprocessing import Preprocessing
-from memtok.traces.record import Tensors, record_type, trace_tensors
+from memtok.traces.record import EVERYTHING, Needs, Tensors, record_type, trace_tensors
 
-FORMAT = 5  # since a record is a list of tensors; up to 4 it had an order of its own
+FORMAT = 6  # since statistics have names; up to 4 a record was no list of tensors
 MANIFEST = "manifest.json"
 SMALL = 1 << 16  # numbers; smaller tensors of a trunk are all hashed
 LARGE = 3  # of the others, these many are
@@ -113,8 +113,9 @@ def describe(
     seed: int,
     views: int,
     autocast: str | None,
+    needs: Needs = EVERYTHING,
 ) -> Manifest:
-    """The manifest of traces of `images`.
+    """The manifest of traces of `images`; needs: what is kept of them.
 
     autocast: "bf16" if the trunk runs in it. With augment "none" nothing is drawn, and `flip`, `seed` and `views` do
     not count.
@@ -135,7 +136,7 @@ def describe(
         precision=precision if autocast is None else f"{precision} under {autocast}",
         torch=minor(torch.__version__),
         timm=minor(timm.__version__),
-        tensors=trace_tensors(backbone),
+        tensors=trace_tensors(backbone, needs),
     )
 
 

@@ -9,17 +9,20 @@ import torch
 
 from memtok.traces.disk import DiskStore
 from memtok.traces.manifest import Manifest
+from memtok.traces.record import NO_NEEDS, Needs
 from memtok.traces.store import MemoryStore, Store
 
 
 class OpenStores(ExitStack):
     """Stores of traces by place and content, each opened when it is first asked for, all closed together.
 
-    A context manager: at its end the stores are closed, and what was cached in memory is given back.
+    A context manager: at its end the stores are closed, and what was cached in memory is given back. needs: what all
+    runs that share them read, so that they read the same records.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, needs: Needs = NO_NEEDS) -> None:
         super().__init__()
+        self.needs = needs
         self.stores: dict[tuple[str, str, str], Store] = {}
 
     def open(self, place: str, folder: Path, manifest: Manifest, device: torch.device) -> Store:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memtok.backbone import INPUTS, Backbone
+from memtok.backbone import INPUTS, NOTHING, Backbone
 from memtok.data.content import spread
 from memtok.data.loader import BatchPlan, Key, Samples, load, steps_per_epoch
 from memtok.data.sources import ImageSet
@@ -25,7 +25,7 @@ from memtok.data.transforms import Normaliser, training_pixels
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
 from memtok.trace import Kept
-from memtok.traces.record import KeptBatch
+from memtok.traces.record import OF_LEVELS, KeptBatch, of_tensors
 from memtok.traces.store import UNFIT, Flags, Group, Notify, Rows, Store, sent
 
 KeptBatches = Iterator[tuple[KeptBatch, Tensor, Tensor]]
@@ -61,6 +61,7 @@ class TraceReader:
         preprocessing = Preprocessing.from_dict(manifest.preprocessing)
         transform = training_pixels(preprocessing, manifest.augment, manifest.flip)
         self.views = manifest.views
+        self.needs = of_tensors(manifest.tensors)
         self.normalise = Normaliser(preprocessing)
         self.samples = Samples(images, transform, manifest.seed or 0)
         self.indices = np.arange(len(images)) if indices is None else indices
@@ -175,11 +176,11 @@ class TraceReader:
         """The tensors of the records of pixels (b, 3, H, W), on the device of the backbone, as it computes them."""
         images = self.normalise(sent(pixels, self.device))
         with self.autocast():
-            trace = self.backbone.trace(images, keep=INPUTS, statistics=self.backbone.depth, run=self.layer)
+            keep = INPUTS if self.needs.inputs else NOTHING
+            trace = self.backbone.trace(images, keep=keep, reads=self.needs.reads, run=self.layer)
         assert trace.features is not None
-        assert trace.statistics is not None
-        inputs = torch.stack(trace.inputs, dim=1)
-        return {"features": trace.features, "inputs": inputs, "statistics": trace.statistics}
+        found = {"features": trace.features} | {OF_LEVELS + name: one for name, one in trace.statistics.items()}
+        return found | ({"inputs": torch.stack(trace.inputs, dim=1)} if self.needs.inputs else {})
 
     def rounded(self, exact: Mapping[str, Tensor]) -> tuple[KeptBatch, Tensor]:
         """The same in the precision of the store, and (b,) bool: whether all numbers of a record are finite in it."""

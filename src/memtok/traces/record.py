@@ -14,19 +14,52 @@ import torch
 from torch import Tensor
 
 from memtok.backbone import Backbone
+from memtok.levels import ALL_LEVELS, Reads, Statistics
 from memtok.trace import Trace
+
+OF_LEVELS = "statistics."  # before the name of a statistic
 
 Tensors = Mapping[str, tuple[str, Sequence[int]]]
 """Precision, such as "float16", and shape of each tensor of a record, by name."""
 
 
-def trace_tensors(backbone: Backbone) -> Tensors:
+@dataclass(frozen=True)
+class Needs:
+    """What is kept beside the features. inputs: those of every layer's attention, for class tokens; by far the most.
+
+    statistics: of all levels of the trunk, by name; see `memtok.levels`.
+    """
+
+    inputs: bool = True
+    statistics: frozenset[str] = frozenset()
+
+    def __or__(self, other: Needs) -> Needs:
+        """What serves both."""
+        return Needs(self.inputs or other.inputs, self.statistics | other.statistics)
+
+    @property
+    def reads(self) -> Reads:
+        """The same statistics of every level."""
+        return Reads(ALL_LEVELS if self.statistics else 0, self.statistics)
+
+
+EVERYTHING, NO_NEEDS = Needs(), Needs(inputs=False)
+
+
+def trace_tensors(backbone: Backbone, needs: Needs = EVERYTHING) -> Tensors:
     """The tensors of a record. Another one is another line here, and one in `TraceReader.traced`, which computes it."""
-    return {
-        "features": ("float32", (backbone.dim,)),  # the base class token after the final norm
-        "inputs": ("float16", (backbone.depth, backbone.tokens, backbone.dim)),  # of attention, normalised
-        "statistics": ("float16", (backbone.depth, *backbone.statistics_shape)),  # of the tokens after each layer
-    }
+    found: dict[str, tuple[str, Sequence[int]]] = {"features": ("float32", (backbone.dim,))}  # see `Trace`
+    if needs.inputs:
+        found["inputs"] = ("float16", (backbone.depth, backbone.tokens, backbone.dim))
+    for name in sorted(needs.statistics):
+        found[OF_LEVELS + name] = ("float16", (backbone.depth + 1, backbone.vectors(name), backbone.dim))
+    return found
+
+
+def of_tensors(tensors: Tensors) -> Needs:
+    """What records of these tensors were made for."""
+    names = frozenset(name.removeprefix(OF_LEVELS) for name in tensors if name.startswith(OF_LEVELS))
+    return Needs("inputs" in tensors, names)
 
 
 def record_type(tensors: Tensors) -> np.dtype[Any]:
@@ -36,10 +69,11 @@ def record_type(tensors: Tensors) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class KeptBatch:
-    """Records of B images by name: inputs (B, L, N, D) and statistics (B, L, S, D) float16, features (B, D) float32.
+    """Records of B images by name: features (B, D) float32, and as asked for inputs (B, L, N, D) and statistics.
 
-    They are float32 where an image of the batch is beyond half precision. Like a tensor of images a batch has a length,
-    is cut along the images, and moves between devices.
+    Statistics are `statistics.NAME` (B, L + 1, k, D); they and the inputs are float16, or float32 where an image of the
+    batch is beyond half precision. Like a tensor of images a batch has a length, is cut along the images, and moves
+    between devices.
     """
 
     tensors: Mapping[str, Tensor]
@@ -60,7 +94,7 @@ class KeptBatch:
 
     @property
     def inputs(self) -> Tensor:
-        """(B, L, N, D)."""
+        """(B, L, N, D), where they were asked for."""
         return self.tensors["inputs"]
 
     @property
@@ -90,8 +124,13 @@ class KeptBatch:
 
     def trace(self, dtype: torch.dtype) -> Trace:
         """What the tasks of a model answer from. dtype: of the backbone, for features; inputs are widened when read."""
-        layers = self.inputs.unbind(1)  # (B, N, D) each
-        if self.inputs.dtype == dtype:  # no widening makes them contiguous
+        inputs = self.tensors.get("inputs")
+        layers = () if inputs is None else inputs.unbind(1)  # (B, N, D) each
+        if inputs is not None and inputs.dtype == dtype:  # no widening makes them contiguous
             layers = tuple(layer.contiguous() for layer in layers)
-        statistics = self.tensors["statistics"]  # widened by the tasks that read them
-        return Trace(features=self.features.to(dtype), inputs=list(layers), statistics=statistics)
+        return Trace(features=self.features.to(dtype), inputs=list(layers), statistics=self.statistics)
+
+    @property
+    def statistics(self) -> Statistics:
+        """(B, L + 1, k, D) by name, widened by the tasks that read them."""
+        return {n.removeprefix(OF_LEVELS): tensor for n, tensor in self.tensors.items() if n.startswith(OF_LEVELS)}

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ from memtok.data.transforms import evaluation_pixels, training_pixels
 from memtok.display import shown_bytes
 from memtok.errors import Argument, MemtokError
 from memtok.task import Task
-from memtok.traces import KeptBatch, OpenStores, TraceReader, describe
-from memtok.traces.record import record_type, trace_tensors
+from memtok.traces import KeptBatch, Needs, OpenStores, TraceReader, describe
+from memtok.traces.manifest import MANIFEST, read_manifest
+from memtok.traces.record import of_tensors, record_type, trace_tensors
 from memtok.traces.sizes import default_limit, default_trace_dir, taken_bytes
 from memtok.training.compiler import Compiler
 from memtok.training.device import Processes
@@ -111,7 +114,7 @@ class KeptFeed(Feed):
 
     def __init__(
         self,
-        trainable: Task,
+        tasks: Sequence[Task],
         data: DataSource,
         plan: Plan,
         workers: int,
@@ -121,11 +124,14 @@ class KeptFeed(Feed):
         stores: OpenStores | None = None,
         compiler: Compiler | None = None,
     ) -> None:
-        super().__init__(trainable, data, plan, workers, progress)
-        self.task, self.settings, self.autocast = trainable, settings, processes.autocast
+        super().__init__(tasks[0], data, plan, workers, progress)
+        self.task, self.settings, self.autocast = tasks[0], settings, processes.autocast
         self.trunk = compiler.layers.trunk if compiler else None
         with ExitStack() as stack:
             self.stores = stack.enter_context(OpenStores()) if stores is None else stores
+            self.needs = reduce(or_, map(needs_of, tasks), self.stores.needs)
+            if settings.trace_dir is not None:
+                self.needs = covering(Path(settings.trace_dir), self.needs)
             self.train = self.reader("train", data.train, plan.augment, plan.views or 1)
             self.held_out = self.reader("validation", data.validation, "none", 1, self.validated)
             self.reused = [reader.store.kept for reader in (self.train, self.held_out)]
@@ -148,6 +154,7 @@ class KeptFeed(Feed):
             seed=plan.seed,
             views=views,
             autocast=None if plan.precision == "float32" else plan.precision,
+            needs=self.needs,
         )
         given, name = self.settings.trace_dir, f"{part}-{manifest.digest}"
         folder = default_trace_dir() / name if given is None else Path(given) / ("" if part == "train" else name)
@@ -268,7 +275,7 @@ def make_feed(
     if settings.keep_traces is None:
         return Feed(first, data, plan, workers, progress)
     check_traceable(trainables)
-    assert isinstance(first, Task)
+    tasks = [task for task in trainables if isinstance(task, Task)]
     if processes.num_processes > 1:
         raise MemtokError(
             f"expected one process where traces are kept, found {processes.num_processes}; start one, or leave "
@@ -279,7 +286,20 @@ def make_feed(
             "expected a GPU to keep traces on, found training on the CPU; keep them in ram or on disk",
             argument="keep_traces",
         )
-    return KeptFeed(first, data, plan, workers, settings, processes, progress, stores, compiler)
+    return KeptFeed(tasks, data, plan, workers, settings, processes, progress, stores, compiler)
+
+
+def covering(folder: Path, needs: Needs) -> Needs:
+    """What the traces in a folder were kept for, if it serves these needs too; else these needs."""
+    if not (folder / MANIFEST).exists():
+        return needs
+    found = of_tensors(read_manifest(folder).get("tensors", {}))
+    return found if found | needs == found else needs
+
+
+def needs_of(task: Task) -> Needs:
+    """What is kept of every image for a task."""
+    return Needs(inputs=task.queries > 0, statistics=task.reads.statistics)
 
 
 def views_seen(plan: Plan) -> int:
@@ -287,14 +307,14 @@ def views_seen(plan: Plan) -> int:
     return min(plan.views or 1, math.ceil(plan.steps / plan.steps_per_epoch))
 
 
-def traces_in_memory(backbone: Backbone, plan: Plan, settings: Settings, device: torch.device) -> int:
+def traces_in_memory(backbone: Backbone, plan: Plan, settings: Settings, needs: Needs, device: torch.device) -> int:
     """Bytes that the kept traces of such a run take of the memory of `device`, on which it trains; at most.
 
     That is the store, where it lies there, and two batches: one in use, one being read.
     """
     if settings.keep_traces is None:
         return 0
-    size = record_type(trace_tensors(backbone)).itemsize
+    size = record_type(trace_tensors(backbone, needs)).itemsize
     room = 2 * plan.batch_size * size
     if (settings.keep_traces, device.type) in (("ram", "cpu"), ("gpu", "cuda")):
         given = settings.trace_limit

@@ -5,6 +5,7 @@ from __future__ import annotations
 from memtok.confusion import write_confusion
 from memtok.files import write_json
 from memtok.metrics import Score, score_of
+from memtok.task import Task
 from memtok.training.head_alone import HeadAlone, is_due, train_head
 from memtok.training.recipes import images_seen
 from memtok.training.regimes import FullModel, Trainable, count_parameters
@@ -22,6 +23,8 @@ def finish(setup: Setup, trainer: Trainer, state: RunState, number: int) -> Trai
     best = own.best or last
     if own.best or own.diverged is not None:
         load(task, own.good)
+    if isinstance(task, Task):
+        task.fold()
     task.record = make_record(setup, state, number, best)
     answers = None if own.diverged is not None else own.best_answers
     score = None if answers is None else score_of(task.classes, answers)

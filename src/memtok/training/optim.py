@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from memtok.errors import MemtokError
+from memtok.task import Task
 from memtok.training.device import Processes, add_up, add_up_gradients
 from memtok.training.plan import Plan
 from memtok.training.recipes import learning_rate_at
@@ -42,7 +43,7 @@ class Optimizer:
         """Sets the learning rates of step `step` and clears the gradients."""
         for task, groups in enumerate(self.groups):
             for group in groups:
-                group["lr"] = self.rate(task, step)
+                group["lr"] = self.rate(task, step) * group["times"]
         self.torch.zero_grad(set_to_none=True)
 
     def apply(self, losses: Tensor) -> Tensor:
@@ -89,11 +90,14 @@ class Optimizer:
 
 
 def parameter_groups(task: Trainable, plan: Plan) -> list[dict[str, Any]]:
-    """The parameters of a task that decay, and those that do not, with their learning rate; empty groups left out."""
+    """The parameters of a task by learning rate and weight decay; times: the multiple of the run's rate."""
     spared = task.without_decay()
-    parameters = list(task.parameters())
-    kinds = (
-        (plan.weight_decay, [parameter for parameter in parameters if parameter not in spared]),
-        (0.0, [parameter for parameter in parameters if parameter in spared]),
-    )
-    return [{"params": some, "lr": plan.learning_rate, "weight_decay": decay} for decay, some in kinds if some]
+    rates = task.rates() if plan.by_part and isinstance(task, Task) else {}
+    kinds: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in task.parameters():
+        kind = rates.get(parameter, 1.0), 0.0 if parameter in spared else plan.weight_decay
+        kinds.setdefault(kind, []).append(parameter)
+    return [
+        {"params": some, "lr": plan.learning_rate * times, "times": times, "weight_decay": decay}
+        for (times, decay), some in sorted(kinds.items(), key=lambda item: (item[0][0], -item[0][1]))
+    ]

@@ -45,6 +45,7 @@ class Plan(Settings):
     optimizer: str
     momentum: float
     betas: tuple[float, float]
+    by_part: bool
     clip_norm: float
     warmup: int
     train_images: int
@@ -99,6 +100,7 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
         optimizer=recipe.optimizer,
         momentum=recipe.momentum,
         betas=recipe.betas,
+        by_part=recipe.by_part,
         clip_norm=recipe.clip_norm,
         warmup=recipe.warmup(steps),
         train_images=images,

@@ -19,8 +19,9 @@ class Recipe:
 
     optimizer: "sgd" (with `momentum`) or "adamw" (with `betas`). learning_rate: the peak, for tasks;
     full_learning_rate: the peak where the whole backbone trains. weight_decay: of matrices; class tokens, memory,
-    biases and norms never decay. clip_norm: largest norm of the gradient. warmup_steps, warmup_share: linear warm-up,
-    in steps and as a share of the run; the longer one holds. batch_size: images per step.
+    biases and norms never decay. by_part: each part of a task has a rate of its own, learning_rate times what
+    `Part.rate` says. clip_norm: largest norm of the gradient. warmup_steps, warmup_share: linear warm-up, in steps and
+    as a share of the run; the longer one holds. batch_size: images per step.
     steps: length of the run; None means `steps_by_data` where the data set has its own length there, else `epochs`
     over the data, but between least_steps and most_steps.
     """
@@ -31,6 +32,7 @@ class Recipe:
     weight_decay: float
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
+    by_part: bool = False
     clip_norm: float = 1.0
     warmup_steps: int = 0
     warmup_share: float = 0.0
@@ -98,6 +100,7 @@ RECIPES: dict[str, Recipe] = {
         learning_rate=1e-2,
         full_learning_rate=3e-5,
         weight_decay=0.01,
+        by_part=True,
         clip_norm=1.0,
         warmup_steps=5,
         warmup_share=0.05,

@@ -18,6 +18,7 @@ from memtok.training.clock import Clock
 from memtok.training.finishing import finish
 from memtok.training.interrupts import Interrupted, Interrupts
 from memtok.training.logbook import Logbook, Row
+from memtok.training.measure import measure
 from memtok.training.recipes import images_seen
 from memtok.training.result import TrainResult
 from memtok.training.saving import Saving
@@ -64,6 +65,8 @@ class Run:
         self.state = saved or self.state
         self.clock = Clock(self.state, self.images)
         self.setup.feed.prepare(self.state.step, self.until)
+        if saved is None:
+            measure(self.setup)
         self.saving.prepare(self.state, resumed=saved is not None)
         self.progress.start(self.setup.info(self.state.step, self.until))
         if self.setup.writes and self.saving.folder:

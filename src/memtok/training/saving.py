@@ -31,7 +31,7 @@ from memtok.training.state import (
     read_run,
     write_run,
 )
-from memtok.training.trainer import load, snapshot
+from memtok.training.trainer import load, snapshot, values
 
 
 class Saving:
@@ -104,7 +104,8 @@ class Saving:
                 check_same_run(found, fresh.tasks[number].config, self.folder.path)
             else:
                 check_same_run(state.config, fresh.tasks[number].config, Path(where), "delete it to start anew")
-            check_tensors(state, dict(task.named_parameters()), where)
+            measured = set() if isinstance(task, FullModel) else task.measurable
+            check_tensors(state, dict(task.named_parameters()), measured, where)
         if saved.step > until:
             raise MemtokError(
                 f"expected a state of step {until} at most in {where}, found one of step {saved.step}; delete it to "
@@ -112,13 +113,16 @@ class Saving:
             )
 
     def as_of_today(self, number: int, config: dict[str, Any], fresh: RunState) -> dict[str, Any]:
-        """The configuration of a saved run. Version 0.1 chose by top-1 and did not say so; its runs go on like that."""
-        if "select" in config:
-            return config
-        if self.setup.settings.select is None:
-            self.setup.plans[number] = replace(self.setup.plans[number], select=TOP1)
-            fresh.tasks[number].config |= {"select": TOP1}
-        return config | {"select": TOP1}
+        """The configuration of a saved run.
+
+        Version 0.1 chose by top-1, and had one rate for all parts, and did not say so; its runs go on like that.
+        """
+        had: dict[str, Any] = {"by_part": False} | ({"select": TOP1} if self.setup.settings.select is None else {})
+        older = {name: value for name, value in had.items() if name not in config}
+        if older:
+            self.setup.plans[number] = replace(self.setup.plans[number], **older)
+            fresh.tasks[number].config |= older
+        return {"select": TOP1} | config | older
 
     # Writing
 
@@ -142,7 +146,7 @@ class Saving:
         begun = time.perf_counter()
         finished = state.step == self.setup.plan.steps
         for number, (task, own) in enumerate(zip(self.setup.tasks, state.tasks, strict=True)):
-            own.parameters = {name: parameter.detach() for name, parameter in task.named_parameters()}
+            own.parameters = values(task)
             own.optimizer = {} if finished else self.optimizer.tensors(number)
         write_run(self.setup.state, state)
         self.step, self.at = state.step, time.perf_counter()

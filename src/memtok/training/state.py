@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -262,11 +262,11 @@ def of_one_task(saved: Saved) -> Saved:
     return Saved(header | {"tasks": [task]}, tensors)
 
 
-def check_tensors(state: TaskState, parameters: Mapping[str, Tensor], where: str) -> None:
-    """MemtokError unless a saved state has the tensors of a task with these parameters."""
+def check_tensors(state: TaskState, parameters: Mapping[str, Tensor], measured: Set[str], where: str) -> None:
+    """MemtokError unless a saved state has the tensors of a task with these parameters; measured: those it may have."""
     expected = {name: tuple(value.shape) for name, value in parameters.items()}
     for found in (state.parameters, state.good):
-        if {name: tuple(value.shape) for name, value in found.items()} != expected:
+        if {name: tuple(value.shape) for name, value in found.items() if name not in measured} != expected:
             raise MemtokError(f"expected the tensors of this task in {where}, found others; delete it to start anew")
 
 
@@ -285,7 +285,8 @@ def check_same_run(
     left_out = "data" if "content" in found else "content"
     had = {name: DEFAULTS[name] for name in FIXED} | dict(found)
     keys = (found.keys() | expected.keys()) - {left_out}
-    for key in sorted(keys, key=lambda key: (key == "content", key)):  # what explains another content comes first
+    # What explains others comes first: a recipe its rates, a name another content.
+    for key in sorted(keys, key=lambda key: (key == "content", key != "recipe", key)):
         if key == "content" and had.get(key) != expected.get(key):
             raise MemtokError(
                 f"expected the images of the run in {folder} to resume it, found others under the same names (or other "

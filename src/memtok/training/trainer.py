@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from memtok.data import kept_random_state
 from memtok.data.transforms import Normaliser
 from memtok.metrics import Score, answered, score_of
+from memtok.task import Task
 from memtok.traces import KeptBatch
 from memtok.training.compiler import Compiler
 from memtok.training.device import Processes, add_up, kept_gpu_state, own_rows
@@ -145,14 +146,22 @@ class Trainer:
                 nn.Module.train(task, training)
 
 
-def snapshot(task: nn.Module) -> dict[str, Tensor]:
-    """A copy of the parameters on the CPU."""
-    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in task.named_parameters()}
+def values(task: Trainable) -> dict[str, Tensor]:
+    """The parameters, and what a task measured, by name; not copied."""
+    found = {name: parameter.detach() for name, parameter in task.named_parameters()}
+    return found | task.measured if isinstance(task, Task) else found
+
+
+def snapshot(task: Trainable) -> dict[str, Tensor]:
+    """A copy of its values on the CPU."""
+    return {name: value.to("cpu", copy=True) for name, value in values(task).items()}
 
 
 @torch.no_grad()
-def load(task: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copies values into the parameters."""
+def load(task: Trainable, tensors: Mapping[str, Tensor]) -> None:
+    """Copies values into a task or model."""
+    if isinstance(task, Task):
+        task.measured = tensors
     for name, parameter in task.named_parameters():
         parameter.copy_(tensors[name])
 

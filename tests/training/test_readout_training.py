@@ -1,0 +1,113 @@
+"""Training a readout: what is measured and kept, at which rate its parts learn, and that a run goes on bitwise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import memtok
+from memtok.backbone import Backbone
+from memtok.data import DataSource
+from memtok.traces.manifest import MANIFEST
+from memtok.training import train_together
+from memtok.training.measure import LEAST_SPREAD, moments
+from tests.tiny import bytes_of, tiny_images
+from tests.training.helpers import Recorder, fingerprint, new_task, quick
+
+
+def reading(backbone: Backbone, data: DataSource, **more: Any) -> memtok.Task:
+    return new_task(backbone, data, "head", **({"readout": 3, "statistics": "class+mean"} | more))
+
+
+def test_moments_are_those_of_all_batches(print_seed: Any) -> None:
+    generator = torch.Generator().manual_seed(print_seed(None))
+    values = torch.randn(50, 2, 1, 8, generator=generator) * 3 + 1
+    values[:, 0, 0, :4] = 2.0  # the same for all images
+    mean, spread = moments(iter([{"class": values[:20].half()}, {"class": values[20:].half()}]))["class"]
+    exact = values.half().double()
+    torch.testing.assert_close(mean, exact.mean(dim=0).float())
+    torch.testing.assert_close(spread[1], exact.std(dim=0, correction=0)[1].float())
+    assert spread[0, 0, :4].tolist() == [1.0] * 4
+    assert float(spread.min()) > LEAST_SPREAD
+
+
+def test_a_trained_task_answers_as_its_file(backbone: Backbone, data: DataSource, out: Path) -> None:
+    task = reading(backbone, data)
+    before = fingerprint(backbone)
+    quick(task, data, out=out)
+    assert not task.measured
+    again = memtok.load_task(out, backbone)
+    assert bytes_of(again) == bytes_of(task)
+    images = tiny_images(3)
+    one, other = (memtok.MemoryViT(backbone, [each])(images).logits.values() for each in (task, again))
+    assert all(torch.equal(left, right) for left, right in zip(one, other, strict=True))
+    assert fingerprint(backbone) == before
+
+
+@pytest.mark.parametrize("more", [{}, {"keep_traces": "ram"}], ids=["live", "kept"])
+def test_it_resumes_bitwise(backbone: Backbone, data: DataSource, out: Path, more: dict[str, Any]) -> None:
+    whole, stopped, resumed = (reading(backbone, data) for _ in range(3))
+    quick(whole, data, **more)
+    with pytest.raises(KeyboardInterrupt):
+        quick(stopped, data, out=out, save_every=1, progress=Recorder(stop=6), **more)
+    quick(resumed, data, out=out, resume=True, **more)
+    assert bytes_of(resumed) == bytes_of(whole)
+
+
+def test_only_what_is_read_is_kept(backbone: Backbone, data: DataSource, tmp_path: Path) -> None:
+    records = {}
+    none: dict[str, Any] = {"readout": 0, "statistics": None}
+    for name, regime, more in (("head", "head", none), ("readout", "head", {}), ("memory", "memory", {})):
+        options = {"readout": 3, "statistics": "class+mean"} | more
+        task = new_task(backbone, data, regime, **options)
+        quick(task, data, keep_traces="disk", trace_dir=tmp_path / name)
+        records[name] = json.loads((tmp_path / name / MANIFEST).read_text())["tensors"]
+    assert set(records["head"]) == {"features"}
+    assert set(records["readout"]) == {"features", "statistics.class", "statistics.mean"}
+    assert set(records["memory"]) == {"features", "statistics.class", "statistics.mean", "inputs"}
+    # What holds more serves a task that reads less, and not the other way round.
+    listener = Recorder()
+    result = quick(reading(backbone, data), data, keep_traces="disk", trace_dir=tmp_path / "memory", progress=listener)
+    assert result.record["traces"]["reused"] == result.record["traces"]["records"] > 0
+    with pytest.raises(memtok.MemtokError):
+        quick(new_task(backbone, data), data, keep_traces="disk", trace_dir=tmp_path / "head")
+
+
+def test_kept_statistics_train_as_images_do(backbone: Backbone, data: DataSource) -> None:
+    live, kept = reading(backbone, data), reading(backbone, data)
+    quick(live, data)
+    quick(kept, data, keep_traces="ram")
+    for one, other in zip(live.parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-2)
+
+
+def test_together_each_trains_as_alone(backbone: Backbone, data: DataSource) -> None:
+    shared: dict[str, Any] = {"steps": 5, "batch_size": 100, "device": "cpu", "workers": 0, "augment": "none"}
+    none: dict[str, Any] = {"readout": 0, "statistics": None}
+    forms: list[dict[str, Any]] = [{"readout": 2}, {"readout": 3, "statistics": "mean"}, none]
+    alone = [reading(backbone, data, **form) for form in forms]
+    for task in alone:
+        train_together([task], data, **shared)
+    both = [reading(backbone, data, name=f"t{number}", **form) for number, form in enumerate(forms)]
+    train_together(both, data, **shared)
+    for one, other in zip(both, alone, strict=True):
+        for left, right in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_each_part_moves_at_its_own_rate(backbone: Backbone, data: DataSource) -> None:
+    """The first step of Adam moves every number by the rate; in the paper's recipe all parts have one."""
+    task = new_task(backbone, data, "memory", readout=2, statistics="class+mean", adapter_rank=2)
+    rates = {name: task.rates()[parameter] for name, parameter in task.named().items()}
+    assert rates["memory"] == rates["head.weight"] == 1.0
+    assert rates["adapters.qkv.down"] == 0.1
+    assert rates["readout.weight"] == 192 / (2 * 2 * backbone.dim)
+    before = {name: parameter.detach().clone() for name, parameter in task.named().items()}
+    quick(task, data, steps=1, learning_rate=0.05, weight_decay=0.0)
+    moved = {name: float((tensor.detach() - before[name]).abs().max()) for name, tensor in task.named().items()}
+    assert moved["memory"] == pytest.approx(0.05 / 5, rel=1e-3)  # the first of 5 steps of warm-up
+    assert moved["adapters.qkv.up"] == pytest.approx(0.1 * moved["memory"], rel=1e-3)
