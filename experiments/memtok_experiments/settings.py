@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class GridSettings:
 
     def training(self) -> dict[str, Any]:
         """The arguments of `train` that all runs share."""
-        names = (*OF_RUN, "device", "workers", "on_bad_image", "data_dir")
+        names = (*OF_GRID, "device", "workers", "on_bad_image", "data_dir")
         return {name: getattr(self, name) for name in names}
 
     def fixed(self, fingerprint: str, preprocessing: Preprocessing) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class GridSettings:
             "image_size": list(preprocessing.image_size),
             "preprocessing": preprocessing.to_dict(),  # no fingerprint tells it
             "first_seed": self.seeds[0],
-            **{name: getattr(self, name) for name in (*OF_RUN, "split", "test_images")},
+            **{name: getattr(self, name) for name in (*OF_GRID, "split", "test_images")},
             **kept,
         }
 
@@ -120,3 +120,7 @@ class GridSettings:
         given = self.full_learning_rates if full else self.learning_rates
         middle = recipe.full_learning_rate if full else recipe.learning_rate
         return tuple(sorted(given or usual_rates(middle)))
+
+
+# Those of the settings that all runs share which a grid has; the others are as `memtok.train` has them by default.
+OF_GRID = tuple(each.name for each in fields(GridSettings) if each.name in OF_RUN)

@@ -111,3 +111,44 @@ def test_each_part_moves_at_its_own_rate(backbone: Backbone, data: DataSource) -
     moved = {name: float((tensor.detach() - before[name]).abs().max()) for name, tensor in task.named().items()}
     assert moved["memory"] == pytest.approx(0.05 / 5, rel=1e-3)  # the first of 5 steps of warm-up
     assert moved["adapters.qkv.up"] == pytest.approx(0.1 * moved["memory"], rel=1e-3)
+
+
+def test_from_a_ridge_regression_it_answers_at_once(backbone: Backbone, data: DataSource, out: Path) -> None:
+    listener, still = Recorder(), {"steps": 1, "learning_rate": 1e-12, "weight_decay": 0.0}
+    head, zero, ridge = new_task(backbone, data, "head"), reading(backbone, data), reading(backbone, data)
+    before = fingerprint(backbone)
+    assert quick(zero, data, **still).final_accuracy < 0.9
+    found = quick(ridge, data, **still, start="ridge", progress=listener, out=out)
+    assert found.final_accuracy > 0.95
+    assert found.record["hyperparameters"]["start"] == "ridge"
+    assert any("ridge regression" in line for line in listener.said("message"))
+    assert float(ridge.head.weight.detach().abs().max()) < 1e-9
+    assert fingerprint(backbone) == before
+    with pytest.raises(memtok.MemtokError) as caught:
+        quick(head, data, start="ridge")
+    assert caught.value.argument == "start"
+
+
+@pytest.mark.parametrize("more", [{}, {"keep_traces": "ram", "augment": "crop", "views": 2}], ids=["live", "kept"])
+def test_from_a_ridge_regression_it_resumes_bitwise(
+    backbone: Backbone, data: DataSource, out: Path, more: dict[str, Any]
+) -> None:
+    whole, stopped, resumed = (reading(backbone, data) for _ in range(3))
+    quick(whole, data, start="ridge", **more)
+    with pytest.raises(KeyboardInterrupt):
+        quick(stopped, data, out=out, start="ridge", save_every=1, progress=Recorder(stop=6), **more)
+    quick(resumed, data, out=out, resume=True, start="ridge", **more)
+    assert bytes_of(resumed) == bytes_of(whole)
+
+
+def test_together_each_starts_as_alone(backbone: Backbone, data: DataSource) -> None:
+    shared: dict[str, Any] = {"steps": 2, "batch_size": 100, "device": "cpu", "workers": 0, "augment": "none"}
+    forms: list[dict[str, Any]] = [{"readout": 2}, {"readout": 3}, {"readout": 0, "statistics": None}]
+    alone = [reading(backbone, data, **form) for form in forms]
+    for task in alone:
+        train_together([task], data, start="ridge", **shared)
+    both = [reading(backbone, data, name=f"t{number}", **form) for number, form in enumerate(forms)]
+    train_together(both, data, start="ridge", **shared)
+    for one, other in zip(both, alone, strict=True):
+        for left, right in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)

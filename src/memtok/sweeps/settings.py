@@ -13,7 +13,7 @@ from memtok.folders import check_outside
 from memtok.preprocessing import Preprocessing
 from memtok.sweeps.halving import check_halving
 from memtok.sweeps.space import Axis, Configuration, Range, Space, ends
-from memtok.training.settings import FIXED, VIEWS, Settings, check_whole
+from memtok.training.settings import FIXED, VIEWS, ZERO, Settings, check_whole
 
 RATE_FACTORS = (0.3, 1.0, 3.0)  # rates of a grid unless told otherwise, as multiples of the recipe's
 RATE_SPAN = 10.0  # a search draws from the recipe's rate over this to the rate times this
@@ -48,6 +48,12 @@ class SweepSettings:
                 advice = f"give {name}s" if name in PER_CONFIGURATION else "leave it out"
                 raise MemtokError(f"expected no {Argument(name)} for a sweep, found one; {advice}")
         Settings(**self.shared)
+        if self.shared.get("start", ZERO) != ZERO and not max(ends(self.space["readouts"])):
+            raise MemtokError(
+                f"expected {Argument('readouts')} for {Argument('start', self.shared['start'])}, found none; give "
+                f"some, or leave {Argument('start')} out",
+                argument="start",
+            )
         check_halving(self.halving)
         check_whole("together", self.together, least=1)
         if self.memory_limit is not None:

@@ -17,7 +17,7 @@ from memtok.training.result import TrainResult
 from memtok.training.run import Run
 from memtok.training.saving import check_replaces_nothing
 from memtok.training.settings import Settings
-from memtok.training.setup import set_up
+from memtok.training.setup import check_start, set_up
 from memtok.training.state import RunFolder
 
 Keywords = ParamSpec("Keywords")
@@ -58,6 +58,8 @@ def train(task: Trainable, data: str | DataSource | Any, settings: Settings) -> 
     accumulate: parts that a batch is cut into to save memory; the gradients are those of the whole batch.
     seed: of order and augmentation; the same seed gives the same tensors, on the CPU bit for bit.
     device: "auto", "cpu" or "cuda". precision: "float32" or "bf16". workers: processes that load images.
+    start: "zero" or "ridge", where a readout starts: at no change of the answers, or at the ridge regression of the
+        labels on all that it reads, its strength chosen by cross-fitting; needs a task with a readout.
     augment: "inception", "crop" or "none"; flip: mirror one image in two. By default both as the data set has them.
     validate_every: steps between validations, by default a tenth of the run; validation_images: how many each looks
         at. log_every: steps between lines of metrics. save_every: steps between saved states (default: a minute).
@@ -84,6 +86,7 @@ def train(task: Trainable, data: str | DataSource | Any, settings: Settings) -> 
     """
     check_trainable(task)
     check_comparable(task, settings.compare_head)
+    check_start(task, settings)
     if settings.keep_traces is not None:
         check_traceable([task])
     check_replaces_nothing(settings)

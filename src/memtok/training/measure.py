@@ -1,50 +1,68 @@
-"""Before the first step: what tasks measure on training images, the mean and spread of what they read."""
+"""Before the first step of a run: what readouts measure on training images, and where they start.
+
+Letters for shapes: n images (views counted), F numbers that a readout reads, C classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from memtok.backbone import NOTHING
-from memtok.levels import Statistics, union
+from memtok.levels import Reads, Statistics, union
+from memtok.parts.readout import gathered
 from memtok.task import Task
 from memtok.traces import KeptBatch
+from memtok.training.feed import Batches
+from memtok.training.ridge import TOLERANCE, Ridge, fit_ridge
+from memtok.training.settings import RIDGE
 from memtok.training.setup import Setup
 
-IMAGES = 2048  # that are looked at, more or less
-LEAST_SPREAD = 1e-3  # of a feature that tells images apart; a class token is the same for all before the first layer
+IMAGES = 2048  # that mean and spread are measured on, more or less
+LEAST_SPREAD = 1e-3  # of a number that tells images apart; a class token is the same for all before the first layer
+MOST_BYTES = 4e9  # of features for the closed form; of what is beyond, later views are left out
 
 Moments = dict[str, tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
 def measure(setup: Setup) -> None:
-    """Lets the tasks of a fresh run measure the images of its first epoch, as they are varied there."""
+    """Lets the tasks of a fresh run measure the images of its first epoch, and starts them as the settings say."""
     tasks = [task for task in setup.tasks if isinstance(task, Task) and task.reads]
-    if tasks:
-        setup.progress.message("measuring mean and spread of what the readout reads")
-        found = moments(read_statistics(setup, tasks))
+    if not tasks:
+        return
+    reads, plan = union(task.reads for task in tasks), setup.plan
+    setup.progress.message("measuring mean and spread of what the readout reads")
+    count = min(-(-IMAGES // plan.batch_size), plan.steps_per_epoch, plan.steps)
+    first = islice(setup.feed.training(0, count), count)
+    found = moments(statistics for statistics, _, _ in read(setup, first, reads))
+    for task in tasks:
+        task.measure(found)
+    if plan.start == RIDGE:
+        solved: dict[Reads, Ridge] = {}
         for task in tasks:
-            task.measure(found)
+            if task.reads not in solved:
+                solved[task.reads] = solve(setup, task)
+            take(task, solved[task.reads])
 
 
-def read_statistics(setup: Setup, tasks: list[Task]) -> Iterator[Statistics]:
-    """What the tasks read of the first batches, float64; every process looks at all of them."""
-    backbone, reads = tasks[0].backbone, union(task.reads for task in tasks)
-    count = min(-(-IMAGES // setup.plan.batch_size), setup.plan.steps_per_epoch, setup.plan.steps)
-    for batch, _, _ in islice(setup.feed.training(0, count), count):
+def read(setup: Setup, batches: Batches, reads: Reads) -> Iterator[tuple[Statistics, Tensor, Tensor]]:
+    """The statistics that are read of each batch, its labels and its indices; every process looks at all of it."""
+    backbone = next(task.backbone for task in setup.tasks if isinstance(task, Task))
+    for batch, labels, indices in batches:
         placed = setup.placed(batch)
         if isinstance(placed, KeptBatch):
-            yield {name: placed.statistics[name] for name in reads.statistics}
+            yield placed.statistics, labels, indices
         else:
             with setup.processes.autocast():
-                yield backbone.trace(placed, keep=NOTHING, outputs=False, reads=reads).statistics
+                found = backbone.trace(placed, keep=NOTHING, outputs=False, reads=reads).statistics
+            yield found, labels, indices
 
 
-def moments(batches: Iterator[Statistics]) -> Moments:
+def moments(batches: Iterable[Statistics]) -> Moments:
     """Mean and standard deviation over images of every number, by statistic; 1 in place of a deviation of nothing."""
     count = 0
     sums: dict[str, tuple[Tensor, Tensor]] = {}
@@ -53,10 +71,52 @@ def moments(batches: Iterator[Statistics]) -> Moments:
             wide = values.double()
             first, second = sums.get(name, (0, 0))
             sums[name] = first + wide.sum(dim=0), second + wide.square().sum(dim=0)
-        count += len(values)
+        count += len(next(iter(batch.values())))
     found = {}
     for name, (first, second) in sums.items():
         mean = first / count
         spread = (second / count - mean.square()).clamp(min=0).sqrt()
         found[name] = mean.float(), spread.where(spread > LEAST_SPREAD, torch.ones_like(spread)).float()
     return found
+
+
+def solve(setup: Setup, task: Task) -> Ridge:
+    """The ridge regression of the labels of all training images on what a task reads, standardised."""
+    features, labels, images = standardised(setup, task)
+    setup.progress.message(f"ridge regression of {len(labels):,} images on {features.shape[1]:,} numbers each")
+    found = fit_ridge(features, labels, len(task.classes), seed=setup.plan.seed, groups=images)
+    best = max(found.scores.values(), default=float("nan"))
+    setup.progress.message(
+        f"the readout starts from a ridge regression of strength {found.strength:g}; cross-fitted balanced accuracy "
+        f"{100 * best:.1f} %"
+    )
+    if found.residual > TOLERANCE:
+        setup.progress.message(f"the ridge regression was ended early, with a residual of {found.residual:.1g}")
+    return found
+
+
+def standardised(setup: Setup, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+    """What a task reads of all training images, (n, F) in half precision, their labels and their indices, (n,) each."""
+    mean, spread = task.measured["readout.mean"], task.measured["readout.spread"]
+    size = 2 * mean.numel()
+    features: list[Tensor] = []
+    answers: list[Tensor] = []
+    images: list[Tensor] = []
+    taken = 0
+    for statistics, labels, indices in read(setup, setup.feed.in_order(), task.reads):
+        rows = (gathered(statistics, task.form).float() - mean) / spread
+        features.append(rows.flatten(1).half().cpu())
+        answers.append(labels.cpu())
+        images.append(indices.cpu())
+        taken += len(labels)
+        if taken * size > MOST_BYTES and taken >= setup.plan.train_images:
+            break
+    return torch.cat(features), torch.cat(answers), torch.cat(images)
+
+
+def take(task: Task, found: Ridge) -> None:
+    """Starts a task from what was found: its readout and bias answer, the rest of its head adds nothing at first."""
+    weight = task.named()["readout.weight"]
+    weight.copy_(found.weight.reshape(weight.shape))
+    task.head.weight.zero_()
+    task.head.bias.copy_(found.bias)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
 TRACE_PLACES = ("ram", "disk", "gpu")
+STARTS = ZERO, RIDGE = "zero", "ridge"
 SELECT = TOP1, BALANCED, LOSS = "top1", "balanced", "loss"
 VIEWS = 4  # of every image that is varied, where its traces are kept
 MOST_VIEWS = 1000  # an epoch shows one
@@ -91,6 +92,13 @@ class Settings:
         None, OneOf(AUGMENTATIONS), "how training images are varied", ALL, BY_DATA, fixed=True
     )
     flip: bool | None = setting(None, YesNo(), "mirror one training image in two, or none", ALL, BY_DATA, fixed=True)
+    start: str = setting(
+        ZERO,
+        OneOf(STARTS),
+        "where a readout starts: at zero, or at the ridge regression of the labels on all that it reads",
+        SWEEP,
+        fixed=True,
+    )
     validate_every: int | None = setting(
         None, Whole(1), "steps between validations", unset="a tenth of the run", fixed=True, alone=True
     )

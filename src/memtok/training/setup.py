@@ -18,8 +18,9 @@ from torch.utils.data import Subset
 from memtok.checks import composed
 from memtok.data import DataSource, from_dataset, open_data
 from memtok.data.transforms import Normaliser
-from memtok.errors import MemtokError
+from memtok.errors import Argument, MemtokError
 from memtok.folders import locked
+from memtok.task import Task
 from memtok.traces import KeptBatch, OpenStores
 from memtok.training.compiler import Compiler, make_compiler
 from memtok.training.device import Processes, moved, processes_for
@@ -27,7 +28,7 @@ from memtok.training.feed import Feed, make_feed
 from memtok.training.plan import Plan
 from memtok.training.progress import Progress, RichProgress, RunInfo
 from memtok.training.regimes import Trainable, count_parameters, frozen_parts
-from memtok.training.settings import Settings
+from memtok.training.settings import ZERO, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +139,16 @@ def set_up(
             state=state,
             lock=lock,
             together=together,
+        )
+
+
+def check_start(task: Trainable, settings: Settings) -> None:
+    """MemtokError for a start that is that of a readout where there is none."""
+    if settings.start != ZERO and not (isinstance(task, Task) and task.reads):
+        raise MemtokError(
+            f"expected a task with a readout for {Argument('start', settings.start)}, found {task.name!r} without; "
+            f"give {Argument('readout')}, or leave {Argument('start')} out",
+            argument="start",
         )
 
 
