@@ -267,6 +267,8 @@ class Backbone(nn.Module):
 
     def statistics(self, tokens: Tensor, reads: Reads) -> dict[str, Tensor]:
         """The statistics that are read, (B, k, D) each, of tokens (B, N, D) of one level; see `memtok.levels`."""
+        if not reads:
+            return {}
         normed = levels.normalised(tokens)
         has_class = self.class_token is not None
         return {

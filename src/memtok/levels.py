@@ -41,7 +41,6 @@ class Reads:
 
 
 NO_READS = Reads()
-ALL_LEVELS = 1 << 30  # more than any trunk has
 
 
 def union(reads: Iterable[Reads]) -> Reads:

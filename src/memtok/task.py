@@ -65,6 +65,7 @@ class Task(nn.Module):
         placement: "before-norm" or "after-norm", whether memory passes each layer's norm.
         extends: the tasks whose class tokens and memory this one sees. They are frozen when this one is made.
         record: how it was trained, as JSON-able values.
+        measurable: the names of what it measures when a training begins, see `measured`.
 
     `parameters()` yields exactly what trains: neither the backbone nor extended tasks are among them.
     """
@@ -100,8 +101,8 @@ class Task(nn.Module):
         self.extends = check_extends(self.name, backbone, rules, extends)
         self.preprocessing = preprocessing or backbone.preprocessing
         self.record: dict[str, Any] = dict(record or {})
-        words = {choice.name: getattr(self, choice.name) for choice in CHOICES}
-        check_tensors(self.name, backbone, rules, len(self.classes), words, tensors)
+        check_shapes(self.name, backbone, rules, len(self.classes), self.words, tensors)
+        check_finite(self.name, tensors)
         self._take(tensors)
         for ancestor in self.ancestors():
             ancestor.requires_grad_(False)
@@ -120,7 +121,8 @@ class Task(nn.Module):
         for group, keys in GROUPS.items():
             chosen = {key: own[name] for name, key in sorted(keys.items()) if name in own}
             setattr(self, group, nn.ParameterDict(chosen))
-        for name in measured(self.backbone, self.form):
+        self.measurable = tuple(measured(self.backbone, self.form))
+        for name in self.measurable:
             group, _, key = name.partition(".")
             getattr(self, group).register_buffer(key, None)
 
@@ -196,7 +198,7 @@ class Task(nn.Module):
 
         replaced: some tensors by others.
         """
-        words = {choice.name: choice.check(getattr(self, choice.name)) for choice in CHOICES}
+        words = {choice.name: choice.check(self.words[choice.name]) for choice in CHOICES}
         head = replaced.pop("head", self.head)
         if not isinstance(head, nn.Linear):
             raise MemtokError(
@@ -238,8 +240,13 @@ class Task(nn.Module):
     @property
     def choices(self) -> dict[str, str]:
         """The choices of all parts that mean something here, such as `placement`, as a file's header has them."""
-        sizes = self.sizes
-        return {choice.name: getattr(self, choice.name) for choice in CHOICES if choice.means(sizes)}
+        sizes, words = self.sizes, self.words
+        return {choice.name: words[choice.name] for choice in CHOICES if choice.means(sizes)}
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The choices of all parts, those that mean nothing here among them."""
+        return {choice.name: getattr(self, choice.name) for choice in CHOICES}
 
     @property
     def reads(self) -> Reads:
@@ -271,14 +278,9 @@ class Task(nn.Module):
         return found
 
     @property
-    def measurable(self) -> set[str]:
-        """The names of what it measures when a training begins."""
-        return set(measured(self.backbone, self.form))
-
-    @property
     def measured(self) -> dict[str, Tensor]:
         """What training measured on its images, such as `readout.mean`; empty unless it is being trained."""
-        places = {name: name.partition(".") for name in measured(self.backbone, self.form)}
+        places = {name: name.partition(".") for name in self.measurable}
         found = {name: getattr(getattr(self, group), key) for name, (group, _, key) in places.items()}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -318,7 +320,7 @@ class Task(nn.Module):
     @property
     def form(self) -> dict[str, Any]:
         """Its sizes and the choices of all parts."""
-        return self.sizes | {choice.name: getattr(self, choice.name) for choice in CHOICES}
+        return self.sizes | self.words
 
     def rates(self) -> dict[nn.Parameter, float]:
         """The learning rate of each parameter with Adam, as a multiple of that of class tokens."""
@@ -360,7 +362,7 @@ class Task(nn.Module):
         """
         own = features.flatten(1).to(self.head.weight.dtype)
         return functools.reduce(
-            torch.add, contributions(self.named() | self.measured, self.form, own, statistics or {})
+            torch.add, contributions(self.named() | self.measured, self.words, own, statistics or {})
         )
 
     def extra_repr(self) -> str:
@@ -468,16 +470,8 @@ def initial_tensors(
     return {key: value.to(backbone.device) for key, value in drawn.items()}
 
 
-def check_tensors(
-    name: str,
-    backbone: Backbone,
-    regime: Regime,
-    classes: int,
-    choices: Mapping[str, str],
-    tensors: Mapping[str, Tensor],
-) -> None:
-    """MemtokError unless `tensors` are all that such a task has, in their shapes, finite and floating-point."""
-    check_shapes(name, backbone, regime, classes, choices, tensors)
+def check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """MemtokError unless the tensors of a task are floating-point and finite."""
     for key in sorted(tensors):
         if not tensors[key].is_floating_point() or not bool(torch.isfinite(tensors[key]).all()):
             raise MemtokError(f"expected finite numbers in {key} of task {name!r}, found others; train it again")

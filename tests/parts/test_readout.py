@@ -223,7 +223,7 @@ def test_folding_what_was_measured_changes_no_answer(backbone: memtok.Backbone) 
     read = backbone.trace(images, reads=task.reads).statistics
     spread = {name: values.std(dim=0) + 0.1 for name, values in read.items()}
     task.measure({name: (values.mean(dim=0), spread[name]) for name, values in read.items()})
-    assert set(task.measured) == {"readout.mean", "readout.spread"} == task.measurable
+    assert set(task.measured) == {"readout.mean", "readout.spread"} == set(task.measurable)
     assert not set(task.measured) & set(task.tensors())
     with torch.no_grad():
         standardised, reference = model(images)["pets"], memtok.reference_outputs(backbone, [task], images)["pets"]

@@ -173,7 +173,7 @@ def test_sizes() -> None:
 def test_shape_is_that_of_a_trace(changes: dict[str, Any]) -> None:
     backbone = tiny_backbone(**changes)
     needs = Needs(inputs=True, statistics=frozenset(STATISTICS))
-    trace = backbone.trace(torch.zeros(3, 3, 32, 32), keep="inputs", reads=needs.reads)
+    trace = backbone.trace(torch.zeros(3, 3, 32, 32), keep="inputs", reads=needs.reads(backbone))
     assert trace.features is not None
     features = {"features": ("float32", trace.features.shape[1:])}
     inputs = {"inputs": ("float16", torch.stack(trace.inputs, dim=1).shape[1:])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from memtok.data import DataSource
 from memtok.traces.manifest import MANIFEST
 from memtok.training import train_together
 from memtok.training.measure import LEAST_SPREAD, moments
+from memtok.training.recipes import RECIPES
+from memtok.training.state import RunFolder, read_run, write_run
 from tests.tiny import bytes_of, tiny_images
 from tests.training.helpers import Recorder, fingerprint, new_task, quick
 
@@ -99,18 +102,23 @@ def test_together_each_trains_as_alone(backbone: Backbone, data: DataSource) -> 
             torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
-def test_each_part_moves_at_its_own_rate(backbone: Backbone, data: DataSource) -> None:
-    """The first step of Adam moves every number by the rate; in the paper's recipe all parts have one."""
-    task = new_task(backbone, data, "memory", readout=2, statistics="class+mean", adapter_rank=2)
-    rates = {name: task.rates()[parameter] for name, parameter in task.named().items()}
-    assert rates["memory"] == rates["head.weight"] == 1.0
-    assert rates["adapters.qkv.down"] == 0.1
-    assert rates["readout.weight"] == 192 / (2 * 2 * backbone.dim)
-    before = {name: parameter.detach().clone() for name, parameter in task.named().items()}
-    quick(task, data, steps=1, learning_rate=0.05, weight_decay=0.0)
-    moved = {name: float((tensor.detach() - before[name]).abs().max()) for name, tensor in task.named().items()}
-    assert moved["memory"] == pytest.approx(0.05 / 5, rel=1e-3)  # the first of 5 steps of warm-up
-    assert moved["adapters.qkv.up"] == pytest.approx(0.1 * moved["memory"], rel=1e-3)
+def test_a_readout_moves_at_its_own_rate(backbone: Backbone, data: DataSource) -> None:
+    """The first step of Adam moves every number by the rate. The paper's recipe has one rate for all parts."""
+    moved = {}
+    for by_part in (False, True):
+        task = new_task(backbone, data, "memory", readout=2, statistics="class+mean", adapter_rank=2)
+        rates = {name: task.rates()[parameter] for name, parameter in task.named().items()}
+        before = {name: parameter.detach().clone() for name, parameter in task.named().items()}
+        recipe = replace(RECIPES["default"], by_part=by_part)
+        quick(task, data, steps=1, learning_rate=0.05, weight_decay=0.0, recipe=recipe)
+        moved[by_part] = {name: float((one.detach() - before[name]).abs().max()) for name, one in task.named().items()}
+    assert set(rates.values()) == {1.0, 192 / (2 * 2 * backbone.dim)}
+    assert rates["readout.weight"] == 1.5
+    assert moved[True]["memory"] == pytest.approx(0.05 / 5, rel=1e-3)  # the first of 5 steps of warm-up
+    for name, rate in rates.items():
+        if name != "head.bias":  # what was measured is folded into it
+            assert moved[True][name] == pytest.approx(rate * moved[False][name], rel=1e-3), name
+    assert not RECIPES["paper"].by_part
 
 
 def test_from_a_ridge_regression_it_answers_at_once(backbone: Backbone, data: DataSource, out: Path) -> None:
@@ -152,3 +160,40 @@ def test_together_each_starts_as_alone(backbone: Backbone, data: DataSource) -> 
     for one, other in zip(both, alone, strict=True):
         for left, right in zip(one.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_from_before_parts_had_rates_goes_on_with_one(backbone: Backbone, data: DataSource, out: Path) -> None:
+    one_rate = replace(RECIPES["default"], by_part=False)
+    whole, by_part, resumed = (reading(backbone, data, readout=2) for _ in range(3))
+    quick(whole, data, recipe=one_rate)
+    quick(by_part, data)
+    assert bytes_of(by_part) != bytes_of(whole)
+    with pytest.raises(KeyboardInterrupt):
+        quick(reading(backbone, data, readout=2), data, out=out, recipe=one_rate, progress=Recorder(stop=6))
+    made_old(RunFolder(out).state)
+    quick(resumed, data, out=out, resume=True)
+    assert bytes_of(resumed) == bytes_of(whole)
+
+
+def test_tasks_together_from_before_parts_had_rates_go_on_with_one(
+    backbone: Backbone, data: DataSource, tmp_path: Path
+) -> None:
+    one_rate, state = replace(RECIPES["default"], by_part=False), tmp_path / "state.safetensors"
+    shared: dict[str, Any] = {"steps": 6, "batch_size": 16, "device": "cpu", "workers": 0, "augment": "none"}
+    whole, stopped, resumed = (reading(backbone, data, readout=2) for _ in range(3))
+    train_together([whole], data, recipe=one_rate, **shared)
+    train_together([stopped], data, recipe=one_rate, until=3, state=state, **shared)
+    made_old(state)
+    train_together([resumed], data, state=state, **shared)
+    assert bytes_of(resumed) == bytes_of(whole)
+
+
+def made_old(state: Path) -> None:
+    """Makes a saved run one of the default recipe as it was before parts had rates of their own."""
+    run = read_run(state)
+    assert run
+    for task in run.tasks:
+        assert task.config.pop("by_part") is False
+        task.config["recipe"] = "default"
+        del task.config["start"]
+    write_run(state, run)

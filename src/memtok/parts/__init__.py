@@ -157,11 +157,11 @@ def rates(trunk: Trunk, regime: Regime, form: Form) -> dict[str, float]:
 
 
 def contributions(
-    tensors: Mapping[str, Tensor], form: Form, features: Tensor, statistics: Statistics
+    tensors: Mapping[str, Tensor], choices: Mapping[str, str], features: Tensor, statistics: Statistics
 ) -> Iterator[Tensor]:
     """What each part adds to the logits of a task, (B, classes) each; the arguments are those of `Part.logits`."""
     for part in PARTS:
-        found = part.logits(tensors, form, features, statistics)
+        found = part.logits(tensors, choices, features, statistics)
         if found is not None:
             yield found
 

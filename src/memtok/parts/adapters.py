@@ -53,10 +53,6 @@ class Adapters(Part):
         rows = trunk.depth * form["queries"] * form["adapter_rank"]
         return int(rows * sum(inputs + outputs for inputs, outputs in widths(trunk).values()))
 
-    def rate(self, trunk: Trunk, form: Form) -> float:
-        """At the rate of class tokens they diverge; see docs/training.md."""
-        return 0.1
-
     def kept(self, trunk: Trunk, form: Form, images: int) -> int:
         """What goes into adapters, and their low-rank middle; adapters of all layers are stacked once per step."""
         t, rank, layer, dim = form["queries"], form["adapter_rank"], trunk.layers[0], trunk.dim

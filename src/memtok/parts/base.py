@@ -172,7 +172,7 @@ class Part(ABC):
         return tensors
 
     def logits(
-        self, tensors: Mapping[str, Tensor], form: Form, features: Tensor, statistics: Statistics
+        self, tensors: Mapping[str, Tensor], choices: Mapping[str, str], features: Tensor, statistics: Statistics
     ) -> Tensor | None:
         """(B, classes) what the part adds to a task's logits, None for nothing.
 

@@ -29,7 +29,9 @@ class Head(Part):
     def sizes(self, tensors: Mapping[str, Any]) -> dict[str, int]:
         return {}
 
-    def logits(self, tensors: Mapping[str, Tensor], form: Form, features: Tensor, statistics: Statistics) -> Tensor:
+    def logits(
+        self, tensors: Mapping[str, Tensor], choices: Mapping[str, str], features: Tensor, statistics: Statistics
+    ) -> Tensor:
         from torch.nn import functional as F
 
         return F.linear(features, tensors["head.weight"], tensors["head.bias"])

@@ -86,7 +86,8 @@ class Readout(Part):
         if not form["readout"]:
             return {}
         mean, spread = (
-            gathered({name: pair[which].unsqueeze(0) for name, pair in moments.items()}, form)[0] for which in (0, 1)
+            read({name: pair[which].unsqueeze(0) for name, pair in moments.items()}, form, form["readout"])[0]
+            for which in (0, 1)
         )
         return {"readout.mean": mean, "readout.spread": spread}
 
@@ -103,21 +104,19 @@ class Readout(Part):
         }
 
     def logits(
-        self, tensors: Mapping[str, Tensor], form: Form, features: Tensor, statistics: Statistics
+        self, tensors: Mapping[str, Tensor], choices: Mapping[str, str], features: Tensor, statistics: Statistics
     ) -> Tensor | None:
         weight = tensors.get("readout.weight")
         if weight is None:
             return None
-        levels = min((statistics[name].shape[1] if name in statistics else 0 for name in words(form)), default=0)
+        levels = min(statistics[name].shape[1] if name in statistics else 0 for name in words(choices))
         if levels < weight.shape[1]:
             raise MemtokError(
-                f"expected {form['statistics']} of {weight.shape[1]} levels for a readout, found those of {levels}; "
+                f"expected {choices['statistics']} of {weight.shape[1]} levels for a readout, found those of {levels}; "
                 "make the trace with a model that has all tasks to answer"
             )
-        read = gathered(statistics, form).to(weight.dtype)
-        if "readout.mean" in tensors:
-            read = (read - tensors["readout.mean"]) / tensors["readout.spread"]
-        return read.flatten(1) @ weight.flatten(1).T
+        found = standardised(read(statistics, choices, weight.shape[1]).to(weight.dtype), tensors)
+        return found.flatten(1) @ weight.flatten(1).T
 
     def cost(self, trunk: Trunk, form: Form) -> int:
         return math.prod(features(trunk, form)) * form["classes"] if form["readout"] else 0
@@ -130,9 +129,9 @@ class Readout(Part):
         return FEATURES_AT_RATE_ONE / math.prod(features(trunk, form)) if form["readout"] else 1.0
 
 
-def words(form: Form) -> list[str]:
+def words(choices: Mapping[str, Any]) -> list[str]:
     """The statistics of each level that are read, in their order."""
-    return str(form["statistics"]).split("+")
+    return str(choices["statistics"]).split("+")
 
 
 def features(trunk: Trunk, form: Form) -> tuple[int, int, int]:
@@ -140,8 +139,15 @@ def features(trunk: Trunk, form: Form) -> tuple[int, int, int]:
     return form["readout"], sum(map(trunk.vectors, words(form))), trunk.dim
 
 
-def gathered(statistics: Statistics, form: Form) -> Tensor:
-    """(B, n, S, D) what is read, of the last n of as many levels as there are."""
+def read(statistics: Statistics, choices: Mapping[str, Any], levels: int) -> Tensor:
+    """(B, n, S, D) what is read, of the last `levels` of as many as there are."""
     import torch
 
-    return torch.cat([statistics[name][:, -form["readout"] :] for name in words(form)], dim=2)
+    return torch.cat([statistics[name][:, -levels:] for name in words(choices)], dim=2)
+
+
+def standardised(values: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """(B, n, S, D) what is read, by the mean and spread that were measured; as it is where none were."""
+    if "readout.mean" not in tensors:
+        return values
+    return (values - tensors["readout.mean"]) / tensors["readout.spread"]

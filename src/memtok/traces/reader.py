@@ -177,7 +177,7 @@ class TraceReader:
         images = self.normalise(sent(pixels, self.device))
         with self.autocast():
             keep = INPUTS if self.needs.inputs else NOTHING
-            trace = self.backbone.trace(images, keep=keep, reads=self.needs.reads, run=self.layer)
+            trace = self.backbone.trace(images, keep=keep, reads=self.needs.reads(self.backbone), run=self.layer)
         assert trace.features is not None
         found = {"features": trace.features} | {OF_LEVELS + name: one for name, one in trace.statistics.items()}
         return found | ({"inputs": torch.stack(trace.inputs, dim=1)} if self.needs.inputs else {})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from memtok.backbone import Backbone
-from memtok.levels import ALL_LEVELS, Reads, Statistics
+from memtok.levels import NO_READS, Reads, Statistics
 from memtok.trace import Trace
 
 OF_LEVELS = "statistics."  # before the name of a statistic
@@ -37,10 +37,9 @@ class Needs:
         """What serves both."""
         return Needs(self.inputs or other.inputs, self.statistics | other.statistics)
 
-    @property
-    def reads(self) -> Reads:
+    def reads(self, backbone: Backbone) -> Reads:
         """The same statistics of every level."""
-        return Reads(ALL_LEVELS if self.statistics else 0, self.statistics)
+        return Reads(backbone.depth + 1, self.statistics) if self.statistics else NO_READS
 
 
 EVERYTHING, NO_NEEDS = Needs(), Needs(inputs=False)

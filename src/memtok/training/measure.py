@@ -13,23 +13,22 @@ from torch import Tensor
 
 from memtok.backbone import NOTHING
 from memtok.levels import Reads, Statistics, union
-from memtok.parts.readout import gathered
+from memtok.parts import Moments, readout
 from memtok.task import Task
 from memtok.traces import KeptBatch
 from memtok.training.feed import Batches
 from memtok.training.ridge import TOLERANCE, Ridge, fit_ridge
 from memtok.training.settings import RIDGE
 from memtok.training.setup import Setup
+from memtok.training.trainer import Trainer
 
 IMAGES = 2048  # that mean and spread are measured on, more or less
 LEAST_SPREAD = 1e-3  # of a number that tells images apart; a class token is the same for all before the first layer
 MOST_BYTES = 4e9  # of features for the closed form; of what is beyond, later views are left out
 
-Moments = dict[str, tuple[Tensor, Tensor]]
-
 
 @torch.no_grad()
-def measure(setup: Setup) -> None:
+def measure(setup: Setup, trainer: Trainer) -> None:
     """Lets the tasks of a fresh run measure the images of its first epoch, and starts them as the settings say."""
     tasks = [task for task in setup.tasks if isinstance(task, Task) and task.reads]
     if not tasks:
@@ -38,26 +37,26 @@ def measure(setup: Setup) -> None:
     setup.progress.message("measuring mean and spread of what the readout reads")
     count = min(-(-IMAGES // plan.batch_size), plan.steps_per_epoch, plan.steps)
     first = islice(setup.feed.training(0, count), count)
-    found = moments(statistics for statistics, _, _ in read(setup, first, reads))
+    found = moments(statistics for statistics, _, _ in read(trainer, first, reads))
     for task in tasks:
         task.measure(found)
     if plan.start == RIDGE:
         solved: dict[Reads, Ridge] = {}
         for task in tasks:
             if task.reads not in solved:
-                solved[task.reads] = solve(setup, task)
+                solved[task.reads] = solve(setup, trainer, task)
             take(task, solved[task.reads])
 
 
-def read(setup: Setup, batches: Batches, reads: Reads) -> Iterator[tuple[Statistics, Tensor, Tensor]]:
+def read(trainer: Trainer, batches: Batches, reads: Reads) -> Iterator[tuple[Statistics, Tensor, Tensor]]:
     """The statistics that are read of each batch, its labels and its indices; every process looks at all of it."""
-    backbone = next(task.backbone for task in setup.tasks if isinstance(task, Task))
+    backbone = next(task.backbone for task in trainer.tasks if isinstance(task, Task))
     for batch, labels, indices in batches:
-        placed = setup.placed(batch)
+        placed = trainer.placed(batch)
         if isinstance(placed, KeptBatch):
             yield placed.statistics, labels, indices
         else:
-            with setup.processes.autocast():
+            with trainer.processes.autocast():
                 found = backbone.trace(placed, keep=NOTHING, outputs=False, reads=reads).statistics
             yield found, labels, indices
 
@@ -80,9 +79,9 @@ def moments(batches: Iterable[Statistics]) -> Moments:
     return found
 
 
-def solve(setup: Setup, task: Task) -> Ridge:
+def solve(setup: Setup, trainer: Trainer, task: Task) -> Ridge:
     """The ridge regression of the labels of all training images on what a task reads, standardised."""
-    features, labels, images = standardised(setup, task)
+    features, labels, images = standardised(setup, trainer, task)
     setup.progress.message(f"ridge regression of {len(labels):,} images on {features.shape[1]:,} numbers each")
     found = fit_ridge(features, labels, len(task.classes), seed=setup.plan.seed, groups=images)
     best = max(found.scores.values(), default=float("nan"))
@@ -95,16 +94,16 @@ def solve(setup: Setup, task: Task) -> Ridge:
     return found
 
 
-def standardised(setup: Setup, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+def standardised(setup: Setup, trainer: Trainer, task: Task) -> tuple[Tensor, Tensor, Tensor]:
     """What a task reads of all training images, (n, F) in half precision, their labels and their indices, (n,) each."""
-    mean, spread = task.measured["readout.mean"], task.measured["readout.spread"]
-    size = 2 * mean.numel()
+    measured, levels = task.measured, task.sizes["readout"]
+    size = 2 * measured["readout.mean"].numel()
     features: list[Tensor] = []
     answers: list[Tensor] = []
     images: list[Tensor] = []
     taken = 0
-    for statistics, labels, indices in read(setup, setup.feed.in_order(), task.reads):
-        rows = (gathered(statistics, task.form).float() - mean) / spread
+    for statistics, labels, indices in read(trainer, setup.feed.in_order(), task.reads):
+        rows = readout.standardised(readout.read(statistics, task.words, levels).float(), measured)
         features.append(rows.flatten(1).half().cpu())
         answers.append(labels.cpu())
         images.append(indices.cpu())

@@ -43,7 +43,7 @@ class Optimizer:
         """Sets the learning rates of step `step` and clears the gradients."""
         for task, groups in enumerate(self.groups):
             for group in groups:
-                group["lr"] = self.rate(task, step) * group["times"]
+                group["lr"] = self.rate(task, step) * (group["times"] if self.plans[task].by_part else 1.0)
         self.torch.zero_grad(set_to_none=True)
 
     def apply(self, losses: Tensor) -> Tensor:
@@ -90,14 +90,14 @@ class Optimizer:
 
 
 def parameter_groups(task: Trainable, plan: Plan) -> list[dict[str, Any]]:
-    """The parameters of a task by learning rate and weight decay; times: the multiple of the run's rate."""
+    """The parameters of a task by rate and weight decay; times: their rate as a multiple, where parts differ in it."""
     spared = task.without_decay()
-    rates = task.rates() if plan.by_part and isinstance(task, Task) else {}
+    rates = task.rates() if isinstance(task, Task) else {}
     kinds: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in task.parameters():
         kind = rates.get(parameter, 1.0), 0.0 if parameter in spared else plan.weight_decay
         kinds.setdefault(kind, []).append(parameter)
     return [
-        {"params": some, "lr": plan.learning_rate * times, "times": times, "weight_decay": decay}
+        {"params": some, "lr": plan.learning_rate, "times": times, "weight_decay": decay}
         for (times, decay), some in sorted(kinds.items(), key=lambda item: (item[0][0], -item[0][1]))
     ]

@@ -66,7 +66,7 @@ class Run:
         self.clock = Clock(self.state, self.images)
         self.setup.feed.prepare(self.state.step, self.until)
         if saved is None:
-            measure(self.setup)
+            measure(self.setup, self.trainer)
         self.saving.prepare(self.state, resumed=saved is not None)
         self.progress.start(self.setup.info(self.state.step, self.until))
         if self.setup.writes and self.saving.folder:

@@ -99,12 +99,12 @@ class Saving:
                 "it, or train the same tasks"
             )
         for number, (task, state) in enumerate(zip(setup.tasks, saved.tasks, strict=True)):
+            found = self.as_of_today(number, state.config, fresh)
             if self.folder:
-                found = self.as_of_today(number, state.config, fresh)
                 check_same_run(found, fresh.tasks[number].config, self.folder.path)
             else:
-                check_same_run(state.config, fresh.tasks[number].config, Path(where), "delete it to start anew")
-            measured = set() if isinstance(task, FullModel) else task.measurable
+                check_same_run(found, fresh.tasks[number].config, Path(where), "delete it to start anew")
+            measured = () if isinstance(task, FullModel) else task.measurable
             check_tensors(state, dict(task.named_parameters()), measured, where)
         if saved.step > until:
             raise MemtokError(
@@ -115,14 +115,15 @@ class Saving:
     def as_of_today(self, number: int, config: dict[str, Any], fresh: RunState) -> dict[str, Any]:
         """The configuration of a saved run.
 
-        Version 0.1 chose by top-1, and had one rate for all parts, and did not say so; its runs go on like that.
+        Version 0.1 chose by top-1 and had one rate for all parts, and did not say so; its runs go on like that.
         """
-        had: dict[str, Any] = {"by_part": False} | ({"select": TOP1} if self.setup.settings.select is None else {})
+        had: dict[str, Any] = {"by_part": False} | ({"select": TOP1} if self.folder else {})
         older = {name: value for name, value in had.items() if name not in config}
-        if older:
-            self.setup.plans[number] = replace(self.setup.plans[number], **older)
-            fresh.tasks[number].config |= older
-        return {"select": TOP1} | config | older
+        taken = {name: value for name, value in older.items() if getattr(self.setup.settings, name, None) is None}
+        if taken:
+            self.setup.plans[number] = replace(self.setup.plans[number], **taken)
+            fresh.tasks[number].config |= taken
+        return config | older
 
     # Writing
 

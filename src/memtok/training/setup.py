@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Subset
 
 from memtok.checks import composed
 from memtok.data import DataSource, from_dataset, open_data
-from memtok.data.transforms import Normaliser
 from memtok.errors import Argument, MemtokError
 from memtok.folders import locked
 from memtok.task import Task
-from memtok.traces import KeptBatch, OpenStores
+from memtok.traces import OpenStores
 from memtok.training.compiler import Compiler, make_compiler
 from memtok.training.device import Processes, moved, processes_for
 from memtok.training.feed import Feed, make_feed
@@ -57,11 +56,6 @@ class Setup:
     def plan(self) -> Plan:
         """What all plans have in common; and the learning rate and weight decay of the first task."""
         return self.plans[0]
-
-    def placed(self, batch: Tensor | KeptBatch) -> Tensor | KeptBatch:
-        """Kept traces, or normalised images (b, 3, H, W) float32 from pixels, on the device."""
-        moved = batch.to(self.device, non_blocking=True)
-        return Normaliser(self.tasks[0].preprocessing)(moved) if isinstance(moved, Tensor) else moved
 
     @property
     def writes(self) -> bool:

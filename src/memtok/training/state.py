@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -262,7 +262,7 @@ def of_one_task(saved: Saved) -> Saved:
     return Saved(header | {"tasks": [task]}, tensors)
 
 
-def check_tensors(state: TaskState, parameters: Mapping[str, Tensor], measured: Set[str], where: str) -> None:
+def check_tensors(state: TaskState, parameters: Mapping[str, Tensor], measured: Collection[str], where: str) -> None:
     """MemtokError unless a saved state has the tensors of a task with these parameters; measured: those it may have."""
     expected = {name: tuple(value.shape) for name, value in parameters.items()}
     for found in (state.parameters, state.good):
