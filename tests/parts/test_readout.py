@@ -67,6 +67,8 @@ def test_it_adds_one_product_with_the_statistics_of_the_last_levels(
     assert task.statistics == "+".join(names)
     assert backbone.grid == (4, 4)
     images = tiny_images(4)
+    read = backbone.trace(images, reads=task.reads).statistics
+    assert {name: one.shape[1] for name, one in read.items()} == dict.fromkeys(names, count)  # no level more
     expected = task.head(backbone(images)[0])
     for place, tokens in enumerate(levels(backbone.vit, images)[-count:]):
         read = torch.cat([vectors(normalised(tokens), name, 3) for name in names], dim=1)
