@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
-    from memtok.streams import Values
     from memtok.task import Task
+
+
+class Made(Protocol):
+    """What follows from tasks, of some tensors."""
+
+    def tensors(self) -> Iterable[Tensor]:
+        """Those that were computed."""
+
+
+T = TypeVar("T", bound=Made)
 
 
 class Snapshot:
@@ -31,7 +40,7 @@ class Snapshot:
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = copies(tasks)
         self.moved: dict[torch.device, tuple[Task, ...]] = {}
-        self.kept: dict[tuple[object, ...], Values] = {}
+        self.kept: dict[tuple[object, ...], Any] = {}
 
     def on(self, device: torch.device) -> tuple[Task, ...]:
         """The copies where the backbone is now: a model may be moved inside the block."""
@@ -41,19 +50,19 @@ class Snapshot:
             self.moved[device] = copies(self.tasks, device)
         return self.moved[device]
 
-    def values(self, backbone: Backbone, compute: Callable[[], Values]) -> Values:
-        """The values that `compute` makes of the copies, made once for each precision, device and stream."""
+    def once(self, what: str, backbone: Backbone, compute: Callable[[], T], *around: object) -> T:
+        """What `compute` makes of the copies, made once on each device and stream, and for each `around`."""
         if torch.compiler.is_compiling():
             return compute()
-        around = circumstances(backbone)
-        kept = self.kept.get(around)
-        if kept is not None:
+        key = what, *place(backbone), *around
+        if key in self.kept:
+            kept: T = self.kept[key]
             return kept
         with torch.inference_mode(False), torch.no_grad():  # they serve outside of inference mode as well
-            values = compute()
-        if may_stay(values, backbone):
-            self.kept[around] = values
-        return values
+            made = compute()
+        if may_stay(made, backbone):
+            self.kept[key] = made
+        return made
 
 
 class Folding:
@@ -90,24 +99,25 @@ def copies(tasks: Sequence[Task], device: torch.device | None = None) -> tuple[T
         return copied if device is None else tuple(task.to(device) for task in copied)
 
 
-def circumstances(backbone: Backbone) -> tuple[object, ...]:
-    """What the values depend on beside the tasks."""
+def place(backbone: Backbone) -> tuple[object, ...]:
+    """Where something is computed, and can be read: what one stream of a GPU computes is not there yet for another."""
+    device = backbone.device
+    return device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+
+
+def precision(backbone: Backbone) -> tuple[object, ...]:
+    """What the backbone computes in, and what autocast makes of it."""
     kind = backbone.device.type
-    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    # What one stream of a GPU computes is not there yet for another.
-    stream = torch.cuda.current_stream(backbone.device).cuda_stream if kind == "cuda" else None
-    return backbone.device, backbone.dtype, autocast, stream
+    return backbone.dtype, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
-def may_stay(values: Values, backbone: Backbone) -> bool:
+def may_stay(made: Made, backbone: Backbone) -> bool:
     """Whether these are numbers that a later call can use: not those of a trace, an export or a function transform."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
     if backbone.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return False
-    pairs = [pair for layer in values.memory for pair in layer]
-    pairs += [pair for layer in values.adapters for group in layer for pair in group.values()]
-    return all(is_plain(tensor) for tensor in (values.start, *(tensor for pair in pairs for tensor in pair)))
+    return all(map(is_plain, made.tensors()))
 
 
 def is_plain(tensor: Tensor) -> bool:

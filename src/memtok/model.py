@@ -25,7 +25,8 @@ from memtok.composing import (
     two_of_one_name,
 )
 from memtok.errors import MemtokError
-from memtok.folding import Folding, Snapshot
+from memtok.folding import Folding, Snapshot, precision
+from memtok.heads import heads_of
 from memtok.levels import union
 from memtok.outputs import Outputs, TaskAttention
 from memtok.preprocessing import Preprocessing
@@ -134,7 +135,7 @@ class MemoryViT(nn.Module):
             features, answer = self.backbone(images) if base else (None, None)
             return Outputs(features, answer, own.logits, own.attention, own.embeddings)
         if self.streams is None:
-            return self._collect(tasks, self.trace(images, base=base), None, base)
+            return self._collect(tasks, snapshot, self.trace(images, base=base), None, base)
         if self._trains():
             # The trace stays for the backward pass anyway. What the streams keep for it would lie between what a layer
             # of the trunk gives back and the next one needs, and the heap would grow by that in every layer.
@@ -144,7 +145,7 @@ class MemoryViT(nn.Module):
         images = self.backbone.check_images(images)
         walk = self._begin(tasks, snapshot, images.shape[0], attention)
         trace = self._run_trunk(images, KEYS_AND_VALUES, base, walk.step)
-        return self._collect(tasks, trace, walk, base)
+        return self._collect(tasks, snapshot, trace, walk, base)
 
     def prepare(self, images: Pictures) -> Tensor:
         """(B, 3, height, width) on the model's device: what `forward` takes, of paths, PIL images, arrays or tensors.
@@ -174,7 +175,7 @@ class MemoryViT(nn.Module):
                 f"{tasks[0].regime!r}, whose image tokens see the task; call the model on the images"
             )
         if self.streams is None:
-            return self._collect(tasks, trace, None, base)
+            return self._collect(tasks, snapshot, trace, None, base)
         layers = trace.layers
         if not layers:
             raise MemtokError(
@@ -183,7 +184,7 @@ class MemoryViT(nn.Module):
         walk = self._begin(tasks, snapshot, layers[0][0].shape[0], attention)
         for index, kept in enumerate(layers):
             walk.step(index, matched(kept, self.backbone.dtype))
-        return self._collect(tasks, trace, walk, base)
+        return self._collect(tasks, snapshot, trace, walk, base)
 
     def _standing(self) -> tuple[tuple[Task, ...], Snapshot | None]:
         """The tasks to answer with: as they are, or in a folded block as they were on entry."""
@@ -224,7 +225,8 @@ class MemoryViT(nn.Module):
         assert self.streams is not None
         run = self._compiled.streams if self._compiled else None
         compute = partial(self.streams.values, self.backbone, tasks)
-        values = compute() if snapshot is None else snapshot.values(self.backbone, compute)
+        around = precision(self.backbone)
+        values = compute() if snapshot is None else snapshot.once("values", self.backbone, compute, *around)
         return self.streams.begin(self.backbone, values, batch, attention=attention, run=run)
 
     def _trains(self) -> bool:
@@ -242,26 +244,34 @@ class MemoryViT(nn.Module):
         cost = 3 * self.streams.layout.tokens * layer.absorbing_cost(tokens)  # forward, and twice that backward
         return INPUTS if layer.absorbs and cost <= INPUTS_SHARE * layer.cost(tokens) else KEYS_AND_VALUES
 
-    def _collect(self, tasks: Sequence[Task], trace: Trace, walk: Walk | None, base: bool) -> Outputs:
+    def _collect(
+        self, tasks: Sequence[Task], snapshot: Snapshot | None, trace: Trace, walk: Walk | None, base: bool
+    ) -> Outputs:
         """Outputs from the class tokens after the last layer, and from the trunk's own output."""
         tokens: dict[int, Tensor] = {}
         weights: dict[int, TaskAttention] = {}
         if walk is not None and self.streams is not None:
             tokens = self.streams.split(walk.finish())
             weights = self.streams.layout.split_attention(tasks, walk.weights) if walk.attention else {}
-        logits, attended, embeddings = {}, {}, {}
+        features: dict[int, Tensor] = {}
         for position in self._answered:
-            task = tasks[position]
-            features = tokens.get(position, trace.features)
-            if features is None:
+            found = tokens.get(position, trace.features)
+            if found is None:
                 raise MemtokError(
-                    f"expected a trace with features for {task.name!r}, found none; make it with base=True"
+                    f"expected a trace with features for {tasks[position].name!r}, found none; make it with base=True"
                 )
-            logits[task.name] = task(features, trace.statistics)
-            embeddings[task.name] = features.flatten(1)
-            if position in weights:
-                attended[task.name] = weights[position]
-        return Outputs(trace.features if base else None, trace.base if base else None, logits, attended, embeddings)
+            features[position] = found
+        compute = partial(heads_of, tasks, self._answered)
+        heads = compute() if snapshot is None else snapshot.once("heads", self.backbone, compute)
+        found_logits = heads.logits(features, trace.statistics)
+        names = {position: tasks[position].name for position in self._answered}
+        return Outputs(
+            trace.features if base else None,
+            trace.base if base else None,
+            {name: found_logits[position] for position, name in names.items()},
+            {name: weights[position] for position, name in names.items() if position in weights},
+            {name: features[position].flatten(1) for position, name in names.items()},
+        )
 
     def concat(self, other: MemoryViT, *, preprocessing: Preprocessing | None = None) -> MemoryViT:
         """A model with the tasks of both. A task that tasks of both extend is taken once."""

@@ -13,7 +13,7 @@ Letters as in layers/base.py; in a bucket: G families, t class tokens and m cell
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,6 +53,13 @@ class Values:
     start: Tensor
     memory: list[list[Pair]]
     adapters: list[list[dict[str, Pair]]]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All of them."""
+        yield self.start
+        pairs = [pair for layer in self.memory for pair in layer]
+        pairs += [pair for layer in self.adapters for group in layer for pair in group.values()]
+        yield from (tensor for pair in pairs for tensor in pair)
 
 
 class TaskStreams(nn.Module):

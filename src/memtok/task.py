@@ -265,7 +265,7 @@ class Task(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """What a task file has of it: its parameters, detached, in float32, with what was measured folded in."""
         self.check()
-        everything = {key: value.detach() for key, value in (self.named() | self.measured).items()}
+        everything = {key: value.detach() for key, value in self.everything.items()}
         return {key: value.to(torch.float32) for key, value in folded(everything).items()}
 
     def named(self) -> dict[str, Tensor]:
@@ -276,6 +276,11 @@ class Task(nn.Module):
             own = getattr(self, group)
             found |= {name: own[key] for name, key in keys.items() if key in own} if len(own) else {}
         return found
+
+    @property
+    def everything(self) -> dict[str, Tensor]:
+        """What its answers are computed from: `named` and `measured`."""
+        return self.named() | self.measured
 
     @property
     def measured(self) -> dict[str, Tensor]:
@@ -361,9 +366,7 @@ class Task(nn.Module):
         statistics: of the trunk's last levels, in any precision, for a task that reads some; see `memtok.levels`.
         """
         own = features.flatten(1).to(self.head.weight.dtype)
-        return functools.reduce(
-            torch.add, contributions(self.named() | self.measured, self.words, own, statistics or {})
-        )
+        return functools.reduce(torch.add, contributions(self.everything, self.words, own, statistics or {}))
 
     def extra_repr(self) -> str:
         extends = f", extends {[task.name for task in self.extends]}" if self.extends else ""

@@ -8,7 +8,7 @@ are read and help is answered without it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -174,10 +174,33 @@ class Part(ABC):
     def logits(
         self, tensors: Mapping[str, Tensor], choices: Mapping[str, str], features: Tensor, statistics: Statistics
     ) -> Tensor | None:
-        """(B, classes) what the part adds to a task's logits, None for nothing.
+        """(B, classes) what the part adds to a task's logits, None for nothing: here, `inputs` times `weights`.
 
         features: (B, max(queries, 1) * D) the class tokens after the final norm, side by side. statistics: at least
         those that `reads` names, of any precision.
+        """
+        from torch.nn import functional as F
+
+        found = self.inputs(tensors, choices, features, statistics)
+        return None if found is None else F.linear(found, *self.weights(tensors))
+
+    def inputs(
+        self, tensors: Mapping[str, Tensor], choices: Mapping[str, str], features: Tensor, statistics: Statistics
+    ) -> Tensor | None:
+        """(B, F) the numbers that a task's weights multiply, from the arguments of `logits`; None for none."""
+        return None
+
+    def weights(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """(classes, F) and the bias (classes,) or None of a part that has `inputs`."""
+        raise NotImplementedError
+
+    def source(
+        self, tensors: Mapping[str, Tensor], choices: Mapping[str, str]
+    ) -> tuple[Hashable, tuple[Tensor, ...]] | None:
+        """What `inputs` depends on beside statistics and features of the trunk; None where a task reads its own tokens.
+
+        Tasks of equal sources read the same numbers, so they are multiplied at once (`memtok.heads`). The tensors are
+        compared by value.
         """
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from memtok.levels import Statistics
@@ -29,12 +29,18 @@ class Head(Part):
     def sizes(self, tensors: Mapping[str, Any]) -> dict[str, int]:
         return {}
 
-    def logits(
+    def inputs(
         self, tensors: Mapping[str, Tensor], choices: Mapping[str, str], features: Tensor, statistics: Statistics
     ) -> Tensor:
-        from torch.nn import functional as F
+        return features
 
-        return F.linear(features, tensors["head.weight"], tensors["head.bias"])
+    def weights(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return tensors["head.weight"], tensors["head.bias"]
+
+    def source(
+        self, tensors: Mapping[str, Tensor], choices: Mapping[str, str]
+    ) -> tuple[Hashable, tuple[Tensor, ...]] | None:
+        return None if len(tensors["class_tokens"]) else ("features", ())
 
     def cost(self, trunk: Trunk, form: Form) -> int:
         return int(inputs(trunk, form) * form["classes"])

@@ -7,7 +7,7 @@ the trunk computes these tokens anyway, and the readout is one matrix product ov
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from memtok.errors import Argument, MemtokError
@@ -103,7 +103,7 @@ class Readout(Part):
             "head.bias": bias.to(found["head.bias"]),
         }
 
-    def logits(
+    def inputs(
         self, tensors: Mapping[str, Tensor], choices: Mapping[str, str], features: Tensor, statistics: Statistics
     ) -> Tensor | None:
         weight = tensors.get("readout.weight")
@@ -115,8 +115,19 @@ class Readout(Part):
                 f"expected {choices['statistics']} of {weight.shape[1]} levels for a readout, found those of {levels}; "
                 "make the trace with a model that has all tasks to answer"
             )
-        found = standardised(read(statistics, choices, weight.shape[1]).to(weight.dtype), tensors)
-        return found.flatten(1) @ weight.flatten(1).T
+        return standardised(read(statistics, choices, weight.shape[1]).to(weight.dtype), tensors).flatten(1)
+
+    def weights(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, None]:
+        return tensors["readout.weight"].flatten(1), None
+
+    def source(
+        self, tensors: Mapping[str, Tensor], choices: Mapping[str, str]
+    ) -> tuple[Hashable, tuple[Tensor, ...]] | None:
+        weight = tensors.get("readout.weight")
+        if weight is None:
+            return None
+        measured = tuple(tensors[name] for name in ("readout.mean", "readout.spread") if name in tensors)
+        return (tuple(weight.shape[1:]), choices["statistics"], len(measured)), measured
 
     def cost(self, trunk: Trunk, form: Form) -> int:
         return math.prod(features(trunk, form)) * form["classes"] if form["readout"] else 0
