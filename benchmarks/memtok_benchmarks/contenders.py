@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memtok.backbone import NOTHING
 from memtok.model import MemoryViT
+from memtok.task import Task
+from memtok.traces import KeptBatch
+from memtok.traces.record import OF_LEVELS
+from memtok.training.measure import moments
 from memtok.training.regimes import new_head
 from memtok.training.trainer import Trainer
 from memtok_benchmarks import peers
@@ -68,6 +73,30 @@ def together(scene: Scene, tasks: int) -> Run:
     trainer = Trainer(scene.tasks(tasks, scene.sizes.training_cells), plans, scene.processes, scene.device)
     pixels, labels = scene.pixels, scene.labels
     return counted(lambda number: trainer.step(number, pixels, labels))
+
+
+def reading_step(scene: Scene) -> Run:
+    """One step of memtok's training loop on a readout of all levels, as it is after its measurement; the trunk runs."""
+    trainer, _ = reading_trainer(scene)
+    return counted(lambda number: trainer.step(number, scene.pixels, scene.labels))
+
+
+def kept_reading_step(scene: Scene) -> Run:
+    """The same step on features and statistics that are kept, in memory and in the precision of the store."""
+    trainer, batch = reading_trainer(scene)
+    return counted(lambda number: trainer.step(number, batch, scene.labels))
+
+
+@torch.no_grad()
+def reading_trainer(scene: Scene) -> tuple[Trainer, KeptBatch]:
+    """The trainer of a readout of all levels that has measured the scene's images, and these as kept records."""
+    task = scene.reader("task", scene.sizes.classes)
+    trace = scene.backbone.trace(scene.images, reads=task.reads, keep=NOTHING)
+    task.measure(moments([trace.statistics]))
+    tensors = {OF_LEVELS + name: values.half() for name, values in trace.statistics.items()}
+    assert trace.features is not None
+    trainer = Trainer([task], [scene.plan], scene.processes, scene.device)
+    return trainer, KeptBatch({"features": trace.features.float()} | tensors)
 
 
 def counted(step: Callable[[int], object]) -> Run:
@@ -168,7 +197,12 @@ ALL: dict[str, Contender] = {"trunk": TRUNK, **STEPS}
 
 def memtok_serving(scene: Scene, tasks: int, cells: int | None = None) -> Run:
     """All tasks in one pass of `MemoryViT`, the base output included. cells: per task, else those of serving."""
-    model = MemoryViT(scene.backbone, scene.tasks(tasks, scene.sizes.serving_cells if cells is None else cells))
+    return serving(scene, scene.tasks(tasks, scene.sizes.serving_cells if cells is None else cells))
+
+
+def serving(scene: Scene, tasks: Sequence[Task]) -> Run:
+    """These tasks in one pass of `MemoryViT`, the base output included."""
+    model = MemoryViT(scene.backbone, tasks)
     images = scene.images
     scene.stack.enter_context(model.folded())
 

@@ -18,7 +18,7 @@ from memtok_benchmarks.floor import Geometry
 from memtok_benchmarks.scene import Scene
 
 # Package on PyPI -> module.
-PACKAGES = {"vit-pytorch": "vit_pytorch", "peft": "peft", "transformers": "transformers"}
+PACKAGES = {"vit-pytorch": "vit_pytorch", "peft": "peft", "transformers": "transformers", "scikit-learn": "sklearn"}
 RANK = 8
 
 

@@ -118,6 +118,13 @@ class Scene:
         names = [f"class {index}" for index in range(self.sizes.classes)]
         return Task.create(self.backbone, name=name, classes=names, memory=cells, seed=seed)
 
+    def reader(self, name: str, classes: int, seed: int = 0, **options: Any) -> Task:
+        """A new task of regime head with a readout of all levels. options: further ones of `Task.create`."""
+        names = [f"class {index}" for index in range(classes)]
+        levels = self.backbone.depth + 1
+        made = {"regime": "head", "readout": levels, "seed": seed, **options}
+        return Task.create(self.backbone, name=name, classes=names, **made)
+
     def tasks(self, count: int, cells: int) -> list[Task]:
         """Tasks `task-0`, `task-1`, ..., each with values of its own."""
         return [self.task(f"task-{index}", cells, seed=index) for index in range(count)]

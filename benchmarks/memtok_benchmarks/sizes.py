@@ -15,6 +15,9 @@ ROWS = (
     "training",
     "memory",
     "inference",
+    "readouts",
+    "reading",
+    "folder",
     "sweep",
     "traces",
     "loading",
@@ -39,9 +42,10 @@ class Sizes:
     model: a timm name, or `tiny`; its weights are drawn from `seed`; times do not depend on them. image_size:
     pixels, None for the model's own. batch: images per pass. rounds: timed runs of each contender, five or more.
     training_cells, serving_cells: memory cells of a task in the rows of training and of inference. tasks: in the rows
-    of inference. configurations: of the sweep. models: how many separate models, or adapters, are measured where a
-    peer needs one per task; more are extrapolated. many: tasks in the row `many`. points: of the row `growth`, few or
-    many.
+    of inference. readers: tasks in the row `readouts`. photographs: in the row `folder`, whose run has `steps` steps,
+    those of the default recipe if None. configurations: of the sweep. models: how many separate models, or adapters,
+    are measured where a peer needs one per task; more are extrapolated. many: tasks in the row `many`. points: of the
+    row `growth`, few or many.
     """
 
     model: str = "vit_base_patch32_224"
@@ -56,6 +60,9 @@ class Sizes:
     training_cells: int = 10
     serving_cells: int = 5
     tasks: tuple[int, ...] = (10, 100, 1000)
+    readers: tuple[int, ...] = (100, 1000)
+    photographs: int = 2000
+    steps: int | None = None
     configurations: int = 24
     models: int = 10
     many: int = 1000
@@ -69,7 +76,8 @@ class Sizes:
                 argument="batch" if self.batch < 1 else "image_size",
             )
         object.__setattr__(self, "threads", self.threads or usable_cores())
-        object.__setattr__(self, "tasks", tuple(self.tasks))  # JSON has lists
+        for name in ("tasks", "readers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
 
     def asked(self, bound: float | None) -> float | None:
         """A bound of the project, which is stated for these sizes on two CPU cores in float32; None for any others."""
@@ -79,7 +87,7 @@ class Sizes:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it; `Sizes(**value)` gives it back."""
-        return {**asdict(self), "tasks": list(self.tasks)}
+        return {**asdict(self), "tasks": list(self.tasks), "readers": list(self.readers)}
 
 
 def quick_sizes(**changes: Any) -> Sizes:
@@ -91,6 +99,9 @@ def quick_sizes(**changes: Any) -> Sizes:
         "training_cells": 2,
         "serving_cells": 1,
         "tasks": (2, 3),
+        "readers": (2, 3),
+        "photographs": 40,
+        "steps": 4,
         "configurations": 3,
         "models": 2,
         "many": 6,

@@ -1,4 +1,4 @@
-"""Rows that do more than time a step: `traces`, whose epochs are those of a run, and `compile`, which counts."""
+"""Rows that do more than time a step: `traces` and `folder` run a training, `compile` counts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,9 +17,10 @@ from memtok.backbone import Backbone
 from memtok.data import DataSource, open_data
 from memtok.errors import MemtokError
 from memtok.training import feed
+from memtok_benchmarks import contenders, floor, peers
 from memtok_benchmarks.photographs import write_photographs
 from memtok_benchmarks.report import cells
-from memtok_benchmarks.rows import loading, recompilations, traces
+from memtok_benchmarks.rows import folder, loading, readouts, recompilations, traces
 from memtok_benchmarks.runs import runner
 from memtok_benchmarks.scene import Scene
 from memtok_benchmarks.sizes import Sizes, quick_sizes
@@ -181,3 +183,61 @@ def test_loading_is_timed_beside_the_steps_that_it_feeds(scene: Scene, monkeypat
     assert {name: trained[name] for name in ("epoch", "loading", "step")} == {"epoch": 8, "loading": 0, "step": 1}
     torch.testing.assert_close(answers[-1], answers[-2], rtol=1e-5, atol=1e-5)
     assert "the process that trains decodes 4 images a second, training steps take 2;" in result.notes[0]
+
+
+def test_readouts_are_answered_at_once_as_one_by_one(scene: Scene) -> None:
+    tasks = readouts.make(scene, readouts.FORMS[0], 3)
+    for task in tasks:
+        nn.init.normal_(task.readout["weight"], generator=torch.Generator().manual_seed(0))
+    together, alone = contenders.serving(scene, tasks)(), readouts.one_by_one(scene, tasks)()
+    assert isinstance(together, dict)
+    assert isinstance(alone, list)
+    for one, other in zip(together.values(), alone, strict=True):
+        assert one.shape == (QUICK.batch, QUICK.classes)
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    result = readouts.readouts(scene)
+    assert [line.what.split(",")[1] for line in result.lines] == [" 2 tasks of 4 classes", " 3 tasks of 4 classes"]
+    # 3 levels of a class token, a deviation and 4 regions, and the head: 19 vectors of 32 numbers, times 4 classes.
+    trunk = floor.trunk(floor.Geometry.of(scene.backbone.vit))
+    assert result.data["readout of all levels, 3"]["floor"] == pytest.approx(1 + 3 * 19 * 32 * 4 / trunk)
+    assert readouts.FORMS[0].must == {100: 1.4, 1000: 4.0}
+
+
+def test_a_kept_step_of_a_readout_is_the_live_one_without_the_trunk(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, kept = contenders.reading_step(scene), contenders.kept_reading_step(scene)
+    losses = [torch.as_tensor(live()) for _ in range(3)]
+    monkeypatch.setattr(Backbone, "trace", None)
+    for loss in losses:
+        torch.testing.assert_close(torch.as_tensor(kept()), loss, atol=1e-2, rtol=1e-2)
+    assert not torch.equal(losses[0], losses[2])
+
+
+def test_a_folder_becomes_a_task_over_the_pass_over_its_views(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by one whenever it is read: a pass takes a second."""
+    fitted: list[tuple[int, ...]] = []
+    now = iter(range(10_000))
+    monkeypatch.setattr(peers, "installed", lambda name: True)
+    monkeypatch.setattr(folder, "fit", lambda features, labels: fitted.append((*features.shape, *labels.shape)))
+    result = folder.folder(scene, clock=lambda: float(next(now)))
+    (line,), data = result.lines, result.data["folder"]
+    assert data["images"] == 4 * 32 + 8  # four views of 32, and 8 for validation, as memtok splits 40
+    assert "40 photographs" in line.what
+    assert "4 steps, 4 views" in line.what
+    assert data["trunk"]["seconds"] == [1.0] * 10
+    assert line.memtok.value == data["seconds"] / (136 / 64)
+    assert sum(data["stages"].values()) == data["seconds"]
+    assert list(data["stages"]) == ["opening", "caching", "measuring", "training", "ending"]
+    assert fitted == [(32, 32, 32)]
+    assert [peer.value for peer in line.peers] == [2.0 / (136 / 64)]
+    assert line.must is None
+    gap = folder.peer(None, 1.0)
+    assert (gap.value, gap.note) == (None, "not installed: scikit-learn")
+
+
+def test_the_probe_of_scikit_learn_learns() -> None:
+    pytest.importorskip("sklearn")
+    features = np.random.default_rng(0).normal(size=(40, 5))
+    labels = (features[:, 0] > 0).astype(int)
+    assert folder.fit(features, labels).score(features, labels) > 0.9

@@ -6,10 +6,13 @@ from memtok_benchmarks import contenders
 from memtok_benchmarks.lines import Row
 from memtok_benchmarks.rows import (
     files,
+    folder,
     growth,
     inference,
     loading,
     many,
+    reading,
+    readouts,
     recompilations,
     sweep,
     throughput,
@@ -21,6 +24,9 @@ ROWS: dict[str, Row] = {
     "training": Row(run=training.training, profiled=contenders.memtok_step),
     "memory": Row(run=training.memory, profiled=contenders.memtok_step),
     "inference": Row(run=inference.inference, profiled=inference.profiled),
+    "readouts": Row(run=readouts.readouts, profiled=readouts.profiled),
+    "reading": Row(run=reading.reading, profiled=contenders.kept_reading_step),
+    "folder": Row(run=folder.folder),
     "sweep": Row(run=sweep.sweep, profiled=lambda scene: contenders.together(scene, scene.sizes.configurations)),
     "traces": Row(run=traces.traces),
     "loading": Row(run=loading.loading),
