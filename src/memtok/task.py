@@ -150,7 +150,8 @@ class Task(nn.Module):
 
         readout: how many of the last levels of the trunk the head reads too, L + 1 at most (default: 0). statistics:
         what it reads of each, some of "class", "registers", "mean", "deviation" and "regions" joined by a plus sign;
-        see `memtok.levels` (default: "class+deviation+regions").
+        see `memtok.levels` (default: "class+deviation+regions"). side: the width of a side stream over the patches,
+        such as 16 (default: 0, none).
 
         Memory is drawn from N(0, 0.02). The first class token is a copy of the base one, further ones are copies with
         N(0, 0.02) added; see `Backbone.start_token` for backbones without class token. Raises MemtokError for values

@@ -30,10 +30,10 @@ MOST_BYTES = 4e9  # of features for the closed form; of what is beyond, later vi
 @torch.no_grad()
 def measure(setup: Setup, trainer: Trainer) -> None:
     """Lets the tasks of a fresh run measure the images of its first epoch, and starts them as the settings say."""
-    tasks = [task for task in setup.tasks if isinstance(task, Task) and task.reads]
+    tasks = [task for task in setup.tasks if isinstance(task, Task) and task.measurable]
     if not tasks:
         return
-    reads, plan = union(task.reads for task in tasks), setup.plan
+    reads, plan = union(reads_of(task) for task in tasks), setup.plan
     setup.progress.message("measuring mean and spread of what the readout reads")
     count = min(-(-IMAGES // plan.batch_size), plan.steps_per_epoch, plan.steps)
     first = islice(setup.feed.training(0, count), count)
@@ -43,9 +43,14 @@ def measure(setup: Setup, trainer: Trainer) -> None:
     if plan.start == RIDGE:
         solved: dict[Reads, Ridge] = {}
         for task in tasks:
-            if task.reads not in solved:
-                solved[task.reads] = solve(setup, trainer, task)
-            take(task, solved[task.reads])
+            if reads_of(task) not in solved:
+                solved[reads_of(task)] = solve(setup, trainer, task)
+            take(task, solved[reads_of(task)])
+
+
+def reads_of(task: Task) -> Reads:
+    """The statistics that its readout reads."""
+    return readout.Readout().reads(task.form)
 
 
 def read(trainer: Trainer, batches: Batches, reads: Reads) -> Iterator[tuple[Statistics, Tensor, Tensor]]:
@@ -54,7 +59,7 @@ def read(trainer: Trainer, batches: Batches, reads: Reads) -> Iterator[tuple[Sta
     for batch, labels, indices in batches:
         placed = trainer.placed(batch)
         if isinstance(placed, KeptBatch):
-            yield placed.statistics, labels, indices
+            yield {name: placed.statistics[name] for name in reads.statistics}, labels, indices
         else:
             with trainer.processes.autocast():
                 found = backbone.trace(placed, keep=NOTHING, outputs=False, reads=reads).statistics
@@ -102,7 +107,7 @@ def standardised(setup: Setup, trainer: Trainer, task: Task) -> tuple[Tensor, Te
     answers: list[Tensor] = []
     images: list[Tensor] = []
     taken = 0
-    for statistics, labels, indices in read(trainer, setup.feed.in_order(), task.reads):
+    for statistics, labels, indices in read(trainer, setup.feed.in_order(), reads_of(task)):
         rows = readout.standardised(readout.read(statistics, task.words, levels).float(), measured)
         features.append(rows.flatten(1).half().cpu())
         answers.append(labels.cpu())
