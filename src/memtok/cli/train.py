@@ -19,6 +19,7 @@ from memtok.cli.options import (
     add_list,
     add_setting,
     add_settings,
+    kind_of,
     number,
     one_of,
     require,
@@ -72,10 +73,11 @@ def configure(parser: Parser) -> None:
     add(parser, "--regime", one_of("--regime", tuple(REGIMES)), "R", regimes, "memory")
     for option in OPTIONS:
         flag = f"--{option.name.replace('_', '-')}"
-        add(parser, flag, whole(flag, option.least), "N", f"{option.help} (default: {option.default})")
+        values = option.values
+        add(parser, flag, kind_of(flag, values), values.metavar, f"{option.help} (default: {option.defaults})")
     for choice in CHOICES:
-        flag, values = f"--{choice.name.replace('_', '-')}", ", ".join(choice.values)
-        help = f"{choice.help}: {'some of ' if choice.several else ''}{values} (default: {choice.default})"
+        flag, words = f"--{choice.name.replace('_', '-')}", ", ".join(choice.values)
+        help = f"{choice.help}: {'some of ' if choice.several else ''}{words} (default: {choice.default})"
         add(parser, flag, text(flag) if choice.several else one_of(flag, choice.values), "P", help)
     add_list(parser, "--extends", "FILE", "task files that this task builds upon; they stay as they are")
     add_settings(parser, "train")

@@ -25,6 +25,7 @@ from memtok.data.splits import Indices
 from memtok.data.transforms import evaluation_pixels, training_pixels
 from memtok.display import shown_bytes
 from memtok.errors import Argument, MemtokError
+from memtok.regimes import COMPOSABLE
 from memtok.task import Task
 from memtok.traces import KeptBatch, Needs, OpenStores, TraceReader, describe
 from memtok.traces.manifest import MANIFEST, read_manifest
@@ -328,7 +329,7 @@ def check_traceable(trainables: Sequence[Trainable]) -> None:
     for trainable in trainables:
         if not (isinstance(trainable, Task) and trainable.composable):
             raise MemtokError(
-                f"expected a composable task (regime memory or head) where traces are kept, found {trainable.name!r} "
-                f"of regime {trainable.regime!r}, whose image tokens change as it trains; leave "
+                f"expected a composable task (regime {' or '.join(COMPOSABLE)}) where traces are kept, found "
+                f"{trainable.name!r} of regime {trainable.regime!r}, whose image tokens change as it trains; leave "
                 f"{Argument('keep_traces')} out"
             )
