@@ -26,7 +26,7 @@ PATCHES = "patches"
 
 EPSILON = 1e-6  # of the norm, and under the root of a deviation; what is trained depends on it
 PARTS = 2  # of an image's side, for the regions
-ALL = 1 << 30  # levels: more than any trunk has
+ALL_LEVELS = 1 << 30  # more than any trunk has
 APART = 2  # levels from one whose patches are read to the next
 
 

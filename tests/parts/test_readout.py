@@ -89,6 +89,23 @@ def test_a_new_one_changes_no_answer(backbone: memtok.Backbone) -> None:
     assert reading.tensors()["readout.weight"].shape == (3, 3, 6, 32)
 
 
+def test_a_regime_reads_all_levels_by_default(backbone: memtok.Backbone, tmp_path: Path) -> None:
+    made: dict[str, Any] = {"name": "pets", "classes": CLASSES, "seed": 3}
+    task = memtok.Task.create(backbone, **made, regime="readout")
+    assert task.sizes == {"classes": 3, "memory": 0, "queries": 0, "adapter_rank": 0, "readout": 4, "side": 0}
+    assert task.composable
+    assert memtok.Task.create(backbone, **made, regime="readout", readout=2, statistics="mean").sizes["readout"] == 2
+    head = memtok.Task.create(backbone, **made, regime="head", readout="all")
+    assert bytes_of(head) == bytes_of(task)
+    assert head.fingerprint != task.fingerprint  # the regime is part of it
+    task.save(tmp_path / "pets.safetensors")
+    again = memtok.load_task(tmp_path / "pets.safetensors", backbone)
+    assert (again.regime, again.fingerprint) == ("readout", task.fingerprint)
+    tensors = {name: tensor for name, tensor in task.tensors().items() if name != "readout.weight"}
+    with pytest.raises(memtok.MemtokError, match="expected readout of 1 or more in task 'pets'"):
+        memtok.Task(backbone, name="pets", classes=CLASSES, tensors=tensors, regime="readout")
+
+
 def test_put_together_each_answers_as_alone_and_as_the_reference(backbone: memtok.Backbone) -> None:
     first = tiny_task(backbone, "a", seed=1, readout=2)
     tasks = [
@@ -165,6 +182,9 @@ def test_files_keep_it(backbone: memtok.Backbone, tmp_path: Path) -> None:
         {"readout": 5},
         {"readout": 1.0},
         {"readout": True},
+        {"readout": 0, "regime": "readout"},
+        {"readout": "most"},
+        {"readout": "all", "regime": "memory-shared"},
         {"readout": 1, "regime": "memory-shared"},
         {"readout": 1, "regime": "head+class"},
     ],
@@ -226,7 +246,7 @@ def test_folding_what_was_measured_changes_no_answer(backbone: memtok.Backbone) 
 
 
 def test_verification_covers_it(backbone: memtok.Backbone) -> None:
-    tasks = [tiny_task(backbone, "a", readout=3), tiny_task(backbone, "b", seed=1, readout=1, regime="head")]
+    tasks = [tiny_task(backbone, "a", readout=3), tiny_task(backbone, "b", seed=1, regime="readout")]
     report = memtok.verify(backbone, tasks, source=backbone.vit, images=4)
     assert report.ok
 

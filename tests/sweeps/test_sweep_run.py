@@ -81,10 +81,11 @@ class Counted(SweepListener):
 def test_each_configuration_ends_as_it_does_alone(
     quick: Quick, trained: Trained, backbone: Backbone, data: DataSource
 ) -> None:
-    space = SPACE | {"regimes": ["memory", "head"], "seeds": [0, 1], "queries": [1, 2], "weight_decays": [0.1]}
+    regimes = ["memory", "readout", "head"]
+    space = SPACE | {"regimes": regimes, "seeds": [0, 1], "queries": [1, 2], "weight_decays": [0.1]}
     result = quick(**space, keep_all=True)
     found = trained()
-    assert len(found) == len(result.data[0].trials) == 2 * 2 * 2 * 2 + 2 * 2
+    assert len(found) == len(result.data[0].trials) == 2 * 2 * 2 * 2 + 2 * (2 * 2)
     for trial in result.data[0].trials[::5]:
         each = trial.configuration
         alone = memtok.Task.create(
@@ -92,8 +93,9 @@ def test_each_configuration_ends_as_it_does_alone(
             name="digits",
             classes=data.classes,
             regime=each.regime,
-            memory=None if each.regime == "head" else each.memory,
+            memory=each.memory if each.regime == "memory" else None,
             queries=each.queries,
+            readout=each.readout,
             seed=each.seed,
         )
         rates = {"learning_rate": each.learning_rate, "weight_decay": each.weight_decay}

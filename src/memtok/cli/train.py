@@ -19,6 +19,7 @@ from memtok.cli.options import (
     add_list,
     add_setting,
     add_settings,
+    kind_of,
     number,
     one_of,
     require,
@@ -38,7 +39,7 @@ from memtok.regimes import COMPOSABLE, REGIMES
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
     from memtok.data import DataSource
-    from memtok.training import TrainResult
+    from memtok.training import FormChoice, TrainResult
     from memtok.training.regimes import Trainable
 
 USAGE = "--backbone SRC --data SPEC --out FILE.safetensors"
@@ -53,6 +54,8 @@ EXAMPLES = """
 RECIPES = ("default", "paper", "reproduction")
 AUGMENTATIONS = ("inception", "crop", "none")
 SELECT = ("balanced", "top1", "loss")
+
+AUTO = "auto"  # in place of a regime: one that cross-validation chooses
 
 
 def configure(parser: Parser) -> None:
@@ -69,13 +72,15 @@ def configure(parser: Parser) -> None:
     add_setting(parser, "out")
     add(parser, "--name", None, "NAME", "what the task is called (default: FILE without its ending)")
     regimes = "; ".join(f"{regime.name}: {regime.trains}" for regime in REGIMES.values())
-    add(parser, "--regime", one_of("--regime", tuple(REGIMES)), "R", regimes, "memory")
+    regimes += f"; {AUTO}: readout, side or both, whichever cross-validation favours"
+    add(parser, "--regime", one_of("--regime", (*REGIMES, AUTO)), "R", regimes, "memory")
     for option in OPTIONS:
         flag = f"--{option.name.replace('_', '-')}"
-        add(parser, flag, whole(flag, option.least), "N", f"{option.help} (default: {option.default})")
+        values = option.values
+        add(parser, flag, kind_of(flag, values), values.metavar, f"{option.help} (default: {option.defaults})")
     for choice in CHOICES:
-        flag, values = f"--{choice.name.replace('_', '-')}", ", ".join(choice.values)
-        help = f"{choice.help}: {'some of ' if choice.several else ''}{values} (default: {choice.default})"
+        flag, words = f"--{choice.name.replace('_', '-')}", ", ".join(choice.values)
+        help = f"{choice.help}: {'some of ' if choice.several else ''}{words} (default: {choice.default})"
         add(parser, flag, text(flag) if choice.several else one_of(flag, choice.values), "P", help)
     add_list(parser, "--extends", "FILE", "task files that this task builds upon; they stay as they are")
     add_settings(parser, "train")
@@ -109,16 +114,24 @@ def run(options: Namespace) -> int:
     from memtok.training import train
 
     check_compiler(options)
-    trainable, data = prepare(options)
+    trainable, data, choice = prepare(options)
     result = train(trainable, data, progress=True, **settings)
     if is_first_process():  # the first of several processes speaks for all
-        write_result(options.json, summary(trainable, result))
+        write_result(options.json, summary(trainable, result, choice))
         show(trainable, result, options, has_test=data.has_test)
     return 0
 
 
 def check_regime(options: Namespace) -> None:
     """UsageError for options that the regime does not have."""
+    if options.regime == AUTO:
+        given = [name for name, value in part_options(options).items() if value is not None]
+        for name in [*given, *(["extends"] if options.extends else [])]:
+            raise UsageError(
+                f"expected no --{name.replace('_', '-')} with --regime {AUTO}, which chooses what a task has, found "
+                "one; leave it out, or name a regime"
+            )
+        return
     regime = REGIMES[options.regime]
     with arguments():
         sizes, _ = choose(regime, part_options(options))
@@ -162,8 +175,8 @@ def check_compiler(options: Namespace) -> None:
     check_inductor(torch.device("cuda" if gpu else "cpu"))
 
 
-def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
-    """What is to be trained, new, and its data."""
+def prepare(options: Namespace) -> tuple[Trainable, DataSource, FormChoice | None]:
+    """What is to be trained, new, its data, and the choice of its form where that was asked for."""
     from memtok.cli.sources import open_backbone, read_files, revived
     from memtok.task import check_extends
     from memtok.training import RichProgress, create
@@ -180,10 +193,10 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
     tasks = revived(stored, backbone)
     seen = {id(ancestor) for task in tasks for ancestor in task.ancestors()}
     extends = [task for task in tasks if id(task) not in seen]
-    check_extends(
-        options.name, backbone, REGIMES[options.regime], extends
-    )  # before the data is opened and its split written
+    if options.regime != AUTO:  # before the data is opened and its split written
+        check_extends(options.name, backbone, REGIMES[options.regime], extends)
     data = open_shown(options, RichProgress())
+    choice = take_form(options, backbone, data) if options.regime == AUTO else None
     trainable = create(
         backbone,
         regime=options.regime,
@@ -196,7 +209,22 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
     wanted, taken = backbone.preprocessing.pixel_range, trainable.preprocessing.pixel_range
     if options.pixel_range is not None and wanted != taken:
         raise MemtokError(f"expected the pixel range of what it extends, {taken}, found {wanted}; leave it out")
-    return trainable, data
+    return trainable, data, choice
+
+
+def take_form(options: Namespace, backbone: Backbone, data: DataSource) -> FormChoice:
+    """Chooses regime and parts, and sets these options."""
+    from memtok.training import choose_form
+    from memtok.training.forms import STEPS
+
+    names = ("seed", "recipe", "batch_size", "device", "precision", "workers", "trace_limit")
+    shared = {name: options[name] for name in names if options[name] is not None}
+    steps = STEPS if options.steps is None else min(STEPS, options.steps)
+    choice = choose_form(backbone, data, steps=steps, progress=True, **shared)
+    for name, value in choice.options.items():
+        options[name] = value
+    say(str(choice))
+    return choice
 
 
 def open_shown(options: Namespace, progress: Any) -> DataSource:
@@ -215,12 +243,13 @@ def open_shown(options: Namespace, progress: Any) -> DataSource:
         progress.close()
 
 
-def summary(trainable: Trainable, result: TrainResult) -> dict[str, Any]:
+def summary(trainable: Trainable, result: TrainResult, choice: FormChoice | None) -> dict[str, Any]:
     """What `--json` holds."""
     return {
         "file": str(result.out),
         "name": trainable.name,
         "regime": trainable.regime,
+        "form": None if choice is None else choice.to_json(),
         "classes": list(trainable.classes),
         "steps": result.steps,
         "best_step": result.best_step,

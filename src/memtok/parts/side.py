@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memtok.errors import MemtokError
-from memtok.levels import ALL, APART, CLASS, NO_READS, PATCHES, Reads, Statistics, patch_levels
+from memtok.levels import ALL_LEVELS, APART, CLASS, NO_READS, PATCHES, Reads, Statistics, patch_levels
 from memtok.parts.base import Form, Option, Part, Spec, Trunk, length
 from memtok.regimes import Regime
 
@@ -74,7 +74,7 @@ class Side(Part):
         return {"side": max(0, length(tensors.get("side.weight"), 2, 3))}
 
     def reads(self, form: Form) -> Reads:
-        return Reads(ALL, frozenset((PATCHES, CLASS))) if form["side"] else NO_READS
+        return Reads(ALL_LEVELS, frozenset((PATCHES, CLASS))) if form["side"] else NO_READS
 
     def logits(
         self, tensors: Mapping[str, Tensor], choices: Mapping[str, str], features: Tensor, statistics: Statistics

@@ -85,6 +85,7 @@ def sweep(
         weight_decays=weight_decays,
         seeds=seeds,
         regimes=regimes,
+        trunk=backbone,
         **{option.axis: shared.pop(option.axis) for option in OPTIONS if option.axis in shared},
     )
     settings = SweepSettings(

@@ -10,7 +10,9 @@ from typing import Any
 
 from memtok.errors import Argument, MemtokError
 from memtok.folders import check_outside
+from memtok.parts import Trunk
 from memtok.preprocessing import Preprocessing
+from memtok.regimes import REGIMES
 from memtok.sweeps.halving import check_halving
 from memtok.sweeps.space import Axis, Configuration, Range, Space, ends
 from memtok.training.settings import FIXED, VIEWS, ZERO, Settings, check_whole
@@ -48,7 +50,7 @@ class SweepSettings:
                 advice = f"give {name}s" if name in PER_CONFIGURATION else "leave it out"
                 raise MemtokError(f"expected no {Argument(name)} for a sweep, found one; {advice}")
         Settings(**self.shared)
-        if self.shared.get("start", ZERO) != ZERO and not max(ends(self.space["readouts"])):
+        if self.shared.get("start", ZERO) != ZERO and not reads(self.space):
             raise MemtokError(
                 f"expected {Argument('readouts')} for {Argument('start', self.shared['start'])}, found none; give "
                 f"some, or leave {Argument('start')} out",
@@ -133,9 +135,10 @@ def make_space(
     trials: int | None,
     learning_rates: Axis | None = None,
     weight_decays: Axis | None = None,
+    trunk: Trunk | None = None,
     **axes: Axis,
 ) -> Space:
-    """The space with what the recipe says where rates or decays are left out."""
+    """The space with what the recipe says where rates or decays are left out. trunk: as in `Space`."""
     from memtok.training.recipes import find_recipe
 
     _, found = find_recipe(recipe)
@@ -145,7 +148,13 @@ def make_space(
     elif learning_rates is None:
         learning_rates = Range(middle / RATE_SPAN, min(middle * RATE_SPAN, 1e38))
     decays = (found.weight_decay,) if weight_decays is None else weight_decays
-    return Space(learning_rates=learning_rates, weight_decays=decays, search=search, trials=trials, **axes)
+    return Space(learning_rates=learning_rates, weight_decays=decays, search=search, trials=trials, trunk=trunk, **axes)
+
+
+def reads(space: Space) -> bool:
+    """Whether some of its configurations have a readout."""
+    given = any(value != 0 for value in ends(space["readouts"]))
+    return any("readout" in REGIMES[name].needs for name in ends(space.regimes)) or given
 
 
 def usual_rates(middle: float) -> tuple[float, ...]:

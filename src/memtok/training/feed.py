@@ -25,6 +25,7 @@ from memtok.data.splits import Indices
 from memtok.data.transforms import evaluation_pixels, training_pixels
 from memtok.display import shown_bytes
 from memtok.errors import Argument, MemtokError
+from memtok.regimes import COMPOSABLE
 from memtok.task import Task
 from memtok.traces import KeptBatch, Needs, OpenStores, TraceReader, describe
 from memtok.traces.manifest import MANIFEST, read_manifest
@@ -145,6 +146,9 @@ class KeptFeed(Feed):
     ) -> TraceReader:
         """The traces of one part of the data, in the store of the run. part: "train" or "validation"."""
         task, plan, device = self.task, self.plan, self.task.backbone.device
+        if images.part_of is not None:
+            images, places = images.part_of
+            indices = places if indices is None else places[indices]
         manifest = describe(
             task.backbone,
             task.preprocessing,
@@ -175,13 +179,15 @@ class KeptFeed(Feed):
         stores = self.train.store, self.held_out.store
         if all(store.allowed is not None for store in stores):
             return  # by an earlier run with the same stores
-        rows = np.arange(views_seen(self.plan) * self.plan.train_images), self.validated
+        rows = np.arange(views_seen(self.plan) * len(self.train.images)), self.held_out.indices
         place, given = stores[0].place, self.settings.trace_limit
         folders = [Path(store.where) for store in stores]
         taken = sum(map(taken_bytes, folders)) if place == "disk" else 0
         device = self.task.backbone.device
         limit = default_limit(place, folders[0], device, taken) if given is None else int(given * GIGABYTE)
         size = [store.manifest.record_bytes for store in stores]
+        if stores[0] is stores[1]:  # both parts are folds of one set, which `rows[0]` has all of
+            stores[0].allow(rows[0], limit)
         held_out = stores[1].allow(rows[1], int(limit * VALIDATION_SHARE))
         train = stores[0].allow(rows[0], limit - held_out * size[1])
         images, views = stores[0].manifest.images, len(rows[0]) // stores[0].manifest.images
@@ -228,11 +234,15 @@ class KeptFeed(Feed):
 
     def in_order(self) -> Batches:
         """All views of all training images that the run comes to, view after view, in order."""
-        steps = views_seen(self.plan) * steps_per_epoch(self.plan.train_images, self.validation_size)
-        yield from self.train.batches(self.train.plan(batch_size=self.validation_size, steps=steps), self.workers)
+        plan = self.train.plan(batch_size=self.validation_size, steps=self.steps_in_order())
+        yield from self.train.batches(plan, self.workers)
+
+    def steps_in_order(self) -> int:
+        """Batches of `in_order`."""
+        return views_seen(self.plan) * steps_per_epoch(self.plan.train_images, self.validation_size)
 
     def missing(self) -> int:
-        rows = np.arange(views_seen(self.plan) * self.plan.train_images)
+        rows = self.train.all_rows(self.train.plan(batch_size=self.validation_size, steps=self.steps_in_order()))
         return int((~self.train.store.usable(rows)).sum())
 
     def record(self) -> dict[str, Any]:
@@ -328,7 +338,7 @@ def check_traceable(trainables: Sequence[Trainable]) -> None:
     for trainable in trainables:
         if not (isinstance(trainable, Task) and trainable.composable):
             raise MemtokError(
-                f"expected a composable task (regime memory or head) where traces are kept, found {trainable.name!r} "
-                f"of regime {trainable.regime!r}, whose image tokens change as it trains; leave "
+                f"expected a composable task (regime {' or '.join(COMPOSABLE)}) where traces are kept, found "
+                f"{trainable.name!r} of regime {trainable.regime!r}, whose image tokens change as it trains; leave "
                 f"{Argument('keep_traces')} out"
             )

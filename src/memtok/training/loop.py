@@ -70,8 +70,8 @@ def train(task: Trainable, data: str | DataSource | Any, settings: Settings) -> 
         step or more. on_bad_image, data_dir, split: as in `open_data`, for data given by name. progress: True for a
         bar, or an object with the hooks of `Progress`.
 
-    keep_traces: "ram", "disk" or "gpu" keeps the trunk's features of each image, so that it runs once; for tasks of
-        regimes memory and head. trace_dir: a folder for "disk" (default: one per data set and backbone in the user's
+    keep_traces: "ram", "disk" or "gpu" keeps the trunk's features of each image, so that it runs once; for tasks
+        that compose. trace_dir: a folder for "disk" (default: one per data set and backbone in the user's
         cache). trace_limit: gigabytes at most (default: half of what is free). views: how many ways each image is
         varied in, where it is varied (default 4): epoch e shows way e % views. See docs/traces.md.
     compile: True runs trunk and streams, or in other regimes the whole model, through `torch.compile`; a name is that
