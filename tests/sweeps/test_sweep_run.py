@@ -407,6 +407,18 @@ def test_other_images_under_the_same_names_are_refused(
         run()
 
 
+def test_a_sweep_solves_without_steps(quick: Quick, trained: Trained) -> None:
+    solving: dict[str, Any] = {"solver": "ridge", "regimes": ["readout"], "steps": None, "log_every": None}
+    result = quick(**solving, readouts=[1, "all"], keep_all=True, compare_head=True)
+    names = {f"readout-{levels}-rate-0.01-decay-0.01-seed-0" for levels in (1, 3)}
+    assert {trial.configuration.name for trial in result.data[0].trials} == names == set(trained())
+    assert all(trial.last is not None and trial.last.top1 > 0.9 for trial in result.data[0].trials)
+    for more, argument in (({"halving": 2}, "halving"), ({"regimes": ["readout", "head"]}, "solver")):
+        with pytest.raises(memtok.MemtokError) as caught:
+            quick(**(solving | more))
+        assert caught.value.argument == argument
+
+
 def test_the_console_listener_says_what_is_going_on(quick: Quick) -> None:
     from io import StringIO
 

@@ -174,7 +174,7 @@ def check_space_of(options: Namespace, shared: dict[str, Any]) -> dict[str, Any]
 
     with arguments():
         check_space(**space)  # before what follows loads torch
-        made = make_space(recipe=options.recipe, **space)
+        made = make_space(recipe=options.recipe, solver=options.solver, **space)
         SweepSettings(space=made, out=Path(options.out), halving=options.halving, name=options.name, shared=shared)
         if options.name is not None and len(options.data) > 1:
             raise UsageError(f"expected no --name for {len(options.data)} data sets, found one; leave it out")

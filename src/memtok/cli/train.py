@@ -35,6 +35,7 @@ from memtok.launch import check_launch, is_first_process
 from memtok.parts import CHOICES, OPTIONS, choose, more_than_head
 from memtok.preprocessing import check_range
 from memtok.regimes import COMPOSABLE, REGIMES
+from memtok.training.settings import GRADIENT
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
@@ -135,6 +136,11 @@ def check_regime(options: Namespace) -> None:
     regime = REGIMES[options.regime]
     with arguments():
         sizes, _ = choose(regime, part_options(options))
+    if options.solver != GRADIENT and (regime.class_token or not sizes["readout"]):
+        raise UsageError(
+            f"expected --regime readout with --solver {options.solver}, or head with --readout N, found --regime "
+            f"{regime.name}{'' if regime.class_token else ' without a readout'}; use one of these, or --start ridge"
+        )
     if options.extends and not regime.streams:
         raise UsageError(f"expected no --extends in regime {regime.name!r}, found one; use --regime memory")
     if options.compare_head and (regime.whole or not more_than_head(regime, sizes)):
@@ -277,10 +283,7 @@ def show(trainable: Trainable, result: TrainResult, options: Namespace, *, has_t
     trained, total = result.trainable_parameters, result.total_parameters
     rows = [
         ("task", f"{trainable.name}: regime {trainable.regime}, {len(trainable.classes)} classes"),
-        (
-            "validation top-1",
-            f"{percent(result.best_accuracy)} at step {result.best_step:,} (last: {percent(result.final_accuracy)})",
-        ),
+        ("validation top-1", accuracy_words(result)),
         *validation_rows(result),
         ("trained", f"{trained:,} of {total:,} parameters ({100 * trained / total:.3g} %)"),
         ("time", f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"),
@@ -304,6 +307,14 @@ def show(trainable: Trainable, result: TrainResult, options: Namespace, *, has_t
         say(f"  {command}")
 
 
+def accuracy_words(result: TrainResult) -> str:
+    """The accuracy of the best state, and of the last one where there were several."""
+    best = percent(result.best_accuracy)
+    if result.record["hyperparameters"].get("solver", GRADIENT) != GRADIENT:
+        return best
+    return f"{best} at step {result.best_step:,} (last: {percent(result.final_accuracy)})"
+
+
 def validation_rows(result: TrainResult) -> list[tuple[str, str]]:
     """What the best state answers on the validation images, beside top-1; nothing where version 0.1 found it."""
     score, select = result.score, result.record["hyperparameters"].get("select")
@@ -311,9 +322,11 @@ def validation_rows(result: TrainResult) -> list[tuple[str, str]]:
         return []
     best, last = score.balanced, result.final_balanced
     shown = f"{percent(best)}" + ("" if last is None else f" (last: {percent(last)})")
+    if result.record["hyperparameters"].get("solver", GRADIENT) == GRADIENT:
+        shown += f"; best state chosen by {select}"
     what, recalls = recall_words(score).split(": ", 1)
     return [
-        ("balanced", f"{shown}; best state chosen by {select}"),
+        ("balanced", shown),
         (what, recalls),
         ("confusion matrix", f"{result.out.with_suffix('.run') / 'confusion.png'}, .csv, .json"),
     ]

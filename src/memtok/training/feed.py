@@ -36,7 +36,7 @@ from memtok.training.device import Processes
 from memtok.training.plan import Plan
 from memtok.training.progress import Progress
 from memtok.training.regimes import Trainable
-from memtok.training.settings import Settings, default_workers
+from memtok.training.settings import GRADIENT, Settings, default_workers
 
 Batches = Iterator[tuple[Tensor | KeptBatch, Tensor, Tensor]]
 """Pixels (B, 3, H, W) uint8 or traces of images, labels (B,) int64, indices in the image set (B,) int64."""
@@ -95,8 +95,21 @@ class Feed:
             self.progress.validating(done, len(self.validated))
 
     def in_order(self) -> Batches:
-        """All training images once, in order and without augmentation."""
-        return batches(self.data.train, self.evaluation_pixels, batch_size=self.validation_size, workers=self.workers)
+        """All training images in order: once and without augmentation, or all views that the run has of them."""
+        varied = self.plan.views is not None and self.plan.augment != "none"
+        return batches(
+            self.data.train,
+            self.training_pixels if varied else self.evaluation_pixels,
+            batch_size=self.validation_size,
+            seed=self.plan.seed,
+            steps=self.plan.views_seen * self.order_steps if varied else None,
+            workers=self.workers,
+        )
+
+    @property
+    def order_steps(self) -> int:
+        """Batches of one view in `in_order`."""
+        return steps_per_epoch(self.plan.train_images, self.validation_size)
 
     def missing(self) -> int:
         """On how many images the trunk has to run for `in_order`."""
@@ -179,7 +192,7 @@ class KeptFeed(Feed):
         stores = self.train.store, self.held_out.store
         if all(store.allowed is not None for store in stores):
             return  # by an earlier run with the same stores
-        rows = np.arange(views_seen(self.plan) * len(self.train.images)), self.held_out.indices
+        rows = np.arange(self.plan.views_seen * len(self.train.images)), self.held_out.indices
         place, given = stores[0].place, self.settings.trace_limit
         folders = [Path(store.where) for store in stores]
         taken = sum(map(taken_bytes, folders)) if place == "disk" else 0
@@ -223,7 +236,8 @@ class KeptFeed(Feed):
         images = self.held_out.plan(batch_size=self.validation_size)
         self.held_out.fill(images, self.workers, self.progress.caching)
         if start_step < (self.plan.steps if end_step is None else end_step):
-            self.train.fill(self.steps(0, end_step), self.workers, self.progress.caching)
+            needed = self.steps(0, end_step) if self.plan.solver == GRADIENT else self.all_views()
+            self.train.fill(needed, self.workers, self.progress.caching)
 
     def training(self, start_step: int, end_step: int | None = None) -> Batches:
         yield from self.train.batches(self.steps(start_step, end_step), self.workers)
@@ -234,15 +248,15 @@ class KeptFeed(Feed):
 
     def in_order(self) -> Batches:
         """All views of all training images that the run comes to, view after view, in order."""
-        plan = self.train.plan(batch_size=self.validation_size, steps=self.steps_in_order())
-        yield from self.train.batches(plan, self.workers)
+        yield from self.train.batches(self.all_views(), self.workers)
 
-    def steps_in_order(self) -> int:
-        """Batches of `in_order`."""
-        return views_seen(self.plan) * steps_per_epoch(self.plan.train_images, self.validation_size)
+    def all_views(self) -> BatchPlan:
+        """The batches of `in_order`."""
+        steps = self.plan.views_seen * self.order_steps
+        return self.train.plan(batch_size=self.validation_size, steps=steps)
 
     def missing(self) -> int:
-        rows = self.train.all_rows(self.train.plan(batch_size=self.validation_size, steps=self.steps_in_order()))
+        rows = self.train.all_rows(self.all_views())
         return int((~self.train.store.usable(rows)).sum())
 
     def record(self) -> dict[str, Any]:
@@ -312,11 +326,6 @@ def needs_of(task: Task) -> Needs:
     return Needs(inputs=task.queries > 0, statistics=task.reads.statistics)
 
 
-def views_seen(plan: Plan) -> int:
-    """How many views of an image a run comes to: one shorter than its views does not come to the last of them."""
-    return min(plan.views or 1, math.ceil(plan.steps / plan.steps_per_epoch))
-
-
 def traces_in_memory(backbone: Backbone, plan: Plan, settings: Settings, needs: Needs, device: torch.device) -> int:
     """Bytes that the kept traces of such a run take of the memory of `device`, on which it trains; at most.
 
@@ -329,7 +338,7 @@ def traces_in_memory(backbone: Backbone, plan: Plan, settings: Settings, needs: 
     if (settings.keep_traces, device.type) in (("ram", "cpu"), ("gpu", "cuda")):
         given = settings.trace_limit
         limit = default_limit(settings.keep_traces, None, device) if given is None else int(given * GIGABYTE)
-        room += min(limit, (views_seen(plan) * plan.train_images + plan.validation_images) * size)
+        room += min(limit, (plan.views_seen * plan.train_images + plan.validation_images) * size)
     return room
 
 
