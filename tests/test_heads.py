@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import memtok
+from tests.operators import calls
 from tests.tiny import tiny_images, tiny_task, tiny_vit
 
 PRODUCTS, COPIES = ("addmm", "mm"), "cat"
@@ -41,20 +40,6 @@ def measured(task: memtok.Task, seed: int) -> memtok.Task:
         "readout.spread": torch.rand(shape, generator=generator) + 0.5,
     }
     return task
-
-
-def calls(run: Callable[[], object]) -> Counter[str]:
-    """How often each operator of torch is called."""
-    found: Counter[str] = Counter()
-
-    class Counting(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            found[func.overloadpacket.__name__] += 1
-            return func(*args, **(kwargs or {}))
-
-    with Counting():
-        run()
-    return found
 
 
 @st.composite

@@ -10,7 +10,7 @@ Letters for shapes: B images, F numbers that are read, C classes of all tasks of
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +19,13 @@ from torch.nn import functional as F
 
 from memtok.folding import is_plain
 from memtok.levels import Statistics
-from memtok.parts import PARTS, Part
+from memtok.parts import PARTS, Part, Together
 from memtok.task import Task
 
 # Rows of a product of several tasks on a CPU, at most: libraries are slow at many weights for few images. 32 images
 # times (2400, 59904) took 1.5 times as long in one product as in products of 256 rows (MKL, one thread).
 ROWS = 256
+AT_ONCE = 128  # tasks whose states lie in memory at the same time
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,33 @@ class Group:
         if found is not None:
             yield self.first.position, found
 
+    def tensors(self) -> Iterator[Tensor]:
+        """The weights and biases that are copies; those of a task by itself are its own."""
+        products = (product for product in self.products if len(product.classes) > 1)
+        return (tensor for one in products for tensor in (one.weight, one.bias) if tensor is not None)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Tasks of one shape, by position, for which a part computes at once."""
+
+    positions: tuple[int, ...]
+    computed: Together
+
+    def of(self, features: Mapping[int, Tensor], statistics: Statistics) -> Iterator[tuple[int, Tensor]]:
+        """What the part adds to the logits of each task."""
+        return zip(self.positions, self.computed.logits(statistics), strict=True)
+
+    def tensors(self) -> Iterable[Tensor]:
+        """Copies of what belongs to the tasks."""
+        return self.computed.tensors()
+
 
 @dataclass(frozen=True)
 class Heads:
     """All that comes after the layers, of the tasks that a model answers, part by part."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[Group | Joint, ...]
 
     def logits(self, features: Mapping[int, Tensor], statistics: Statistics) -> dict[int, Tensor]:
         """(B, classes) of each task by position, from features by position and statistics as of `Task.forward`."""
@@ -95,9 +117,8 @@ class Heads:
         return {position: found.contiguous() for position, found in total.items()}
 
     def tensors(self) -> Iterator[Tensor]:
-        """The weights and biases that are copies; those of a task by itself are its own."""
-        products = (product for group in self.groups for product in group.products if len(product.classes) > 1)
-        return (tensor for one in products for tensor in (one.weight, one.bias) if tensor is not None)
+        """Those that are copies of what belongs to the tasks."""
+        return (tensor for group in self.groups for tensor in group.tensors())
 
 
 def heads_of(tasks: Sequence[Task], answered: Sequence[int]) -> Heads:
@@ -107,7 +128,20 @@ def heads_of(tasks: Sequence[Task], answered: Sequence[int]) -> Heads:
     return Heads(tuple(group for part in parts for group in grouped(part, owns)))
 
 
-def grouped(part: Part, owns: Sequence[Own]) -> Iterator[Group]:
+def grouped(part: Part, owns: Sequence[Own]) -> Iterator[Group | Joint]:
+    """The tasks that have a part by what they read with it, or by its shape."""
+    having = [own for own in owns if any(name in own.tensors for name in part.names)]
+    shapes: dict[Hashable, list[Own]] = {}
+    for own in having:
+        shapes.setdefault(part.shape(own.tensors), []).append(own)
+    yield from by_source(part, shapes.pop(None, []))
+    for members in shapes.values():
+        for start in range(0, len(members), AT_ONCE):
+            some = members[start : start + AT_ONCE]
+            yield Joint(tuple(own.position for own in some), part.together([own.tensors for own in some]))
+
+
+def by_source(part: Part, owns: Sequence[Own]) -> Iterator[Group]:
     """The tasks by what they read with a part."""
     known: dict[Hashable, list[list[Own]]] = {}
     for own in owns:

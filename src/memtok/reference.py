@@ -177,9 +177,9 @@ def side_stream(own: Mapping[str, Tensor], statistics: Statistics) -> Tensor:
     state = weight.new_zeros(1, 1, 1, 1)  # (B, g, h, r)
     for level in range(count):
         state = state + patches[:, level] @ own["side.patches"][level].T + own["side.bias"][level]
-        if "side.class" in own:
+        if "side.token" in own:
             token = statistics[CLASS][:, 1 - 2 * (count - level), 0].to(weight.dtype)  # (B, D) of the same level
-            state = state + (token @ own["side.class"][level].T)[:, None, None]
+            state = state + (token @ own["side.token"][level].T)[:, None, None]
         around = F.pad(normed_state(state), (0, 0, 1, 1, 1, 1))
         for row, column in itertools.product(range(3), range(3)):
             seen = around[:, row : row + rows, column : column + columns]

@@ -15,6 +15,7 @@ import memtok
 from memtok.traces import OpenStores
 from memtok.training import train_together
 from tests.layers.small_models import small_model
+from tests.operators import calls
 from tests.parts.trunk_levels import levels, normalised
 from tests.tiny import bytes_of, tiny_backbone, tiny_images, tiny_task, tiny_vit
 
@@ -45,8 +46,8 @@ def read_by_hand(task: memtok.Task, read: list[Tensor], grid: tuple[int, int], p
         numbers = tokens.double().numpy()
         patches = numbers[:, prefix:].reshape(batch, rows, columns, -1)
         state = state + patches @ own["patches"][level].T + own["bias"][level]
-        if "class" in own:
-            state = state + (numbers[:, 0] @ own["class"][level].T)[:, None, None]
+        if "token" in own:
+            state = state + (numbers[:, 0] @ own["token"][level].T)[:, None, None]
         before, moved = normed(state), np.zeros_like(state)
         for row in range(rows):
             for column in range(columns):
@@ -70,7 +71,7 @@ def test_it_adds_what_the_equations_say(kind: str, size: int | tuple[int, int]) 
     backbone = memtok.load_backbone(vit, image_size=size)
     vit.set_input_size(img_size=backbone.preprocessing.image_size)
     task = tiny_task(backbone, side=5, regime="head")
-    assert ("class" in task.side) == (kind == "registers")
+    assert ("token" in task.side) == (kind == "registers")
     images = torch.randn(3, 3, *backbone.preprocessing.image_size, generator=torch.Generator().manual_seed(0))
     read = [normalised(tokens) for tokens in levels(vit, images)[backbone.depth % 2 :: 2]]
     with torch.no_grad():
@@ -106,6 +107,20 @@ def test_put_together_each_answers_as_alone_and_as_the_reference(backbone: memto
             for other in (alone, reference[task.name], folded[task.name], from_trace[task.name]):
                 torch.testing.assert_close(out[task.name], other, atol=2e-5, rtol=1e-5)
     assert memtok.verify(backbone, tasks, source=backbone.vit, images=4).ok
+
+
+def test_tasks_of_one_width_share_a_product_per_level(backbone: memtok.Backbone) -> None:
+    images = tiny_images(2)
+    tasks = [tiny_task(backbone, name, regime="side", classes=2 + seed, seed=seed) for seed, name in enumerate("abc")]
+    counts = []
+    for some in (tasks[:1], tasks):
+        model = memtok.MemoryViT(backbone, some)
+        with model.folded(), torch.no_grad():
+            model(images)
+            counts.append(calls(lambda model=model: model(images)))  # type: ignore[misc]
+    one, three = counts
+    assert three["mm"] - one["mm"] == 2  # what each head reads of its state
+    assert all(one[name] == three[name] for name in ("bmm", "convolution", "native_layer_norm", "gelu"))
 
 
 def reference(backbone: memtok.Backbone, images: Tensor, tasks: list[memtok.Task]) -> memtok.Outputs:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from memtok.errors import Argument, MemtokError
 from memtok.levels import Reads, Statistics, union
 from memtok.parts.adapters import Adapters
-from memtok.parts.base import Choice, Form, Moments, Option, Part, Spec, Trunk
+from memtok.parts.base import Choice, Form, Moments, Option, Part, Spec, Together, Trunk
 from memtok.parts.head import Head
 from memtok.parts.memory import Memory
 from memtok.parts.readout import Readout
@@ -33,6 +33,7 @@ __all__ = [
     "Options",
     "Part",
     "Spec",
+    "Together",
     "Trunk",
     "choose",
     "contributions",

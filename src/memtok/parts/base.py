@@ -8,7 +8,7 @@ are read and help is answered without it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,6 +52,16 @@ class Trunk(Protocol):
     def grid(self) -> tuple[int, int]: ...
 
     def vectors(self, statistic: str) -> int: ...
+
+
+class Together(Protocol):
+    """What a part computes at once for several tasks."""
+
+    def logits(self, statistics: Statistics) -> list[Tensor]:
+        """What it adds to the logits of each task, (B, classes)."""
+
+    def tensors(self) -> Iterable[Tensor]:
+        """What it copied."""
 
 
 def always(regime: Regime) -> bool:
@@ -242,6 +252,14 @@ class Part(ABC):
         compared by value.
         """
         return None
+
+    def shape(self, tensors: Mapping[str, Tensor]) -> Hashable | None:
+        """Equal for tasks for which the part computes at once, by `together`; None where it does not."""
+        return None
+
+    def together(self, tasks: Sequence[Mapping[str, Tensor]]) -> Together:
+        """What the part computes for tasks of one `shape`, from their tensors."""
+        raise NotImplementedError
 
     def rate(self, trunk: Trunk, form: Form) -> float:
         """Its learning rate with Adam, as a multiple of that of class tokens."""

@@ -13,7 +13,8 @@ Letters for shapes: K tasks of one shape, B images, m levels that are read, g x 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from memtok.errors import MemtokError
@@ -37,7 +38,7 @@ Values = Mapping[str, "Tensor"]
 class Side(Part):
     """What a side stream of width r consists of, at each of m levels:
 
-    `side.patches` (m, r, D) and `side.class` (m, r, D), which take up a patch and the class token, where the trunk has
+    `side.patches` (m, r, D) and `side.token` (m, r, D), which take up a patch and the class token, where the trunk has
     one, `side.bias` (m, r), `side.mix` (m, r, 3, 3), a convolution of every number by itself, `side.up` (m, 2 r, r)
     and `side.down` (m, r, 2 r), the MLP. And `side.weight` (classes, 17, r) over the mean of the state and its means
     over a grid of 4 x 4.
@@ -53,14 +54,14 @@ class Side(Part):
             fits=lambda regime: regime.composable,
         ),
     )
-    names = tuple(f"side.{name}" for name in ("patches", "class", "bias", "mix", "up", "down", "weight"))
+    names = tuple(f"side.{name}" for name in ("patches", "token", "bias", "mix", "up", "down", "weight"))
 
     def specs(self, trunk: Trunk, regime: Regime, form: Form) -> dict[str, Spec]:
         width, dim, count = form["side"], trunk.dim, len(patch_levels(trunk.depth))
         if not width:
             return {}
         hidden = WIDER * width
-        takes = ("patches", "class") if trunk.vectors(CLASS) else ("patches",)
+        takes = ("patches", "token") if trunk.vectors(CLASS) else ("patches",)
         return {
             **{f"side.{name}": Spec((count, width, dim), dim**-0.5) for name in takes},
             "side.bias": Spec((count, width), decays=False),
@@ -79,16 +80,14 @@ class Side(Part):
     def logits(
         self, tensors: Mapping[str, Tensor], choices: Mapping[str, str], features: Tensor, statistics: Statistics
     ) -> Tensor | None:
-        if "side.weight" not in tensors:
-            return None
-        weight, bias = tensors["side.weight"], tensors["side.bias"]
-        levels = statistics[PATCHES].shape[1] if PATCHES in statistics else 0
-        if levels != len(bias):
-            raise MemtokError(
-                f"expected the patches of {len(bias)} levels for a side stream, found those of {levels}; make the "
-                "trace with a model that has all tasks to answer"
-            )
-        return states_read(gathered([tensors]), statistics)[0].flatten(1) @ weight.flatten(1).T
+        return self.together([tensors]).logits(statistics)[0] if "side.weight" in tensors else None
+
+    def shape(self, tensors: Mapping[str, Tensor]) -> Hashable | None:
+        patches = tensors.get("side.patches")
+        return None if patches is None else (patches.shape, patches.dtype)
+
+    def together(self, tasks: Sequence[Mapping[str, Tensor]]) -> Streams:
+        return Streams(gathered(tasks), tuple(task["side.weight"].flatten(1) for task in tasks))
 
     def rate(self, trunk: Trunk, form: Form) -> float:
         return RATE
@@ -102,6 +101,29 @@ class Side(Part):
         """The patches, as the trunk leaves them; of the state the input and output of every norm, and the MLP's."""
         width, count, patches = form["side"], len(patch_levels(trunk.depth)), math.prod(trunk.grid)
         return int(images * count * patches * (trunk.dim + (4 + 2 * WIDER) * width)) if width else 0
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The side streams of K tasks of one shape. weights: of each task, (classes, 17 r)."""
+
+    values: Values
+    weights: tuple[Tensor, ...]
+
+    def logits(self, statistics: Statistics) -> list[Tensor]:
+        """What they add to the logits of each task, (B, classes); MemtokError without the patches of the levels."""
+        levels, count = statistics[PATCHES].shape[1] if PATCHES in statistics else 0, len(self.values["bias"])
+        if levels != count:
+            raise MemtokError(
+                f"expected the patches of {count} levels for a side stream, found those of {levels}; make the trace "
+                "with a model that has all tasks to answer"
+            )
+        read = states_read(self.values, statistics).flatten(2)  # (K, B, 17 r)
+        return [own @ weight.T for own, weight in zip(read, self.weights, strict=True)]
+
+    def tensors(self) -> Iterable[Tensor]:
+        """The values; the weights are the tasks' own."""
+        return self.values.values()
 
 
 def gathered(tasks: Sequence[Mapping[str, Tensor]]) -> Values:
@@ -136,11 +158,11 @@ def states_read(values: Values, statistics: Statistics) -> Tensor:
 def entering(values: Values, statistics: Statistics, level: int, count: int) -> Tensor:
     """(B or 1, 1, K, r) what all patches take up alike at one of `count` levels: of the class token, and the bias."""
     bias = values["bias"][level]
-    if "class" not in values:
+    if "token" not in values:
         return bias[None, None]
     token = statistics[CLASS][:, APART * (level - count) + 1, 0].to(bias.dtype)  # (B, D)
-    tasks, width, dim = values["class"][level].shape
-    taken = (token @ values["class"][level].reshape(tasks * width, dim).T).reshape(-1, 1, tasks, width)
+    tasks, width, dim = values["token"][level].shape
+    taken = (token @ values["token"][level].reshape(tasks * width, dim).T).reshape(-1, 1, tasks, width)
     return taken + bias
 
 
