@@ -196,11 +196,13 @@ def test_readouts_are_answered_at_once_as_one_by_one(scene: Scene) -> None:
         assert one.shape == (QUICK.batch, QUICK.classes)
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     result = readouts.readouts(scene)
-    assert [line.what.split(",")[1] for line in result.lines] == [" 2 tasks of 4 classes", " 3 tasks of 4 classes"]
+    assert [line.what.split(",")[1:3] for line in result.lines] == [
+        [f" {count} tasks of 4 classes", f" {form.label}"] for form in readouts.FORMS for count in QUICK.readers
+    ]
     # 3 levels of a class token, a deviation and 4 regions, and the head: 19 vectors of 32 numbers, times 4 classes.
     trunk = floor.trunk(floor.Geometry.of(scene.backbone.vit))
     assert result.data["readout of all levels, 3"]["floor"] == pytest.approx(1 + 3 * 19 * 32 * 4 / trunk)
-    assert readouts.FORMS[0].must == {100: 1.4, 1000: 4.0}
+    assert [form.must for form in readouts.FORMS] == [{100: 1.4, 1000: 4.0}] * 2
 
 
 def test_a_kept_step_of_a_readout_is_the_live_one_without_the_trunk(

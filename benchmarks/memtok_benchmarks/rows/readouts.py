@@ -36,8 +36,12 @@ class Form:
     must: Mapping[int, float] = field(default_factory=dict)
 
 
-# Another form, such as one with a side stream, is another line here; the bounds are those of a readout with one of 16.
-FORMS = (Form(label="readout of all levels", must={100: 1.4, 1000: 4.0}),)
+# The bounds are those of the second form; the first one is a part of it.
+MUST = {100: 1.4, 1000: 4.0}
+FORMS = (
+    Form(label="readout of all levels", must=MUST),
+    Form(label="the same with a side stream of 16", options={"side": 16}, must=MUST),
+)
 
 
 def readouts(scene: Scene) -> RowResult:
