@@ -1,7 +1,7 @@
 """What can be trained: one row per regime. All but `full`, which trains the backbone, are tasks beside a frozen one.
 
-Most are those of Table 2 and Figure 2b of Sandler et al., CVPR 2022 (arXiv 2203.15243); `readout` is memtok's addition.
-Importing this module brings no torch along.
+Most are those of Table 2 and Figure 2b of Sandler et al., CVPR 2022 (arXiv 2203.15243); `readout` and `side` are
+memtok's additions. Importing this module brings no torch along.
 """
 
 from __future__ import annotations
@@ -72,6 +72,13 @@ REGIMES: dict[str, Regime] = {
             composable=True,
             class_token=False,
             needs={"readout": ALL},
+        ),
+        Regime(
+            name="side",
+            trains="a linear head on the backbone's features and on a side stream over its patches",
+            composable=True,
+            class_token=False,
+            needs={"side": 16},
         ),
         Regime(name="head+class", trains="a head and a copy of the class token that takes the place of the base one"),
         Regime(

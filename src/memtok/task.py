@@ -58,8 +58,8 @@ class Task(nn.Module):
     """One task beside a frozen backbone. Make one with `Task.create`, or read one with `load_task`.
 
     Attributes:
-        class_tokens: (queries, D), without position embedding; (0, D) in regimes `head` and `readout`, which read the
-            base one.
+        class_tokens: (queries, D), without position embedding; (0, D) in regimes `head`, `readout` and `side`, which
+            read the base one.
         memory: (L, cells, D), the cells of each layer; (1, cells, D) in regime `memory-propagated`.
         head: linear, from the concatenated class tokens (max(queries, 1) * D) to the classes.
         adapters: low-rank updates of the layers' projections that act on this task's class tokens only:
@@ -154,6 +154,7 @@ class Task(nn.Module):
         0, in regime "readout" all). statistics: what it reads of each, some of "class", "registers", "mean",
         "deviation" and "regions" joined by a plus sign; see `memtok.levels` (default: "class+deviation+regions").
         readout_rank: how many numbers it answers through, for many classes (default: 0, its full width).
+        side: the width of a side stream over the patches (default: 0, none; in regime "side" 16).
 
         Memory is drawn from N(0, 0.02). The first class token is a copy of the base one, further ones are copies with
         N(0, 0.02) added; see `Backbone.start_token` for backbones without class token. Raises MemtokError for values
@@ -226,7 +227,7 @@ class Task(nn.Module):
 
     @property
     def queries(self) -> int:
-        """Number of class tokens of its own; 0 in regimes `head` and `readout`."""
+        """Number of class tokens of its own; 0 in regimes `head`, `readout` and `side`."""
         return int(self.class_tokens.shape[0])
 
     @property

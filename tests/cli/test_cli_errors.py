@@ -43,7 +43,7 @@ WRONG_ARGUMENTS = {
     "no steps": ((*TRAIN, "--steps", "0"), "expected --steps as a whole number of 1 or more"),
     "steps and epochs": ((*TRAIN, "--steps", "2", "--epochs", "2"), "expected --steps or --epochs, found both"),
     "rate": ((*TRAIN, "--learning-rate", "nan"), "expected --learning-rate as a finite number above 0, found 'nan'"),
-    "regime": ((*TRAIN, "--regime", "magic"), "expected --regime as one of memory, head, readout, head+class"),
+    "regime": ((*TRAIN, "--regime", "magic"), "expected --regime as one of memory, head, readout, side"),
     "recipe": ((*TRAIN, "--recipe", "magic"), "expected --recipe as one of default, paper, reproduction, found"),
     "precision": ((*TRAIN, "--precision", "half"), "expected --precision as one of float32, bf16, found 'half'"),
     "augment": ((*TRAIN, "--augment", "cutmix"), "expected --augment as one of inception, crop, none"),
@@ -67,7 +67,8 @@ WRONG_ARGUMENTS = {
     ),
     "traces of a whole model": (
         (*TRAIN, "--keep-traces", "ram", "--regime", "full"),
-        "expected a composable task (--regime memory or head or readout) with --keep-traces, found --regime full",
+        "expected a composable task (--regime memory or head or readout or side) with --keep-traces, found --regime "
+        "full",
     ),
     "traces among the pictures": (
         (*TRAIN, "--keep-traces", "disk", "--trace-dir", "photos/traces"),

@@ -12,6 +12,7 @@ from torch import Tensor
 import memtok
 from memtok import levels as memtok_levels
 from tests.layers.small_models import small_model
+from tests.parts.trunk_levels import levels, normalised
 from tests.tiny import bytes_of, tiny_backbone, tiny_images, tiny_task, tiny_vit
 
 CLASSES = ["cat", "dog", "cow"]
@@ -20,24 +21,6 @@ CLASSES = ["cat", "dog", "cow"]
 @pytest.fixture(scope="module")
 def backbone() -> memtok.Backbone:
     return tiny_backbone(depth=3, reg_tokens=2, no_embed_class=True)
-
-
-def levels(vit: Any, images: Tensor) -> list[Tensor]:
-    """(B, N, D) before each layer, and after the last one, as timm computes them."""
-    found: list[Tensor] = []
-    hooks = [block.register_forward_pre_hook(lambda _, given: found.append(given[0])) for block in vit.blocks]
-    hooks.append(vit.blocks[-1].register_forward_hook(lambda _, __, output: found.append(output)))
-    with torch.no_grad():
-        vit(images)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-def normalised(tokens: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over the width of every token."""
-    centred = tokens - tokens.mean(dim=-1, keepdim=True)
-    return centred / (centred.pow(2).mean(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
 def vectors(tokens: Tensor, name: str, prefix: int) -> Tensor:
@@ -125,7 +108,7 @@ def test_a_new_one_changes_no_answer(backbone: memtok.Backbone) -> None:
 def test_a_regime_reads_all_levels_by_default(backbone: memtok.Backbone, tmp_path: Path) -> None:
     made: dict[str, Any] = {"name": "pets", "classes": CLASSES, "seed": 3}
     task = memtok.Task.create(backbone, **made, regime="readout")
-    sizes = {"memory": 0, "queries": 0, "adapter_rank": 0, "readout": 4, "readout_rank": 0}
+    sizes = {"memory": 0, "queries": 0, "adapter_rank": 0, "readout": 4, "readout_rank": 0, "side": 0}
     assert task.sizes == {"classes": 3} | sizes
     assert task.composable
     assert memtok.Task.create(backbone, **made, regime="readout", readout=2, statistics="mean").sizes["readout"] == 2

@@ -35,8 +35,8 @@ def test_a_head_has_no_cells_and_so_stands_once() -> None:
 
 
 def test_names_and_values_come_back() -> None:
-    made = Configuration.of(dict(zip(FIELDS, ("memory", 3, 2, 4, 6, 5, 0.012345678, 1e-05, 7), strict=True)))
-    assert made.name == "memory-3-queries-2-rank-4-readout-6-readout-rank-5-rate-0.0123457-decay-1e-05-seed-7"
+    made = Configuration.of(dict(zip(FIELDS, ("memory", 3, 2, 4, 6, 5, 16, 0.012345678, 1e-05, 7), strict=True)))
+    assert made.name == "memory-3-queries-2-rank-4-readout-6-readout-rank-5-side-16-rate-0.0123457-decay-1e-05-seed-7"
     assert made.learning_rate == 0.0123457  # the name tells the value
     assert Configuration.of(made.to_dict()) == made
 

@@ -22,9 +22,19 @@ CLASSES = ["cat", "dog", "cow"]
 
 
 def test_all_regimes(backbone: memtok.Backbone) -> None:
-    names = ["memory", "head", "readout", "head+class", "memory-shared", "memory-propagated", "memory-additive", "full"]
+    names = [
+        "memory",
+        "head",
+        "readout",
+        "side",
+        "head+class",
+        "memory-shared",
+        "memory-propagated",
+        "memory-additive",
+        "full",
+    ]
     assert list(REGIMES) == names
-    assert [name for name, regime in REGIMES.items() if regime.composable] == ["memory", "head", "readout"]
+    assert [name for name, regime in REGIMES.items() if regime.composable] == ["memory", "head", "readout", "side"]
     for name in names:
         made = create(backbone, regime=name, name="pets", classes=CLASSES, seed=0)
         assert made.regime == name

@@ -40,7 +40,7 @@ from memtok.training.settings import GRADIENT
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
     from memtok.data import DataSource
-    from memtok.training import TrainResult
+    from memtok.training import FormChoice, TrainResult
     from memtok.training.regimes import Trainable
 
 USAGE = "--backbone SRC --data SPEC --out FILE.safetensors"
@@ -55,6 +55,8 @@ EXAMPLES = """
 RECIPES = ("default", "paper", "reproduction")
 AUGMENTATIONS = ("inception", "crop", "none")
 SELECT = ("balanced", "top1", "loss")
+
+AUTO = "auto"  # in place of a regime: one that cross-validation chooses
 
 
 def configure(parser: Parser) -> None:
@@ -71,7 +73,8 @@ def configure(parser: Parser) -> None:
     add_setting(parser, "out")
     add(parser, "--name", None, "NAME", "what the task is called (default: FILE without its ending)")
     regimes = "; ".join(f"{regime.name}: {regime.trains}" for regime in REGIMES.values())
-    add(parser, "--regime", one_of("--regime", tuple(REGIMES)), "R", regimes, "memory")
+    regimes += f"; {AUTO}: readout, side or both, whichever cross-validation favours"
+    add(parser, "--regime", one_of("--regime", (*REGIMES, AUTO)), "R", regimes, "memory")
     for option in OPTIONS:
         flag = f"--{option.name.replace('_', '-')}"
         values = option.values
@@ -112,23 +115,32 @@ def run(options: Namespace) -> int:
     from memtok.training import train
 
     check_compiler(options)
-    trainable, data = prepare(options)
+    trainable, data, choice = prepare(options)
     result = train(trainable, data, progress=True, **settings)
     if is_first_process():  # the first of several processes speaks for all
-        write_result(options.json, summary(trainable, result))
+        write_result(options.json, summary(trainable, result, choice))
         show(trainable, result, options, has_test=data.has_test)
     return 0
 
 
 def check_regime(options: Namespace) -> None:
     """UsageError for options that the regime does not have."""
+    if options.regime == AUTO:
+        given = [name for name, value in part_options(options).items() if value is not None]
+        for name in [*given, *(["extends"] if options.extends else [])]:
+            raise UsageError(
+                f"expected no --{name.replace('_', '-')} with --regime {AUTO}, which chooses what a task has, found "
+                "one; leave it out, or name a regime"
+            )
+        return
     regime = REGIMES[options.regime]
     with arguments():
         sizes, _ = choose(regime, part_options(options))
-    if options.solver != GRADIENT and (regime.class_token or not sizes["readout"]):
+    without = " with a side stream" if sizes["side"] else "" if regime.class_token else " without a readout"
+    if options.solver != GRADIENT and (regime.class_token or not sizes["readout"] or sizes["side"]):
         raise UsageError(
             f"expected --regime readout with --solver {options.solver}, or head with --readout N, found --regime "
-            f"{regime.name}{'' if regime.class_token else ' without a readout'}; use one of these, or --start ridge"
+            f"{regime.name}{without}; use one of these, or --start ridge"
         )
     if options.extends and not regime.streams:
         raise UsageError(f"expected no --extends in regime {regime.name!r}, found one; use --regime memory")
@@ -170,8 +182,8 @@ def check_compiler(options: Namespace) -> None:
     check_inductor(torch.device("cuda" if gpu else "cpu"))
 
 
-def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
-    """What is to be trained, new, and its data."""
+def prepare(options: Namespace) -> tuple[Trainable, DataSource, FormChoice | None]:
+    """What is to be trained, new, its data, and the choice of its form where that was asked for."""
     from memtok.cli.sources import open_backbone, read_files, revived
     from memtok.task import check_extends
     from memtok.training import RichProgress, create
@@ -188,10 +200,10 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
     tasks = revived(stored, backbone)
     seen = {id(ancestor) for task in tasks for ancestor in task.ancestors()}
     extends = [task for task in tasks if id(task) not in seen]
-    check_extends(
-        options.name, backbone, REGIMES[options.regime], extends
-    )  # before the data is opened and its split written
+    if options.regime != AUTO:  # before the data is opened and its split written
+        check_extends(options.name, backbone, REGIMES[options.regime], extends)
     data = open_shown(options, RichProgress())
+    choice = take_form(options, backbone, data) if options.regime == AUTO else None
     trainable = create(
         backbone,
         regime=options.regime,
@@ -204,7 +216,22 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
     wanted, taken = backbone.preprocessing.pixel_range, trainable.preprocessing.pixel_range
     if options.pixel_range is not None and wanted != taken:
         raise MemtokError(f"expected the pixel range of what it extends, {taken}, found {wanted}; leave it out")
-    return trainable, data
+    return trainable, data, choice
+
+
+def take_form(options: Namespace, backbone: Backbone, data: DataSource) -> FormChoice:
+    """Chooses regime and parts, and sets these options."""
+    from memtok.training import choose_form
+    from memtok.training.forms import STEPS
+
+    names = ("seed", "recipe", "batch_size", "device", "precision", "workers", "trace_limit")
+    shared = {name: options[name] for name in names if options[name] is not None}
+    steps = STEPS if options.steps is None else min(STEPS, options.steps)
+    choice = choose_form(backbone, data, steps=steps, progress=True, **shared)
+    for name, value in choice.options.items():
+        options[name] = value
+    say(str(choice))
+    return choice
 
 
 def open_shown(options: Namespace, progress: Any) -> DataSource:
@@ -223,12 +250,13 @@ def open_shown(options: Namespace, progress: Any) -> DataSource:
         progress.close()
 
 
-def summary(trainable: Trainable, result: TrainResult) -> dict[str, Any]:
+def summary(trainable: Trainable, result: TrainResult, choice: FormChoice | None) -> dict[str, Any]:
     """What `--json` holds."""
     return {
         "file": str(result.out),
         "name": trainable.name,
         "regime": trainable.regime,
+        "form": None if choice is None else choice.to_json(),
         "classes": list(trainable.classes),
         "steps": result.steps,
         "best_step": result.best_step,

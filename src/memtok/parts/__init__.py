@@ -13,6 +13,7 @@ from memtok.parts.base import Choice, Form, Moments, Option, Part, Spec, Trunk
 from memtok.parts.head import Head
 from memtok.parts.memory import Memory
 from memtok.parts.readout import Readout
+from memtok.parts.side import Side
 from memtok.regimes import Regime
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ __all__ = [
     "specs",
 ]
 
-PARTS: tuple[Part, ...] = (Memory(), Head(), Adapters(), Readout())
+PARTS: tuple[Part, ...] = (Memory(), Head(), Adapters(), Readout(), Side())
 """In the order in which their tensors are drawn: a new part comes last."""
 
 TENSORS = tuple(name for part in PARTS for name in part.names)
@@ -67,6 +68,7 @@ class Options(TypedDict, total=False):
     adapter_rank: int | None
     readout: int | str | None
     readout_rank: int | None
+    side: int | None
     placement: str | None
     statistics: str | None
 

@@ -48,6 +48,9 @@ class Trunk(Protocol):
     @property
     def start_token(self) -> Tensor: ...
 
+    @property
+    def grid(self) -> tuple[int, int]: ...
+
     def vectors(self, statistic: str) -> int: ...
 
 

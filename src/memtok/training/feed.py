@@ -159,6 +159,9 @@ class KeptFeed(Feed):
     ) -> TraceReader:
         """The traces of one part of the data, in the store of the run. part: "train" or "validation"."""
         task, plan, device = self.task, self.plan, self.task.backbone.device
+        if images.part_of is not None:
+            images, places = images.part_of
+            indices = places if indices is None else places[indices]
         manifest = describe(
             task.backbone,
             task.preprocessing,
@@ -189,13 +192,15 @@ class KeptFeed(Feed):
         stores = self.train.store, self.held_out.store
         if all(store.allowed is not None for store in stores):
             return  # by an earlier run with the same stores
-        rows = np.arange(self.plan.views_seen * self.plan.train_images), self.validated
+        rows = np.arange(self.plan.views_seen * len(self.train.images)), self.held_out.indices
         place, given = stores[0].place, self.settings.trace_limit
         folders = [Path(store.where) for store in stores]
         taken = sum(map(taken_bytes, folders)) if place == "disk" else 0
         device = self.task.backbone.device
         limit = default_limit(place, folders[0], device, taken) if given is None else int(given * GIGABYTE)
         size = [store.manifest.record_bytes for store in stores]
+        if stores[0] is stores[1]:  # both parts are folds of one set, which `rows[0]` has all of
+            stores[0].allow(rows[0], limit)
         held_out = stores[1].allow(rows[1], int(limit * VALIDATION_SHARE))
         train = stores[0].allow(rows[0], limit - held_out * size[1])
         images, views = stores[0].manifest.images, len(rows[0]) // stores[0].manifest.images
@@ -251,7 +256,7 @@ class KeptFeed(Feed):
         return self.train.plan(batch_size=self.validation_size, steps=steps)
 
     def missing(self) -> int:
-        rows = np.arange(self.plan.views_seen * self.plan.train_images)
+        rows = self.train.all_rows(self.all_views())
         return int((~self.train.store.usable(rows)).sum())
 
     def record(self) -> dict[str, Any]:

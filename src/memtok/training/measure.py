@@ -32,10 +32,10 @@ PART = 512  # rows that are wide at a time
 @torch.no_grad()
 def measure(setup: Setup, trainer: Trainer) -> None:
     """Lets the tasks of a fresh run measure the images of its first epoch, and starts them as the settings say."""
-    tasks = [task for task in setup.tasks if isinstance(task, Task) and task.reads]
+    tasks = [task for task in setup.tasks if isinstance(task, Task) and task.measurable]
     if not tasks:
         return
-    reads, plan = union(task.reads for task in tasks), setup.plan
+    reads, plan = union(reads_of(task) for task in tasks), setup.plan
     setup.progress.message("measuring mean and spread of what the readout reads")
     count = min(-(-IMAGES // plan.batch_size), plan.steps_per_epoch, plan.steps)
     first = islice(setup.feed.training(0, count), count)
@@ -46,13 +46,18 @@ def measure(setup: Setup, trainer: Trainer) -> None:
         start(setup, trainer, tasks)
 
 
+def reads_of(task: Task) -> Reads:
+    """The statistics that its readout reads."""
+    return readout.Readout().reads(task.form)
+
+
 def read(trainer: Trainer, batches: Batches, reads: Reads) -> Iterator[tuple[Statistics, Tensor, Tensor]]:
     """The statistics that are read of each batch, its labels and its indices; every process looks at all of it."""
     backbone = next(task.backbone for task in trainer.tasks if isinstance(task, Task))
     for batch, labels, indices in batches:
         placed = trainer.placed(batch)
         if isinstance(placed, KeptBatch):
-            yield placed.statistics, labels, indices
+            yield {name: placed.statistics[name] for name in reads.statistics}, labels, indices
         else:
             with trainer.processes.autocast():
                 found = backbone.trace(placed, keep=NOTHING, outputs=False, reads=reads).statistics
@@ -84,7 +89,7 @@ def solve(setup: Setup, trainer: Trainer, check: Callable[[], None]) -> None:
     check: called before each batch and each regression; may raise, and then no task has changed.
     """
     tasks = [task for task in setup.tasks if isinstance(task, Task)]
-    readers = {task.reads: task for task in reversed(tasks)}  # one for each readout
+    readers = {reads_of(task): task for task in reversed(tasks)}  # one for each readout
     rows = gathered(setup, trainer, list(readers.values()), check)
     solved: dict[Reads, tuple[dict[str, Tensor], Ridge]] = {}
     for reads, task in readers.items():
@@ -94,22 +99,22 @@ def solve(setup: Setup, trainer: Trainer, check: Callable[[], None]) -> None:
         measured = {name: one.reshape(shape) for name, one in zip(task.measurable, found, strict=True)}
         solved[reads] = measured, regression(setup, rows, task, measured)
     for task in tasks:
-        task.measured, ridge = solved[task.reads]
+        task.measured, ridge = solved[reads_of(task)]
         take(task, ridge)
 
 
 def start(setup: Setup, trainer: Trainer, tasks: Sequence[Task]) -> None:
     """Starts tasks that have measured mean and spread at the ridge regression of what they read."""
-    readers = {task.reads: task for task in reversed(tasks)}
+    readers = {reads_of(task): task for task in reversed(tasks)}
     rows = gathered(setup, trainer, list(readers.values()), lambda: None)
     solved = {reads: regression(setup, rows, task, task.measured) for reads, task in readers.items()}
     for task in tasks:
-        take(task, solved[task.reads])
+        take(task, solved[reads_of(task)])
 
 
 def regression(setup: Setup, rows: Rows, task: Task, measured: Mapping[str, Tensor]) -> Ridge:
     """The ridge regression of the labels of all training images on what a task reads; rows are used up."""
-    features = rows.standardised(task.reads, measured["readout.mean"], measured["readout.spread"])
+    features = rows.standardised(reads_of(task), measured["readout.mean"], measured["readout.spread"])
     setup.progress.message(f"ridge regression of {len(features):,} images on {features.shape[1]:,} numbers each")
     found = fit_ridge(features, rows.labels, len(task.classes), seed=setup.plan.seed, groups=rows.images)
     best = max(found.scores.values(), default=float("nan"))
@@ -171,7 +176,7 @@ class Rows:
 def gathered(setup: Setup, trainer: Trainer, tasks: Sequence[Task], check: Callable[[], None]) -> Rows:
     """What these tasks read of all training images, and of each of their views, in one pass."""
     images = setup.plan.train_images
-    widths = {task.reads: math.prod(readout.features(task.backbone, task.form)) for task in tasks}
+    widths = {reads_of(task): math.prod(readout.features(task.backbone, task.form)) for task in tasks}
     total, room = setup.plan.views_seen * images, int(MOST_BYTES / (2 * sum(widths.values())))
     rows = Rows(widths, max(images, min(total, room)))
     if rows.left < total:
@@ -179,10 +184,11 @@ def gathered(setup: Setup, trainer: Trainer, tasks: Sequence[Task], check: Calla
             f"{rows.left:,} of {total:,} views of images are read, for {MOST_BYTES / 1e9:.0f} GB of features; others "
             "are left out"
         )
-    for statistics, labels, indices in read(trainer, setup.feed.in_order(), union(task.reads for task in tasks)):
+    for statistics, labels, indices in read(trainer, setup.feed.in_order(), union(reads_of(task) for task in tasks)):
         check()
         found = {
-            task.reads: readout.read(statistics, task.words, task.sizes["readout"]).flatten(1).float() for task in tasks
+            reads_of(task): readout.read(statistics, task.words, task.sizes["readout"]).flatten(1).float()
+            for task in tasks
         }
         rows.add(found, labels, indices)
         setup.progress.caching("looking at training images", rows.taken, rows.taken + rows.left)

@@ -139,7 +139,7 @@ def set_up(
 
 def check_start(task: Trainable, settings: Settings) -> None:
     """MemtokError for a start that is that of a readout where there is none."""
-    if settings.start != ZERO and not (isinstance(task, Task) and task.reads):
+    if settings.start != ZERO and not (isinstance(task, Task) and task.measurable):
         raise MemtokError(
             f"expected a task with a readout for {Argument('start', settings.start)}, found {task.name!r} without; "
             f"give {Argument('readout')}, or leave {Argument('start')} out",
