@@ -44,7 +44,10 @@ KINDS: dict[str, Callable[[memtok.Backbone], list[memtok.Task]]] = {
         tiny_task(backbone, name, memory=2, adapter_rank=2, seed=seed) for seed, name in enumerate("ab")
     ],
     "head": lambda backbone: [tiny_task(backbone, regime="head")],
-    "readout": lambda backbone: [tiny_task(backbone, memory=2, readout=2), tiny_task(backbone, "r", readout=1)],
+    "readout": lambda backbone: [
+        tiny_task(backbone, memory=2, readout=2),
+        tiny_task(backbone, "r", readout=1, readout_rank=2),
+    ],
     "side": lambda backbone: [
         tiny_task(backbone, "a", regime="head", side=3, seed=1),
         tiny_task(backbone, "b", memory=2, side=3, seed=2),

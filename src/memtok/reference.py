@@ -159,8 +159,9 @@ def answer(task: Task, features: Tensor, statistics: Statistics) -> Tensor:
     """(B, classes) logits of a task from its class tokens after the final norm, and from the levels that it reads."""
     own = task.named() | task.measured
     logits = F.linear(features.flatten(1).to(own["head.weight"].dtype), own["head.weight"], own["head.bias"])
-    if "readout.weight" in own:
-        weight = own["readout.weight"]
+    if "readout.weight" in own or "readout.down" in own:
+        low = "readout.down" in own
+        weight = torch.tensordot(own["readout.up"], own["readout.down"], 1) if low else own["readout.weight"]
         vectors = [statistics[name][:, -weight.shape[1] :] for name in task.words["statistics"].split("+")]
         read = torch.cat(vectors, dim=2).to(weight.dtype)  # (B, n, S, D)
         if "readout.mean" in own:

@@ -153,6 +153,7 @@ class Task(nn.Module):
         readout: how many of the last levels of the trunk the head reads too, L + 1 at most, "all" for so many (default:
         0, in regime "readout" all). statistics: what it reads of each, some of "class", "registers", "mean",
         "deviation" and "regions" joined by a plus sign; see `memtok.levels` (default: "class+deviation+regions").
+        readout_rank: how many numbers it answers through, for many classes (default: 0, its full width).
         side: the width of a side stream over the patches (default: 0, none; in regime "side" 16).
 
         Memory is drawn from N(0, 0.02). The first class token is a copy of the base one, further ones are copies with

@@ -44,8 +44,9 @@ def test_an_option_that_does_not_fit_the_regime_is_refused(regime: str, option: 
     sizes, _ = choose(REGIMES[regime], {})
     default = {("readout", "readout"): "all", ("side", "side"): 16}.get((regime, option.name), option.default)
     assert sizes[option.name] == (default if option.fits(REGIMES[regime]) else option.least)
+    base = {} if option.of is None else {option.of: 1}
     if option.fits(REGIMES[regime]):
-        assert choose(REGIMES[regime], {option.name: option.least + 3})[0][option.name] == option.least + 3
+        assert choose(REGIMES[regime], base | {option.name: option.least + 3})[0][option.name] == option.least + 3
         return
     with pytest.raises(memtok.MemtokError) as caught:
         choose(REGIMES[regime], {option.name: option.least + 1})
@@ -78,6 +79,8 @@ def test_costs_of_the_parts_are_those_of_their_products() -> None:
     assert cost(backbone, adapted.form) - cost(backbone, task.form) == 2 * 2 * 3 * (4 * 32 + 2 * 32 + 2 * 32)
     reading = tiny_task(backbone, classes=3, memory=4, queries=2, readout=2)
     assert cost(backbone, reading.form) - cost(backbone, task.form) == 2 * 6 * 32 * 3
+    low = tiny_task(backbone, classes=3, memory=4, queries=2, readout=2, readout_rank=2)
+    assert cost(backbone, low.form) - cost(backbone, task.form) == 2 * (2 * 6 * 32 + 3)
     head = tiny_task(backbone, classes=3, regime="head")
     assert cost(backbone, head.form) == 32 * 3
     assert kept(backbone, task.form, 8) > kept(backbone, head.form, 8) > 0

@@ -35,8 +35,8 @@ def test_a_head_has_no_cells_and_so_stands_once() -> None:
 
 
 def test_names_and_values_come_back() -> None:
-    made = Configuration.of(dict(zip(FIELDS, ("memory", 3, 2, 4, 6, 16, 0.012345678, 1e-05, 7), strict=True)))
-    assert made.name == "memory-3-queries-2-rank-4-readout-6-side-16-rate-0.0123457-decay-1e-05-seed-7"
+    made = Configuration.of(dict(zip(FIELDS, ("memory", 3, 2, 4, 6, 5, 16, 0.012345678, 1e-05, 7), strict=True)))
+    assert made.name == "memory-3-queries-2-rank-4-readout-6-readout-rank-5-side-16-rate-0.0123457-decay-1e-05-seed-7"
     assert made.learning_rate == 0.0123457  # the name tells the value
     assert Configuration.of(made.to_dict()) == made
 
@@ -54,6 +54,8 @@ def test_a_readout_reads_all_levels_unless_told_otherwise() -> None:
         *("head-readout-1", "head-readout-3"),
     ]
     assert space.size == 4
+    ranks = Space(learning_rates=[0.1], readout_ranks=[0, 8], regimes=["readout", "head"], trunk=backbone)
+    assert [each.name.split("-rate")[0] for each in ranks.grid()] == ["readout-3", "readout-3-readout-rank-8", "head"]
     assert not any(each.is_head for each in space.grid())
 
 

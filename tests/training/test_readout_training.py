@@ -121,6 +121,16 @@ def test_a_readout_moves_at_its_own_rate(backbone: Backbone, data: DataSource) -
     assert not RECIPES["paper"].by_part
 
 
+def test_of_low_rank_it_learns_from_zero_and_from_a_ridge_regression(backbone: Backbone, data: DataSource) -> None:
+    for start, rank in (("zero", 2), ("ridge", 2), ("zero", 1)):
+        task = reading(backbone, data, readout_rank=rank)
+        rates = {name: task.rates()[parameter] for name, parameter in task.named().items()}
+        assert (rates["readout.up"], rates["readout.down"]) == (1.0, 192 / (3 * 2 * backbone.dim))
+        before = {name: parameter.detach().clone() for name, parameter in task.named().items()}
+        assert quick(task, data, steps=24, start=start).final_accuracy > 0.9
+        assert not any(torch.equal(before[f"readout.{name}"], task.readout[name]) for name in ("up", "down"))
+
+
 def test_from_a_ridge_regression_it_answers_at_once(backbone: Backbone, data: DataSource, out: Path) -> None:
     listener, still = Recorder(), {"steps": 1, "learning_rate": 1e-12, "weight_decay": 0.0}
     head, zero, ridge = new_task(backbone, data, "head"), reading(backbone, data), reading(backbone, data)

@@ -325,3 +325,38 @@ def test_on_a_gpu(case: str, monkeypatch: pytest.MonkeyPatch, print_seed: Seed) 
     assert (found.weight.device.type, found.bias.device.type) == ("cuda", "cuda")
     assert found.strength == expected.strength
     assert far(found.weight.cpu(), expected.weight) < 1e-4
+
+
+def test_through_few_numbers_it_tells_many_classes_apart(print_seed: Seed) -> None:
+    """100 classes whose centres lie in 8 dimensions of 60."""
+    generator = torch.Generator().manual_seed(print_seed(None))
+    centres = torch.randn(100, 8, generator=generator) @ torch.randn(8, 60, generator=generator)
+    labels = torch.arange(100).repeat(10)
+    x, fresh = (centres[labels] + 4 * torch.randn(1000, 60, generator=generator) for _ in range(2))
+    found = fit_ridge(x, labels, 100)
+    up, down, bias = found.reduced(8)
+    assert (up.shape, down.shape, bias.shape) == ((100, 8), (8, 60), (100,))
+    logits = fresh @ (up @ down).T + bias
+
+    def right(answers: Tensor) -> float:
+        return float((answers.argmax(dim=1) == labels).float().mean())
+
+    whole = logits_of(found, fresh)
+    u, s, v = torch.linalg.svd(found.weight, full_matrices=False)
+    assert right(logits) > right(whole) + 0.15  # a regression onto many classes lets some hide others
+    assert right(logits) > right(fresh @ ((u * s)[:, :8] @ v[:8]).T + found.bias) + 0.15
+    losses = [float(F.cross_entropy(scale * logits, labels)) for scale in (0.4, 1.0, 2.5)]
+    assert losses[1] == min(losses)  # about as sure as it may be
+    assert float(((x - x.mean(dim=0)) @ down.T).square().mean(dim=0).sqrt().sub(1).abs().max()) < 0.5
+
+
+def test_of_as_many_numbers_as_classes_the_directions_are_those_of_the_whole(print_seed: Seed) -> None:
+    x, labels = classes_of(80, 20, 6, print_seed(None))
+    found = fit_ridge(x, labels, 6)
+    up, down, _ = found.reduced(9)
+    assert up.shape == (6, 5)  # centred answers of six classes have five directions
+    product, centred = up @ down, found.weight - found.weight.mean(dim=0)
+    assert float(F.cosine_similarity(product.flatten(), centred.flatten(), dim=0)) == pytest.approx(1, abs=1e-4)
+    few = fit_ridge(x[:6], torch.arange(6), 6)  # nothing to cross-fit
+    assert len(few.outputs) == 0
+    assert all(each.isfinite().all() for each in few.reduced(3))

@@ -120,7 +120,7 @@ def test_a_stopped_pass_is_run_again_and_a_finished_one_is_done(
 
 
 def test_together_one_pass_serves_all(backbone: Backbone, data: DataSource) -> None:
-    forms: list[dict[str, Any]] = [{"readout": 1}, {}, {"statistics": "regions"}, {"seed": 1}]
+    forms: list[dict[str, Any]] = [{"readout": 1}, {}, {"statistics": "regions"}, {"readout_rank": 1}]
     alone = [reading(backbone, data, **form) for form in forms]
     for task in alone:
         train(task, data, **RUN)
@@ -131,6 +131,10 @@ def test_together_one_pass_serves_all(backbone: Backbone, data: DataSource) -> N
     assert all(result.validation_right is not None and result.final_accuracy > 0.9 for result in results)
     for one, other in zip(both, alone, strict=True):
         assert bytes_of(one) == bytes_of(other)
+    full, low = both[1], both[3]  # two classes are told apart by one number
+    product = torch.tensordot(low.readout["up"], low.readout["down"], dims=1)
+    alike = torch.nn.functional.cosine_similarity(product.flatten(), full.readout["weight"].flatten(), dim=0)
+    assert float(alike.detach()) == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize(

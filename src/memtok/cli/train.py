@@ -136,10 +136,11 @@ def check_regime(options: Namespace) -> None:
     regime = REGIMES[options.regime]
     with arguments():
         sizes, _ = choose(regime, part_options(options))
-    if options.solver != GRADIENT and (regime.class_token or not sizes["readout"]):
+    without = " with a side stream" if sizes["side"] else "" if regime.class_token else " without a readout"
+    if options.solver != GRADIENT and (regime.class_token or not sizes["readout"] or sizes["side"]):
         raise UsageError(
             f"expected --regime readout with --solver {options.solver}, or head with --readout N, found --regime "
-            f"{regime.name}{'' if regime.class_token else ' without a readout'}; use one of these, or --start ridge"
+            f"{regime.name}{without}; use one of these, or --start ridge"
         )
     if options.extends and not regime.streams:
         raise UsageError(f"expected no --extends in regime {regime.name!r}, found one; use --regime memory")

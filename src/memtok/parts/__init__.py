@@ -68,6 +68,7 @@ class Options(TypedDict, total=False):
     queries: int | None
     adapter_rank: int | None
     readout: int | str | None
+    readout_rank: int | None
     side: int | None
     placement: str | None
     statistics: str | None
@@ -88,6 +89,12 @@ def choose(regime: Regime, given: Mapping[str, Any]) -> tuple[dict[str, int | st
         value = given.get(option.name)
         sizes[option.name] = option.absent(regime) if value is None else value
         option.check(regime, sizes[option.name])
+        if option.of is not None and sizes[option.name] != option.least and sizes[option.of] == 0:
+            raise MemtokError(
+                f"expected {Argument(option.of)} where {Argument(option.name)} is given, found none; give both or "
+                "neither",
+                argument=option.name,
+            )
     words = {}
     for choice in CHOICES:
         word = given.get(choice.name)
@@ -157,7 +164,7 @@ def folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def rates(trunk: Trunk, regime: Regime, form: Form) -> dict[str, float]:
     """For each tensor of a task its learning rate with Adam, as a multiple of that of class tokens."""
-    return {name: part.rate(trunk, form) for part in PARTS for name in part.specs(trunk, regime, form)}
+    return {name: rate for part in PARTS for name, rate in part.rates(trunk, regime, form).items()}
 
 
 def contributions(

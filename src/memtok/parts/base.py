@@ -77,7 +77,7 @@ class Option:
     for the command line. axis: its name as an axis of a sweep, the plural if there is one. heading: in tables and plots
     of a sweep. tag: what stands before the value in the name of a sweep's configuration; with an empty one the value
     always stands there, else only where it is not the default. fits: which regimes it is for. most: where `ALL` stands
-    for the largest value that a backbone allows, that value.
+    for the largest value that a backbone allows, that value. of: the option without which it means nothing.
     """
 
     name: str
@@ -89,6 +89,7 @@ class Option:
     tag: str
     fits: Callable[[Regime], bool] = always
     most: Callable[[Trunk], int] | None = None
+    of: str | None = None
 
     @property
     def values(self) -> Values:
@@ -264,6 +265,10 @@ class Part(ABC):
     def rate(self, trunk: Trunk, form: Form) -> float:
         """Its learning rate with Adam, as a multiple of that of class tokens."""
         return 1.0
+
+    def rates(self, trunk: Trunk, regime: Regime, form: Form) -> dict[str, float]:
+        """The same for each of its tensors; an override where they differ."""
+        return dict.fromkeys(self.specs(trunk, regime, form), self.rate(trunk, form))
 
     def cost(self, trunk: Trunk, form: Form) -> int:
         """Multiply-adds of matrix products that it adds to the pass over one image when nothing trains."""

@@ -26,10 +26,12 @@ FEATURES_AT_RATE_ONE = 192.0
 class Readout(Part):
     """`readout.weight` (classes, n, S, D) over the statistics of the last n of L + 1 levels; see `memtok.levels`.
 
-    S is the number of vectors per level, those of all chosen statistics in the order of `STATISTICS`. It starts at
-    zero, as no change of the answers. n is 0 for none. In training the statistics are standardised by their mean and
-    spread over training images, `readout.mean` and `readout.spread` (n, S, D) each, which are folded into weight and
-    bias afterwards.
+    S is the number of vectors per level, those of all chosen statistics in the order of `STATISTICS`. n is 0 for none.
+    With a rank k it is a product, `readout.up` (classes, k) times `readout.down` (k, n, S, D), so that it grows with
+    k (features + classes) in place of features times classes. Weight and `up` start at zero, as no change of the
+    answers, `down` at random. In training the statistics are standardised by their mean and spread over training
+    images, `readout.mean` and `readout.spread` (n, S, D) each, which are folded into weight, or `down`, and bias
+    afterwards.
     """
 
     options = (
@@ -41,6 +43,15 @@ class Readout(Part):
             tag="readout",
             fits=lambda regime: regime.composable,
             most=lambda trunk: trunk.depth + 1,
+        ),
+        Option(
+            name="readout_rank",
+            help="numbers through which a readout answers, so that many classes take little room; 0 for its full width",
+            axis="readout_ranks",
+            heading="rank of readout",
+            tag="readout-rank",
+            of="readout",
+            fits=lambda regime: regime.composable,
         ),
     )
     choices = (
@@ -54,10 +65,15 @@ class Readout(Part):
             fits=lambda regime: regime.composable,
         ),
     )
-    names = ("readout.weight",)
+    names = ("readout.weight", "readout.down", "readout.up")
 
     def specs(self, trunk: Trunk, regime: Regime, form: Form) -> dict[str, Spec]:
-        return {"readout.weight": Spec((form["classes"], *features(trunk, form)))} if form["readout"] else {}
+        if not form["readout"]:
+            return {}
+        shape, rank, classes = features(trunk, form), form["readout_rank"], form["classes"]
+        if not rank:
+            return {"readout.weight": Spec((classes, *shape))}
+        return {"readout.down": Spec((rank, *shape), math.prod(shape) ** -0.5), "readout.up": Spec((classes, rank))}
 
     def measured(self, trunk: Trunk, form: Form) -> dict[str, Spec]:
         if not form["readout"]:
@@ -65,7 +81,9 @@ class Readout(Part):
         return {name: Spec(features(trunk, form)) for name in ("readout.mean", "readout.spread")}
 
     def sizes(self, tensors: Mapping[str, Any]) -> dict[str, int]:
-        return {"readout": max(0, length(tensors.get("readout.weight"), 1, 4))}
+        weight, down = tensors.get("readout.weight"), tensors.get("readout.down")
+        levels = max(0, length(weight, 1, 4), length(down, 1, 4))
+        return {"readout": levels, "readout_rank": max(0, length(down, 0, 4))}
 
     def check(self, trunk: Trunk, form: Form) -> None:
         if form["readout"] > trunk.depth + 1:
@@ -97,17 +115,17 @@ class Readout(Part):
             return tensors
         found = dict(tensors)
         mean, spread = found.pop("readout.mean").double(), found.pop("readout.spread").double()
-        weight = found["readout.weight"].double() / spread
-        bias = found["head.bias"].double() - (weight * mean).flatten(1).sum(dim=1)
-        return found | {
-            "readout.weight": weight.to(tensors["readout.weight"]),
-            "head.bias": bias.to(found["head.bias"]),
-        }
+        name = "readout.down" if "readout.down" in tensors else "readout.weight"
+        weight = found[name].double() / spread
+        shift = (weight * mean).flatten(1).sum(dim=1)  # (k,) or (classes,)
+        shift = found["readout.up"].double() @ shift if name == "readout.down" else shift
+        bias = found["head.bias"].double() - shift
+        return found | {name: weight.to(tensors[name]), "head.bias": bias.to(found["head.bias"])}
 
     def inputs(
         self, tensors: Mapping[str, Tensor], choices: Mapping[str, str], features: Tensor, statistics: Statistics
     ) -> Tensor | None:
-        weight = tensors.get("readout.weight")
+        weight = tensors.get("readout.weight", tensors.get("readout.down"))
         if weight is None:
             return None
         levels = min(statistics[name].shape[1] if name in statistics else 0 for name in words(choices))
@@ -116,29 +134,36 @@ class Readout(Part):
                 f"expected {choices['statistics']} of {weight.shape[1]} levels for a readout, found those of {levels}; "
                 "make the trace with a model that has all tasks to answer"
             )
-        return standardised(read(statistics, choices, weight.shape[1]).to(weight.dtype), tensors).flatten(1)
+        found = standardised(read(statistics, choices, weight.shape[1]).to(weight.dtype), tensors).flatten(1)
+        return found @ weight.flatten(1).T if "readout.down" in tensors else found
 
     def weights(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, None]:
-        return tensors["readout.weight"].flatten(1), None
+        return tensors["readout.up" if "readout.up" in tensors else "readout.weight"].flatten(1), None
 
     def source(
         self, tensors: Mapping[str, Tensor], choices: Mapping[str, str]
     ) -> tuple[Hashable, tuple[Tensor, ...]] | None:
         weight = tensors.get("readout.weight")
-        if weight is None:
+        if weight is None:  # of low rank: the numbers in the middle are its own
             return None
         measured = tuple(tensors[name] for name in ("readout.mean", "readout.spread") if name in tensors)
         return (tuple(weight.shape[1:]), choices["statistics"], len(measured)), measured
 
     def cost(self, trunk: Trunk, form: Form) -> int:
-        return math.prod(features(trunk, form)) * form["classes"] if form["readout"] else 0
+        rank, classes = form["readout_rank"], form["classes"]
+        return math.prod(features(trunk, form)) * (rank or classes) + rank * classes if form["readout"] else 0
 
     def kept(self, trunk: Trunk, form: Form, images: int) -> int:
-        """The standardised statistics."""
-        return images * math.prod(features(trunk, form)) if form["readout"] else 0
+        """The standardised statistics, and the numbers between `down` and `up`."""
+        return images * (math.prod(features(trunk, form)) + form["readout_rank"]) if form["readout"] else 0
 
     def rate(self, trunk: Trunk, form: Form) -> float:
         return FEATURES_AT_RATE_ONE / math.prod(features(trunk, form)) if form["readout"] else 1.0
+
+    def rates(self, trunk: Trunk, regime: Regime, form: Form) -> dict[str, float]:
+        """`up` reads few numbers, as a head does, and has its rate."""
+        found = super().rates(trunk, regime, form)
+        return found | ({"readout.up": 1.0} if "readout.up" in found else {})
 
 
 def words(choices: Mapping[str, Any]) -> list[str]:

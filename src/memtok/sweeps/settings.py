@@ -82,7 +82,8 @@ class SweepSettings:
             return
         for name in ends(self.space.regimes):
             needs = REGIMES[name].needs
-            if REGIMES[name].class_token or ("readout" not in needs and 0 in ends(self.space["readouts"])):
+            side = "side" in needs or any(ends(self.space["sides"]))
+            if REGIMES[name].class_token or side or ("readout" not in needs and 0 in ends(self.space["readouts"])):
                 raise MemtokError(
                     f"expected regime readout, or head with {Argument('readouts')} above 0, for "
                     f"{Argument('solver', solver)}, found {name}; take these",

@@ -120,6 +120,9 @@ class Configuration:
             option.name: int(values[option.name] if option.name in given else option.absent(regime))
             for option in OPTIONS
         }
+        for option in OPTIONS:
+            if option.of is not None and not chosen[option.of]:
+                chosen[option.name] = option.least
         rounded = {name: float(f"{values[name]:.6g}") for name in ("learning_rate", "weight_decay")}
         return cls(regime=regime.name, options=tuple(chosen.items()), seed=values["seed"], **rounded)
 
@@ -235,7 +238,7 @@ class Space:
 
     @property
     def size(self) -> float:
-        """How many configurations there are; infinite with a range of numbers that are not whole."""
+        """How many configurations there are at most; infinite with a range of numbers that are not whole."""
         axes = self.axes()
         fields = [field for field in FIELDS if field != "regime"]
         return math.fsum(

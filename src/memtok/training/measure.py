@@ -5,6 +5,7 @@ Letters for shapes: n images (views counted), F numbers that a readout reads, C 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
@@ -93,7 +94,7 @@ def solve(setup: Setup, trainer: Trainer, check: Callable[[], None]) -> None:
     solved: dict[Reads, tuple[dict[str, Tensor], Ridge]] = {}
     for reads, task in readers.items():
         check()
-        shape = task.named()["readout.weight"].shape[1:]
+        shape = readout.features(task.backbone, task.form)
         found = rows.moments(reads)
         measured = {name: one.reshape(shape) for name, one in zip(task.measurable, found, strict=True)}
         solved[reads] = measured, regression(setup, rows, task, measured)
@@ -175,7 +176,7 @@ class Rows:
 def gathered(setup: Setup, trainer: Trainer, tasks: Sequence[Task], check: Callable[[], None]) -> Rows:
     """What these tasks read of all training images, and of each of their views, in one pass."""
     images = setup.plan.train_images
-    widths = {reads_of(task): task.named()["readout.weight"][0].numel() for task in tasks}
+    widths = {reads_of(task): math.prod(readout.features(task.backbone, task.form)) for task in tasks}
     total, room = setup.plan.views_seen * images, int(MOST_BYTES / (2 * sum(widths.values())))
     rows = Rows(widths, max(images, min(total, room)))
     if rows.left < total:
@@ -198,7 +199,13 @@ def gathered(setup: Setup, trainer: Trainer, tasks: Sequence[Task], check: Calla
 
 def take(task: Task, found: Ridge) -> None:
     """Gives a task what was found: its readout and bias answer, the rest of its head adds nothing at first."""
-    weight = task.named()["readout.weight"]
-    weight.copy_(found.weight.reshape(weight.shape))
+    tensors = task.named()
+    bias = found.bias
+    if rank := task.sizes["readout_rank"]:
+        up, down, bias = found.reduced(rank)  # of fewer numbers where there are fewer classes
+        tensors["readout.up"].zero_()[:, : up.shape[1]] = up
+        tensors["readout.down"][: up.shape[1]] = down.reshape(up.shape[1], *tensors["readout.down"].shape[1:])
+    else:
+        tensors["readout.weight"].copy_(found.weight.reshape(tensors["readout.weight"].shape))
     task.head.weight.zero_()
-    task.head.bias.copy_(found.bias)
+    task.head.bias.copy_(bias)

@@ -46,6 +46,9 @@ TOLERANCE = 1e-7  # of conjugate gradients: |residual| / |right side| of each cl
 ITERATIONS = 500  # of conjugate gradients, at most
 DAMPING = 0.3  # strength added to the preconditioner: a sample overrates the directions that its noise lies in
 SCALES = (1e-2, 1e4)
+NOTHING = (
+    1e-6  # of the largest principal square: what is below is rounding, as the direction in which all answers agree
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +57,10 @@ class Ridge:
 
     strength: the chosen one. scale: what weight and bias of the regression were multiplied by. scores: {strength:
     cross-fitted balanced accuracy in [0, 1]}; empty if no class had two groups of images, then nothing was measured,
-    the strength is the middle one and the scale 1. residual: of the normal equations, relative to their right side, the
-    largest of all classes: 0 if they were solved directly, above TOLERANCE only if ITERATIONS ended the solution early.
+    the strength is the middle one and the scale 1. outputs, labels: (m, C) cross-fitted outputs of the regression and
+    (m,) the labels of these images. prior: (C,) the share of each class in all images. residual: of the normal
+    equations, relative to their right side, the largest of all classes: 0 if they were solved directly, above TOLERANCE
+    only if ITERATIONS ended the solution early.
     """
 
     weight: Tensor
@@ -63,7 +68,35 @@ class Ridge:
     strength: float
     scale: float
     scores: dict[float, float]
+    outputs: Tensor
+    labels: Tensor
+    prior: Tensor
     residual: float
+
+    @torch.no_grad()
+    def reduced(self, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+        """`up` (C, k), `down` (k, F) and bias (C,): a classifier through k numbers, k being `rank` at most.
+
+        The outputs are projected onto the k directions U in which cross-fitted outputs and labels vary together most.
+        Alone that favours the classes that lie in these directions, so each class answers by its own direction among
+        them, a row of U, as long as that of every other class: docs/results.md, "Many classes". The logits are scaled
+        as those of the whole regression are.
+        """
+        outputs, one_hot = self.outputs.double(), F.one_hot(self.labels, len(self.bias)).double()
+        if len(outputs):
+            outputs = outputs - outputs.mean(dim=0)
+            together = outputs.T @ one_hot
+        else:  # nothing was cross-fitted
+            together = self.weight.double() @ self.weight.double().T
+        u = torch.linalg.eigh(together + together.T).eigenvectors.flip(1)[:, :rank]  # (C, k)
+        sizes = (outputs @ u).square().mean(dim=0).sqrt() if len(outputs) else torch.ones_like(u[0])
+        some = sizes > NOTHING * sizes.max()  # not the direction in which the outputs of all classes are one
+        u, sizes = u[:, some], sizes[some]
+        up = F.normalize(u, dim=1)
+        scale = calibrated(outputs @ u @ up.T, one_hot) if len(outputs) else 1.0
+        down = (u / sizes).T @ (self.weight.double() / self.scale)
+        shift = u.T @ (self.bias.double() / self.scale - self.prior)  # that of the mean of the features
+        return (scale * up * sizes).float(), down.float(), (scale * up @ shift).float()
 
 
 @torch.no_grad()
@@ -92,7 +125,7 @@ def fit_ridge(
         sample, sample_labels = Centred(features[rows.to(features.device)]), labels[rows.to(features.device)]
     gram = sample.gram()
     penalties = {strength: strength * everything.spread for strength in strengths}
-    strength, scale, scores = choose(sample, gram, sample_labels, classes, folds, penalties)
+    strength, scale, scores, outputs, scored = choose(sample, gram, sample_labels, classes, folds, penalties)
     weight, residual = solve(everything, sample, gram, labels, classes, penalties[strength])  # (F, C)
     prior = labels.bincount(minlength=classes).double() / len(labels)  # the mean of the one-hot labels
     bias = prior - everything.mean @ weight
@@ -102,6 +135,9 @@ def fit_ridge(
         strength=strength,
         scale=scale,
         scores=scores,
+        outputs=outputs.float(),
+        labels=scored,
+        prior=prior,
         residual=residual,
     )
 
@@ -231,8 +267,8 @@ def sampled(labels: Tensor, classes: int, groups: Tensor | None, seed: int) -> t
 
 def choose(
     sample: Centred, gram: Tensor, labels: Tensor, classes: int, folds: Tensor, penalties: dict[float, float]
-) -> tuple[float, float, dict[float, float]]:
-    """The strength, the scale and the `scores` of `Ridge`; gram: that of the sample, penalties: {strength: penalty}.
+) -> tuple[float, float, dict[float, float], Tensor, Tensor]:
+    """The strength, scale, `scores`, `outputs` and `labels` of `Ridge`; gram: of the sample, penalties: by strength.
 
     The best balanced accuracy counts, then the least squared error, then the stronger one. Images whose class no other
     fold has are not scored: no strength answers them right.
@@ -242,7 +278,7 @@ def choose(
     in_fold = F.one_hot(folds).double().T @ one_hot  # (folds, C) images
     scored = (in_fold.sum(dim=0) - in_fold)[folds, labels] > 0  # (m,)
     if not scored.any():
-        return sorted(penalties)[len(penalties) // 2], 1.0, {}
+        return sorted(penalties)[len(penalties) // 2], 1.0, {}, one_hot[:0], labels[:0]
     eigenvalues, vectors = torch.linalg.eigh(gram)
     eigenvalues.clamp_(min=0)
     coordinates = vectors * eigenvalues.sqrt() if sample.dual else sample.times(vectors)  # (m, t)
@@ -257,7 +293,7 @@ def choose(
         if best is None or key > best[0]:
             best = key, outputs
     assert best is not None
-    return best[0][2], calibrated(best[1], right), scores
+    return best[0][2], calibrated(best[1], right), scores, best[1], labels[scored]
 
 
 def cross_fitted(coordinates: Tensor, eigenvalues: Tensor, one_hot: Tensor, folds: Tensor, penalty: float) -> Tensor:
