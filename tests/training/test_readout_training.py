@@ -121,6 +121,15 @@ def test_a_readout_moves_at_its_own_rate(backbone: Backbone, data: DataSource) -
     assert not RECIPES["paper"].by_part
 
 
+def test_a_head_beside_a_readout_moves_no_faster_than_it(backbone: Backbone, data: DataSource) -> None:
+    """It reads one vector more of the base; one that reads class tokens of its own, or stands alone, has rate 1."""
+    task = reading(backbone, data, readout=2, statistics="class+mean")
+    rates = {name: task.rates()[parameter] for name, parameter in task.named().items()}
+    assert rates["head.weight"] == rates["head.bias"] == rates["readout.weight"] == 192 / (2 * 2 * backbone.dim)
+    for other in (new_task(backbone, data, "head"), new_task(backbone, data, "memory", readout=2)):
+        assert other.rates()[other.head.weight] == 1
+
+
 def test_from_a_ridge_regression_it_answers_at_once(backbone: Backbone, data: DataSource, out: Path) -> None:
     listener, still = Recorder(), {"steps": 1, "learning_rate": 1e-12, "weight_decay": 0.0}
     head, zero, ridge = new_task(backbone, data, "head"), reading(backbone, data), reading(backbone, data)
@@ -163,7 +172,7 @@ def test_together_each_starts_as_alone(backbone: Backbone, data: DataSource) -> 
 
 
 def test_a_run_from_before_parts_had_rates_goes_on_with_one(backbone: Backbone, data: DataSource, out: Path) -> None:
-    one_rate = replace(RECIPES["default"], by_part=False)
+    one_rate = replace(RECIPES["default"], by_part=False, label_smoothing=0.0)
     whole, by_part, resumed = (reading(backbone, data, readout=2) for _ in range(3))
     quick(whole, data, recipe=one_rate)
     quick(by_part, data)
@@ -178,7 +187,7 @@ def test_a_run_from_before_parts_had_rates_goes_on_with_one(backbone: Backbone, 
 def test_tasks_together_from_before_parts_had_rates_go_on_with_one(
     backbone: Backbone, data: DataSource, tmp_path: Path
 ) -> None:
-    one_rate, state = replace(RECIPES["default"], by_part=False), tmp_path / "state.safetensors"
+    one_rate, state = replace(RECIPES["default"], by_part=False, label_smoothing=0.0), tmp_path / "state.safetensors"
     shared: dict[str, Any] = {"steps": 6, "batch_size": 16, "device": "cpu", "workers": 0, "augment": "none"}
     whole, stopped, resumed = (reading(backbone, data, readout=2) for _ in range(3))
     train_together([whole], data, recipe=one_rate, **shared)
@@ -189,11 +198,13 @@ def test_tasks_together_from_before_parts_had_rates_go_on_with_one(
 
 
 def made_old(state: Path) -> None:
-    """Makes a saved run one of the default recipe as it was before parts had rates of their own."""
+    """Makes a saved run one of the default recipe as it was before parts had rates of their own and labels
+    were smoothed."""
     run = read_run(state)
     assert run
     for task in run.tasks:
         assert task.config.pop("by_part") is False
+        assert task.config.pop("label_smoothing") == 0
         task.config["recipe"] = "default"
         del task.config["start"]
     write_run(state, run)

@@ -54,17 +54,19 @@ def train(task: Trainable, data: str | DataSource | Any, settings: Settings) -> 
     data: a source as on the command line (`digits`, `folder:PATH`), a DataSource, or a torch Dataset of (picture,
         label). Its classes must be those of the task.
     recipe: "default", "paper" or a Recipe. steps or epochs (one of them), batch_size (images per step), learning_rate
-        (the peak) and weight_decay replace what the recipe says.
+        (the peak), weight_decay and label_smoothing (the share of every target that is spread over all classes)
+        replace what the recipe says.
     accumulate: parts that a batch is cut into to save memory; the gradients are those of the whole batch.
     seed: of order and augmentation; the same seed gives the same tensors, on the CPU bit for bit.
     device: "auto", "cpu" or "cuda". precision: "float32" or "bf16". workers: processes that load images.
     start: "zero" or "ridge", where a readout starts: at no change of the answers, or at the ridge regression of the
         labels on all that it reads, its strength chosen by cross-fitting; needs a task with a readout.
-    augment: "inception", "crop" or "none"; flip: mirror one image in two. By default both as the data set has them.
+    augment: "inception", "light", "crop" or "none"; flip: mirror one image in two. By default as the data set has them.
     validate_every: steps between validations, by default a tenth of the run; validation_images: how many each looks
         at. log_every: steps between lines of metrics. save_every: steps between saved states (default: a minute).
     select: what the best state is chosen by: "balanced", the mean recall of the classes (the default), "top1" or
-        "loss"; of equal ones the lowest loss.
+        "loss"; of equal ones the lowest loss. patience: end the run after so many validations in a row without a
+        better one; None: it has its whole length.
     out: the task file, `NAME.safetensors`; the best state goes there, all else into `NAME.run/`. None writes nothing.
     resume: go on from the saved state in `NAME.run/`, if there is one. overwrite: start anew where another run did a
         step or more. on_bad_image, data_dir, split: as in `open_data`, for data given by name. progress: True for a

@@ -36,6 +36,7 @@ class Plan(Settings):
     batch_size: int
     learning_rate: float
     weight_decay: float
+    label_smoothing: float
     augment: str
     flip: bool
     validate_every: int
@@ -79,6 +80,7 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
     steps = run_length(settings, recipe, data, batch_size)
     validate_every = settings.validate_every or math.ceil(steps / VALIDATIONS)
     peak = recipe.full_learning_rate if REGIMES[regime].whole else recipe.learning_rate
+    smoothing = recipe.label_smoothing if settings.label_smoothing is None else float(settings.label_smoothing)
     augment = settings.augment or data.augment
     found = {
         "recipe": name,
@@ -86,6 +88,7 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
         "batch_size": batch_size,
         "learning_rate": peak if settings.learning_rate is None else float(settings.learning_rate),
         "weight_decay": recipe.weight_decay if settings.weight_decay is None else float(settings.weight_decay),
+        "label_smoothing": smoothing,
         "seed": int(settings.seed),
         "augment": augment,
         "flip": augment != "none" and (data.flip if settings.flip is None else settings.flip),

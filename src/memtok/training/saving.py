@@ -115,9 +115,10 @@ class Saving:
     def as_of_today(self, number: int, config: dict[str, Any], fresh: RunState) -> dict[str, Any]:
         """The configuration of a saved run.
 
-        Version 0.1 chose by top-1 and had one rate for all parts, and did not say so; its runs go on like that.
+        Version 0.1 chose by top-1, had one rate for all parts and smoothed no labels, and did not say so; its runs go
+        on like that.
         """
-        had: dict[str, Any] = {"by_part": False} | ({"select": TOP1} if self.folder else {})
+        had: dict[str, Any] = {"by_part": False, "label_smoothing": 0.0} | ({"select": TOP1} if self.folder else {})
         older = {name: value for name, value in had.items() if name not in config}
         taken = {name: value for name, value in older.items() if getattr(self.setup.settings, name, None) is None}
         if taken:
