@@ -21,6 +21,8 @@ from memtok.training.state import RunFolder, read_run, write_run
 from tests.tiny import bytes_of, tiny_images
 from tests.training.helpers import Recorder, fingerprint, new_task, quick
 
+ONE_RATE = replace(RECIPES["default"], by_part=False, label_smoothing=0.0)
+
 
 def reading(backbone: Backbone, data: DataSource, **more: Any) -> memtok.Task:
     return new_task(backbone, data, "head", **({"readout": 3, "statistics": "class+mean"} | more))
@@ -171,27 +173,29 @@ def test_together_each_starts_as_alone(backbone: Backbone, data: DataSource) -> 
             torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
 
 
-def test_a_run_from_before_parts_had_rates_goes_on_with_one(backbone: Backbone, data: DataSource, out: Path) -> None:
-    one_rate = replace(RECIPES["default"], by_part=False, label_smoothing=0.0)
-    whole, by_part, resumed = (reading(backbone, data, readout=2) for _ in range(3))
-    quick(whole, data, recipe=one_rate)
-    quick(by_part, data)
-    assert bytes_of(by_part) != bytes_of(whole)
+def test_a_run_from_before_parts_had_rates_goes_on_as_it_began(backbone: Backbone, data: DataSource, out: Path) -> None:
+    """With one rate, targets as they are, and the augmentation of the data."""
+    data = replace(data, augment="inception")
+    had: dict[str, Any] = {"recipe": ONE_RATE, "augment": "inception"}
+    whole, today, resumed = (reading(backbone, data, readout=2) for _ in range(3))
+    quick(whole, data, **had)
+    quick(today, data, augment=None)
+    assert bytes_of(today) != bytes_of(whole)
     with pytest.raises(KeyboardInterrupt):
-        quick(reading(backbone, data, readout=2), data, out=out, recipe=one_rate, progress=Recorder(stop=6))
+        quick(reading(backbone, data, readout=2), data, out=out, progress=Recorder(stop=6), **had)
     made_old(RunFolder(out).state)
-    quick(resumed, data, out=out, resume=True)
+    quick(resumed, data, augment=None, out=out, resume=True)
     assert bytes_of(resumed) == bytes_of(whole)
 
 
 def test_tasks_together_from_before_parts_had_rates_go_on_with_one(
     backbone: Backbone, data: DataSource, tmp_path: Path
 ) -> None:
-    one_rate, state = replace(RECIPES["default"], by_part=False, label_smoothing=0.0), tmp_path / "state.safetensors"
+    state = tmp_path / "state.safetensors"
     shared: dict[str, Any] = {"steps": 6, "batch_size": 16, "device": "cpu", "workers": 0, "augment": "none"}
     whole, stopped, resumed = (reading(backbone, data, readout=2) for _ in range(3))
-    train_together([whole], data, recipe=one_rate, **shared)
-    train_together([stopped], data, recipe=one_rate, until=3, state=state, **shared)
+    train_together([whole], data, recipe=ONE_RATE, **shared)
+    train_together([stopped], data, recipe=ONE_RATE, until=3, state=state, **shared)
     made_old(state)
     train_together([resumed], data, state=state, **shared)
     assert bytes_of(resumed) == bytes_of(whole)

@@ -146,6 +146,10 @@ def test_augmentation_follows_the_data(data: DataSource) -> None:
         plan = make_plan(settings, "memory", cifar100)
         assert (plan.augment, plan.flip) == expected
     assert make_plan(Settings(flip=True), "memory", data).flip
+    photographs = replace(data, augment="inception", flip=True)
+    found = {name: make_plan(Settings(recipe=name), "memory", photographs).augment for name in RECIPES}
+    assert found == {"default": "light", "paper": "inception", "reproduction": "inception"}
+    assert make_plan(Settings(augment="inception"), "memory", photographs).augment == "inception"
 
 
 def test_train_takes_the_declared_settings_and_says_what_they_mean() -> None:

@@ -15,10 +15,10 @@ from memtok.training.plan import Plan, make_plan
 from memtok.training.regimes import Trainable, check_trainable
 from memtok.training.result import TrainResult
 from memtok.training.run import Run
-from memtok.training.saving import check_replaces_nothing
+from memtok.training.saving import as_it_began, check_replaces_nothing
 from memtok.training.settings import Settings
 from memtok.training.setup import check_start, set_up
-from memtok.training.state import RunFolder
+from memtok.training.state import RunFolder, read_run
 
 Keywords = ParamSpec("Keywords")
 Data = str | DataSource | Any
@@ -96,7 +96,8 @@ def train(task: Trainable, data: str | DataSource | Any, settings: Settings) -> 
     state, lock = (None, None) if folder is None else (folder.state, folder.lock)
 
     def plans(source: DataSource) -> list[Plan]:
-        return [make_plan(settings, task.regime, source)]
+        saved = read_run(state) if state and settings.resume else None
+        return as_it_began([make_plan(settings, task.regime, source)], settings, saved)
 
     with set_up([task], data, settings, plans, state=state, lock=lock) as setup:
         (result,) = Run(setup).run()

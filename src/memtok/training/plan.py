@@ -81,7 +81,7 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
     validate_every = settings.validate_every or math.ceil(steps / VALIDATIONS)
     peak = recipe.full_learning_rate if REGIMES[regime].whole else recipe.learning_rate
     smoothing = recipe.label_smoothing if settings.label_smoothing is None else float(settings.label_smoothing)
-    augment = settings.augment or data.augment
+    augment = settings.augment or recipe.augment.get(data.augment, data.augment)
     found = {
         "recipe": name,
         "steps": steps,

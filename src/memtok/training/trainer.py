@@ -42,16 +42,11 @@ class Trainer:
         device: torch.device,
         compiler: Compiler | None = None,
     ) -> None:
-        self.tasks, self.plans, self.processes, self.device = tasks, plans, processes, device
+        self.tasks, self.plan, self.processes, self.device = tasks, plans[0], processes, device
         self.forward = forward_of(tasks, compiler)
         self.normalise = Normaliser(tasks[0].preprocessing)
         self.optimizer = Optimizer(tasks, plans, processes)
         self.drops = any(isinstance(task, FullModel) and has_dropout(task) for task in tasks)
-
-    @property
-    def plan(self) -> Plan:
-        """What all plans have in common. A run that goes on may change it after the trainer was made."""
-        return self.plans[0]
 
     def step(self, number: int, batch: Tensor | KeptBatch, labels: Tensor) -> Tensor:
         """Step `number`, from 0, on a batch and its labels (B,); returns (N, 2): losses and gradient norms.
