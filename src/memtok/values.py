@@ -108,21 +108,24 @@ class WholeOr(Whole):
 
 @dataclass(frozen=True)
 class Number(Values):
-    """Numbers from zero on, or above zero, finite in single precision. unit: how help calls one."""
+    """Numbers from zero on, or above zero, finite in single precision, or below one. unit: how help calls one."""
 
     above_zero: bool = False
+    below_one: bool = False
     unit: str = "X"
 
     @property
     def expected(self) -> str:
-        return f"a finite number {'above 0' if self.above_zero else 'of 0 or more'}"
+        least = "above 0" if self.above_zero else "of 0 or more"
+        return f"a number {least} and below 1" if self.below_one else f"a finite number {least}"
 
     @property
     def metavar(self) -> str:
         return self.unit
 
     def holds(self, value: Any) -> bool:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = number and 0 <= value < (1 if self.below_one else math.inf)
         return number and not (self.above_zero and value == 0)
 
     def read(self, word: str) -> float:

@@ -46,7 +46,7 @@ WRONG_ARGUMENTS = {
     "regime": ((*TRAIN, "--regime", "magic"), "expected --regime as one of memory, head, readout, side"),
     "recipe": ((*TRAIN, "--recipe", "magic"), "expected --recipe as one of default, paper, reproduction, found"),
     "precision": ((*TRAIN, "--precision", "half"), "expected --precision as one of float32, bf16, found 'half'"),
-    "augment": ((*TRAIN, "--augment", "cutmix"), "expected --augment as one of inception, crop, none"),
+    "augment": ((*TRAIN, "--augment", "cutmix"), "expected --augment as one of inception, light, crop, none"),
     "traces on tape": ((*TRAIN, "--keep-traces", "tape"), "expected --keep-traces as one of ram, disk, gpu, found"),
     "views alone": ((*TRAIN, "--views", "2"), "expected --views where traces are kept, found no --keep-traces"),
     "no views": ((*TRAIN, "--keep-traces", "ram", "--views", "0"), "expected --views as a whole number of 1 or more"),

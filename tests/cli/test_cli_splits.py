@@ -64,7 +64,7 @@ def test_flip_is_in_the_record(workspace: Path, run: Run, words: tuple[str, ...]
 def test_wrong_words(workspace: Path, run: Run) -> None:
     for words, message in (
         (("--split", "70-30"), "expected --split as one of official, 80-20, found '70-30'"),
-        (("--flip", "--augment", "none"), "expected --augment inception or crop where --flip is on, found none"),
+        (("--flip", "--augment", "none"), "expected --augment inception, light or crop where --flip is on, found none"),
     ):
         found = run(*QUICK, *words, "--out", "digits.safetensors")
         assert found.code == 2

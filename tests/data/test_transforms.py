@@ -99,17 +99,21 @@ def test_evaluation_equals_transformers(size: tuple[int, int], resample: int, sh
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("flip", [True, False])
-def test_inception_equals_timm(size: tuple[int, int], flip: bool) -> None:
+@pytest.mark.parametrize(("augment", "scale"), [("inception", (0.08, 1.0)), ("light", (0.5, 1.0))])
+def test_random_parts_equal_those_of_timm(
+    size: tuple[int, int], flip: bool, augment: str, scale: tuple[float, float]
+) -> None:
     expected = create_transform(
         input_size=(3, 32, 32),
         is_training=True,
+        scale=scale,
         color_jitter=0.0,
         hflip=0.5 if flip else 0.0,
         interpolation="bicubic",
         mean=MEAN,
         std=STD,
     )
-    found = training_transform(settings(), "inception", flip)
+    found = training_transform(settings(), augment, flip)
     for seed in range(8):
         random.seed(seed)
         torch.manual_seed(seed)

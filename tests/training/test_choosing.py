@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from memtok.errors import MemtokError
 from memtok.training import RichProgress
 from memtok.training.state import RunFolder, Validation
 from memtok.training.trainer import Trainer
+from tests.tiny import bytes_of
 from tests.training.helpers import Recorder, new_task, quick
 
 COUNTS = {"apple": 700, "pear": 40, "quince": 12}
@@ -175,3 +177,44 @@ def test_a_state_of_version_0_1_goes_on_as_it_was_begun(backbone: Backbone, data
         if result.best_step < stop:  # its answers were never kept
             assert (result.score, result.best_balanced, result.warnings) == (None, None, [])
             assert not (RunFolder(out).path / "confusion.png").exists()
+
+
+@pytest.fixture
+def worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every validation of a run finds less than the one before."""
+    validate = Trainer.validate
+
+    def fading(self: Trainer, step: int, *rest: Any) -> Any:
+        return [
+            (replace(found, balanced=1 / step, loss=float(step)), given) for found, given in validate(self, step, *rest)
+        ]
+
+    monkeypatch.setattr(Trainer, "validate", fading)
+
+
+@pytest.mark.usefixtures("worse")
+def test_patience_ends_a_run_and_resuming_ends_it_at_the_same_step(
+    backbone: Backbone, data: DataSource, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"steps": 20, "validate_every": 3, "patience": 2}
+    whole, listener = tmp_path / "whole.safetensors", Recorder()
+    result = quick(new_task(backbone, data), data, out=whole, progress=listener, **settings)
+    assert (result.steps, result.best_step) == (9, 3)  # the best one, and two more
+    assert {"steps": 9, "completed": True, "ended_early": True}.items() <= result.record.items()
+    assert result.record["hyperparameters"]["patience"] == 2
+    last = load_file(RunFolder(whole).last)
+
+    out = tmp_path / "stopped.safetensors"
+    for stop in (5, 9):
+        with pytest.raises(KeyboardInterrupt):
+            quick(
+                new_task(backbone, data), data, out=out, resume=True, save_every=1, progress=Recorder(stop), **settings
+            )
+    for session in range(2):  # it goes on to its end, and is over then
+        listener = Recorder()
+        again = quick(new_task(backbone, data, seed=7), data, out=out, resume=True, progress=listener, **settings)
+        assert listener.said("step") == ([9] if session == 0 else [])
+        assert (again.steps, again.best_step) == (9, 3)
+        assert bytes_of(again.task) == bytes_of(result.task)
+        assert all(torch.equal(value, last[name]) for name, value in load_file(RunFolder(out).last).items())
+    assert quick(new_task(backbone, data), data, **(settings | {"patience": 7})).steps == 20

@@ -21,6 +21,8 @@ from memtok.training.state import RunFolder, read_run, write_run
 from tests.tiny import bytes_of, tiny_images
 from tests.training.helpers import Recorder, fingerprint, new_task, quick
 
+ONE_RATE = replace(RECIPES["default"], by_part=False, label_smoothing=0.0)
+
 
 def reading(backbone: Backbone, data: DataSource, **more: Any) -> memtok.Task:
     return new_task(backbone, data, "head", **({"readout": 3, "statistics": "class+mean"} | more))
@@ -131,6 +133,15 @@ def test_of_low_rank_it_learns_from_zero_and_from_a_ridge_regression(backbone: B
         assert not any(torch.equal(before[f"readout.{name}"], task.readout[name]) for name in ("up", "down"))
 
 
+def test_a_head_beside_a_readout_moves_no_faster_than_it(backbone: Backbone, data: DataSource) -> None:
+    """It reads one vector more of the base; one that reads class tokens of its own, or stands alone, has rate 1."""
+    task = reading(backbone, data, readout=2, statistics="class+mean")
+    rates = {name: task.rates()[parameter] for name, parameter in task.named().items()}
+    assert rates["head.weight"] == rates["head.bias"] == rates["readout.weight"] == 192 / (2 * 2 * backbone.dim)
+    for other in (new_task(backbone, data, "head"), new_task(backbone, data, "memory", readout=2)):
+        assert other.rates()[other.head.weight] == 1
+
+
 def test_from_a_ridge_regression_it_answers_at_once(backbone: Backbone, data: DataSource, out: Path) -> None:
     listener, still = Recorder(), {"steps": 1, "learning_rate": 1e-12, "weight_decay": 0.0}
     head, zero, ridge = new_task(backbone, data, "head"), reading(backbone, data), reading(backbone, data)
@@ -172,38 +183,42 @@ def test_together_each_starts_as_alone(backbone: Backbone, data: DataSource) -> 
             torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
 
 
-def test_a_run_from_before_parts_had_rates_goes_on_with_one(backbone: Backbone, data: DataSource, out: Path) -> None:
-    one_rate = replace(RECIPES["default"], by_part=False)
-    whole, by_part, resumed = (reading(backbone, data, readout=2) for _ in range(3))
-    quick(whole, data, recipe=one_rate)
-    quick(by_part, data)
-    assert bytes_of(by_part) != bytes_of(whole)
+def test_a_run_from_before_parts_had_rates_goes_on_as_it_began(backbone: Backbone, data: DataSource, out: Path) -> None:
+    """With one rate, targets as they are, and the augmentation of the data."""
+    data = replace(data, augment="inception")
+    had: dict[str, Any] = {"recipe": ONE_RATE, "augment": "inception"}
+    whole, today, resumed = (reading(backbone, data, readout=2) for _ in range(3))
+    quick(whole, data, **had)
+    quick(today, data, augment=None)
+    assert bytes_of(today) != bytes_of(whole)
     with pytest.raises(KeyboardInterrupt):
-        quick(reading(backbone, data, readout=2), data, out=out, recipe=one_rate, progress=Recorder(stop=6))
+        quick(reading(backbone, data, readout=2), data, out=out, progress=Recorder(stop=6), **had)
     made_old(RunFolder(out).state)
-    quick(resumed, data, out=out, resume=True)
+    quick(resumed, data, augment=None, out=out, resume=True)
     assert bytes_of(resumed) == bytes_of(whole)
 
 
 def test_tasks_together_from_before_parts_had_rates_go_on_with_one(
     backbone: Backbone, data: DataSource, tmp_path: Path
 ) -> None:
-    one_rate, state = replace(RECIPES["default"], by_part=False), tmp_path / "state.safetensors"
+    state = tmp_path / "state.safetensors"
     shared: dict[str, Any] = {"steps": 6, "batch_size": 16, "device": "cpu", "workers": 0, "augment": "none"}
     whole, stopped, resumed = (reading(backbone, data, readout=2) for _ in range(3))
-    train_together([whole], data, recipe=one_rate, **shared)
-    train_together([stopped], data, recipe=one_rate, until=3, state=state, **shared)
+    train_together([whole], data, recipe=ONE_RATE, **shared)
+    train_together([stopped], data, recipe=ONE_RATE, until=3, state=state, **shared)
     made_old(state)
     train_together([resumed], data, state=state, **shared)
     assert bytes_of(resumed) == bytes_of(whole)
 
 
 def made_old(state: Path) -> None:
-    """Makes a saved run one of the default recipe as it was before parts had rates of their own."""
+    """Makes a saved run one of the default recipe as it was before parts had rates of their own and labels
+    were smoothed."""
     run = read_run(state)
     assert run
     for task in run.tasks:
         assert task.config.pop("by_part") is False
+        assert task.config.pop("label_smoothing") == 0
         task.config["recipe"] = "default"
         del task.config["start"]
     write_run(state, run)

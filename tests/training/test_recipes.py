@@ -97,6 +97,7 @@ def test_images_seen_counts_the_smaller_last_batch() -> None:
         ({"momentum": 1.0}, "momentum in"),
         ({"betas": (0.9, 1.5)}, "beta 2 in"),
         ({"weight_decay": -0.1}, "weight_decay"),
+        ({"label_smoothing": 1.0}, "label_smoothing in"),
         ({"steps_by_data": {"cifar100": 0}}, r"steps_by_data\['cifar100'\] above 0, found 0"),
     ],
 )

@@ -35,6 +35,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"learning_rate": 0.0}, "learning_rate"),
     ({"learning_rate": float("nan")}, "learning_rate"),
     ({"weight_decay": -1.0}, "weight_decay"),
+    ({"label_smoothing": 1.0}, "label_smoothing"),
+    ({"patience": 0}, "patience"),
     ({"seed": -1}, "seed"),
     ({"recipe": "papr"}, "recipe"),
     ({"device": "gpu"}, "device"),
@@ -102,6 +104,9 @@ def test_user_values_replace_the_recipe(data: DataSource) -> None:
     images = len(data.train)
     plan = make_plan(Settings(recipe="paper"), "memory", data)
     assert (plan.steps, plan.batch_size, plan.warmup, plan.momentum) == (20_000, 512, 5, 0.9)
+    smoothing = {name: make_plan(Settings(recipe=name), "memory", data).label_smoothing for name in RECIPES}
+    assert smoothing == {"default": 0.1, "paper": 0, "reproduction": 0}
+    assert make_plan(Settings(label_smoothing=0), "memory", data).label_smoothing == 0
     assert plan.learning_rate == RECIPES["paper"].learning_rate
     assert make_plan(Settings(recipe="paper"), "full", data).learning_rate == RECIPES["paper"].full_learning_rate
     plan = make_plan(
@@ -141,6 +146,10 @@ def test_augmentation_follows_the_data(data: DataSource) -> None:
         plan = make_plan(settings, "memory", cifar100)
         assert (plan.augment, plan.flip) == expected
     assert make_plan(Settings(flip=True), "memory", data).flip
+    photographs = replace(data, augment="inception", flip=True)
+    found = {name: make_plan(Settings(recipe=name), "memory", photographs).augment for name in RECIPES}
+    assert found == {"default": "light", "paper": "inception", "reproduction": "inception"}
+    assert make_plan(Settings(augment="inception"), "memory", photographs).augment == "inception"
 
 
 def test_train_takes_the_declared_settings_and_says_what_they_mean() -> None:
@@ -156,7 +165,7 @@ def test_the_record_has_the_settings_that_the_result_depends_on(backbone: Backbo
     asked = {"steps": 2, "batch_size": 8, "accumulate": 2, "weight_decay": 0.25, "seed": 3, "validate_every": 1}
     record = quick(new_task(backbone, data), data, **asked).record
     found = record["hyperparameters"] | {"recipe": record["recipe"], "seed": record["seed"]}
-    assert set(FIXED) - set(found) == {"views"}  # no traces are kept
+    assert set(FIXED) - set(found) == {"views", "patience"}  # no traces are kept, the run has its whole length
     assert asked.items() <= found.items()
     assert json.dumps(found)
 

@@ -53,7 +53,7 @@ EXAMPLES = """
 
 # What memtok.training knows, without importing it; a test compares the two.
 RECIPES = ("default", "paper", "reproduction")
-AUGMENTATIONS = ("inception", "crop", "none")
+AUGMENTATIONS = ("inception", "light", "crop", "none")
 SELECT = ("balanced", "top1", "loss")
 
 AUTO = "auto"  # in place of a regime: one that cross-validation chooses

@@ -5,7 +5,7 @@ from __future__ import annotations
 SPLITS = OFFICIAL, EIGHTY_TWENTY = "official", "80-20"
 """What can be asked for: the published training and test parts, or a drawn test part of 20 % of all images."""
 
-AUGMENTATIONS = ("inception", "crop", "none")
+AUGMENTATIONS = ("inception", "light", "crop", "none")
 """How training images are varied; see `memtok.data.training_transform`."""
 
 ON_BAD_IMAGE = ("skip", "fail")

@@ -198,9 +198,9 @@ class DataSource:
     `spec`: what was asked for, such as `digits` or `folder:photos`; `name`: a short name. `classes`: their names in the
     order of the labels. `test` is a part of its own where there is one (`has_test`), else the validation part.
     `split_kind`, `seed`, `fraction`: how the parts were made. `augment`: the default augmentation of its images in
-    training ("inception", "crop" or "none"), `flip`: whether they are mirrored by default. `left_out`: what could not
-    be read, (path, reason) each; `skipped`: the paths alone. `peak`: the largest value in those of its images that are
-    taken as 16 bits, None where there are none, or where it is not known.
+    training, as of `memtok.data.training_transform`, `flip`: whether they are mirrored by default. `left_out`: what
+    could not be read, (path, reason) each; `skipped`: the paths alone. `peak`: the largest value in those of its images
+    that are taken as 16 bits, None where there are none, or where it is not known.
     """
 
     spec: str

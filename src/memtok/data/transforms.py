@@ -33,8 +33,8 @@ CROP_MARGIN = 8 / 7
 LARGEST_RESIZED = 2**24
 """Images of at most this many pixels after the resize are resized as a whole: 50 MB in RGB."""
 
-SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-"""Of `inception`: the share of the area that a part covers, and its width over its height."""
+SCALES, RATIO = {"inception": (0.08, 1.0), "light": (0.5, 1.0)}, (3 / 4, 4 / 3)
+"""Of a random part: the share of the area that it covers, by augmentation, and its width over its height."""
 
 ATTEMPTS = 10  # to draw a part within the image, as in timm; then the middle is taken
 
@@ -135,12 +135,14 @@ class RandomCropPixels(PixelTransform):
 
 
 @dataclass(frozen=True)
-class InceptionPixels(PixelTransform):
-    """A random part of the image, resized to the input size; the same random parts as in timm."""
+class PartPixels(PixelTransform):
+    """A random part of the image, of `scale` of its area, resized to the input size; the same parts as in timm."""
+
+    scale: tuple[float, float] = SCALES["inception"]
 
     def cut(self, image: Image.Image, generators: Generators) -> Image.Image:
         settings = self.preprocessing
-        part = image.crop(random_part(image, generators.python))
+        part = image.crop(random_part(image, self.scale, generators.python))
         return resize(part, settings.image_size, settings.interpolation)
 
 
@@ -198,8 +200,9 @@ def training_transform(preprocessing: Preprocessing, augment: str = "inception",
     it generators that are seeded for each image.
 
     `augment`: "inception", a random part of 8 % to 100 % of the area with sides 3:4 to 4:3, resized to the input size
-    (GoogLeNet, Szegedy et al. 2015; timm's); "crop", resize to 8/7 of the input size and a random crop; "none", what
-    evaluation does, never mirrored. `flip`: mirror half of the images. Raises MemtokError for another name.
+    (GoogLeNet, Szegedy et al. 2015; timm's); "light", the same of 50 % to 100 %; "crop", resize to 8/7 of the input
+    size and a random crop; "none", what evaluation does, never mirrored. `flip`: mirror half of the images. Raises
+    MemtokError for another name.
     """
     return Normalised(training_pixels(preprocessing, augment, flip), Normaliser(preprocessing))
 
@@ -210,21 +213,21 @@ def training_pixels(preprocessing: Preprocessing, augment: str = "inception", fl
         return evaluation_pixels(preprocessing)
     if augment == "crop":
         return RandomCropPixels(preprocessing, flip)
-    if augment == "inception":
-        return InceptionPixels(preprocessing, flip)
+    if augment in SCALES:
+        return PartPixels(preprocessing, flip, SCALES[augment])
     raise MemtokError(
         f"expected augment to be one of {', '.join(AUGMENTATIONS)}, found {augment!r}; choose one", argument="augment"
     )
 
 
-def random_part(image: Image.Image, python: PythonRandom) -> tuple[int, int, int, int]:
-    """A box (left, top, right, bottom) of `SCALE` of the area with sides of `RATIO`.
+def random_part(image: Image.Image, scale: tuple[float, float], python: PythonRandom) -> tuple[int, int, int, int]:
+    """A box (left, top, right, bottom) of `scale` of the area with sides of `RATIO`.
 
     It draws what timm's RandomResizedCropAndInterpolation draws, in the same order, so a seed gives the same box.
     """
     low, high = RATIO
     for _ in range(ATTEMPTS):
-        area = python.uniform(*SCALE) * (image.width * image.height)
+        area = python.uniform(*scale) * (image.width * image.height)
         ratio = math.exp(python.uniform(math.log(low), math.log(high)))
         width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if width <= image.width and height <= image.height:

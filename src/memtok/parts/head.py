@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from memtok.levels import Statistics
 from memtok.parts.base import Form, Part, Spec, Trunk
+from memtok.parts.readout import rate_of_features
 from memtok.regimes import Regime
 
 if TYPE_CHECKING:
@@ -41,6 +42,13 @@ class Head(Part):
         self, tensors: Mapping[str, Tensor], choices: Mapping[str, str]
     ) -> tuple[Hashable, tuple[Tensor, ...]] | None:
         return None if len(tensors["class_tokens"]) else ("features", ())
+
+    def rate(self, trunk: Trunk, form: Form) -> float:
+        """That of a readout where it reads the base class token only, which is one vector more among those.
+
+        At a rate of its own a head moves the answers more than all that the readout reads: docs/training.md.
+        """
+        return 1.0 if form["queries"] or not form["readout"] else rate_of_features(trunk, form)
 
     def cost(self, trunk: Trunk, form: Form) -> int:
         return int(inputs(trunk, form) * form["classes"])

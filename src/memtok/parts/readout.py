@@ -158,7 +158,7 @@ class Readout(Part):
         return images * (math.prod(features(trunk, form)) + form["readout_rank"]) if form["readout"] else 0
 
     def rate(self, trunk: Trunk, form: Form) -> float:
-        return FEATURES_AT_RATE_ONE / math.prod(features(trunk, form)) if form["readout"] else 1.0
+        return rate_of_features(trunk, form) if form["readout"] else 1.0
 
     def rates(self, trunk: Trunk, regime: Regime, form: Form) -> dict[str, float]:
         """`up` reads few numbers, as a head does, and has its rate."""
@@ -174,6 +174,11 @@ def words(choices: Mapping[str, Any]) -> list[str]:
 def features(trunk: Trunk, form: Form) -> tuple[int, int, int]:
     """(n, S, D) of what is read."""
     return form["readout"], sum(map(trunk.vectors, words(form))), trunk.dim
+
+
+def rate_of_features(trunk: Trunk, form: Form) -> float:
+    """The rate of the weights of a readout, by how many numbers it reads."""
+    return FEATURES_AT_RATE_ONE / math.prod(features(trunk, form))
 
 
 def read(statistics: Statistics, choices: Mapping[str, Any], levels: int) -> Tensor:

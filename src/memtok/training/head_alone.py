@@ -119,7 +119,7 @@ def head_step(trainer: Trainer, step: int, features: Tensor, labels: Tensor) -> 
     head = trainer.tasks[0]
     with trainer.processes.autocast():
         logits = head(features.to(trainer.device))
-    loss = F.cross_entropy(logits.float(), labels.to(trainer.device))
+    loss = F.cross_entropy(logits.float(), labels.to(trainer.device), label_smoothing=trainer.plan.label_smoothing)
     torch.autograd.backward(loss)
     trainer.optimizer.apply(loss.detach().unsqueeze(0))
 

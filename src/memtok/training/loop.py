@@ -15,10 +15,10 @@ from memtok.training.plan import Plan, make_plan
 from memtok.training.regimes import Trainable, check_trainable
 from memtok.training.result import TrainResult
 from memtok.training.run import Run
-from memtok.training.saving import check_replaces_nothing
+from memtok.training.saving import as_it_began, check_replaces_nothing
 from memtok.training.settings import Settings
 from memtok.training.setup import check_solvable, check_start, set_up
-from memtok.training.state import RunFolder
+from memtok.training.state import RunFolder, read_run
 
 Keywords = ParamSpec("Keywords")
 Data = str | DataSource | Any
@@ -54,7 +54,8 @@ def train(task: Trainable, data: str | DataSource | Any, settings: Settings) -> 
     data: a source as on the command line (`digits`, `folder:PATH`), a DataSource, or a torch Dataset of (picture,
         label). Its classes must be those of the task.
     recipe: "default", "paper" or a Recipe. steps or epochs (one of them), batch_size (images per step), learning_rate
-        (the peak) and weight_decay replace what the recipe says.
+        (the peak), weight_decay and label_smoothing (the share of every target that is spread over all classes)
+        replace what the recipe says.
     accumulate: parts that a batch is cut into to save memory; the gradients are those of the whole batch.
     seed: of order and augmentation; the same seed gives the same tensors, on the CPU bit for bit.
     device: "auto", "cpu" or "cuda". precision: "float32" or "bf16". workers: processes that load images.
@@ -63,11 +64,12 @@ def train(task: Trainable, data: str | DataSource | Any, settings: Settings) -> 
     solver: "gradient" or "ridge": with the latter that ridge regression is the trained task, after one pass over the
         images and no step. It needs a task that trains a readout and a head alone, such as one of regime "readout".
         Images are looked at as they are unless augment, flip, views or keep_traces is given, then in all their views.
-    augment: "inception", "crop" or "none"; flip: mirror one image in two. By default both as the data set has them.
+    augment: "inception", "light", "crop" or "none"; flip: mirror one image in two. By default as the data set has them.
     validate_every: steps between validations, by default a tenth of the run; validation_images: how many each looks
         at. log_every: steps between lines of metrics. save_every: steps between saved states (default: a minute).
     select: what the best state is chosen by: "balanced", the mean recall of the classes (the default), "top1" or
-        "loss"; of equal ones the lowest loss.
+        "loss"; of equal ones the lowest loss. patience: end the run after so many validations in a row without a
+        better one; None: it has its whole length.
     out: the task file, `NAME.safetensors`; the best state goes there, all else into `NAME.run/`. None writes nothing.
     resume: go on from the saved state in `NAME.run/`, if there is one. overwrite: start anew where another run did a
         step or more. on_bad_image, data_dir, split: as in `open_data`, for data given by name. progress: True for a
@@ -98,7 +100,8 @@ def train(task: Trainable, data: str | DataSource | Any, settings: Settings) -> 
     state, lock = (None, None) if folder is None else (folder.state, folder.lock)
 
     def plans(source: DataSource) -> list[Plan]:
-        return [make_plan(settings, task.regime, source)]
+        saved = read_run(state) if state and settings.resume else None
+        return as_it_began([make_plan(settings, task.regime, source)], settings, saved)
 
     with set_up([task], data, settings, plans, state=state, lock=lock) as setup:
         (result,) = Run(setup).run()

@@ -39,6 +39,7 @@ class Plan(Settings):
     batch_size: int
     learning_rate: float
     weight_decay: float
+    label_smoothing: float
     augment: str
     flip: bool
     validate_every: int
@@ -98,13 +99,15 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
     trained = steps * batch_size if settings.solver == GRADIENT else images
     validate_every = settings.validate_every or math.ceil(steps / VALIDATIONS)
     peak = recipe.full_learning_rate if REGIMES[regime].whole else recipe.learning_rate
-    augment = augmentation(settings, data)
+    smoothing = recipe.label_smoothing if settings.label_smoothing is None else float(settings.label_smoothing)
+    augment = augmentation(settings, recipe, data)
     found = {
         "recipe": name,
         "steps": steps,
         "batch_size": batch_size,
         "learning_rate": peak if settings.learning_rate is None else float(settings.learning_rate),
         "weight_decay": recipe.weight_decay if settings.weight_decay is None else float(settings.weight_decay),
+        "label_smoothing": smoothing,
         "seed": int(settings.seed),
         "augment": augment,
         "flip": augment != "none" and (data.flip if settings.flip is None else settings.flip),
@@ -142,15 +145,15 @@ def run_length(settings: Settings, recipe: Recipe, data: DataSource, batch_size:
     return steps
 
 
-def augmentation(settings: Settings, data: DataSource) -> str:
-    """How training images are varied: as the data have it unless told otherwise.
+def augmentation(settings: Settings, recipe: Recipe, data: DataSource) -> str:
+    """How training images are varied: as the data have it, or what the recipe has in its place, unless told otherwise.
 
     What is solved for and not kept is looked at once, as it is, unless something is said of how it is varied.
     """
     told = (settings.flip, settings.views, settings.keep_traces) != (None, None, None)
     if settings.solver != GRADIENT and settings.augment is None and not told:
         return "none"
-    return settings.augment or data.augment
+    return settings.augment or recipe.augment.get(data.augment, data.augment)
 
 
 def kept_views(settings: Settings, augment: str) -> int | None:

@@ -19,9 +19,10 @@ class Recipe:
 
     optimizer: "sgd" (with `momentum`) or "adamw" (with `betas`). learning_rate: the peak, for tasks;
     full_learning_rate: the peak where the whole backbone trains. weight_decay: of matrices; class tokens, memory,
-    biases and norms never decay. by_part: each part of a task has a rate of its own, learning_rate times what
-    `Part.rate` says. clip_norm: largest norm of the gradient. warmup_steps, warmup_share: linear warm-up, in steps and
-    as a share of the run; the longer one holds. batch_size: images per step.
+    biases and norms never decay. label_smoothing: the share of every target that is spread over all classes. augment:
+    what stands in place of an augmentation that a data set has by default. by_part: each part of a task has a rate of
+    its own, learning_rate times what `Part.rate` says. clip_norm: largest norm of the gradient. warmup_steps,
+    warmup_share: linear warm-up, in steps and as a share of the run; the longer one holds. batch_size: images per step.
     steps: length of the run; None means `steps_by_data` where the data set has its own length there, else `epochs`
     over the data, but between least_steps and most_steps.
     """
@@ -30,6 +31,8 @@ class Recipe:
     learning_rate: float
     full_learning_rate: float
     weight_decay: float
+    label_smoothing: float = 0.0
+    augment: Mapping[str, str] = field(default_factory=dict, hash=False)
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     by_part: bool = False
@@ -100,6 +103,8 @@ RECIPES: dict[str, Recipe] = {
         learning_rate=1e-2,
         full_learning_rate=3e-5,
         weight_decay=0.01,
+        label_smoothing=0.1,
+        augment={"inception": "light"},
         by_part=True,
         clip_norm=1.0,
         warmup_steps=5,
@@ -144,7 +149,11 @@ def check_recipe(recipe: Recipe) -> None:
         if not value > 0:
             raise MemtokError(f"expected a recipe with {name} above 0, found {value!r}; change it")
     shares = {"momentum": recipe.momentum, "beta 1": recipe.betas[0], "beta 2": recipe.betas[1]}
-    for name, value in (*shares.items(), ("warmup_share", recipe.warmup_share)):
+    for name, value in (
+        *shares.items(),
+        ("warmup_share", recipe.warmup_share),
+        ("label_smoothing", recipe.label_smoothing),
+    ):
         if not 0 <= value < 1:
             raise MemtokError(f"expected a recipe with {name} in [0, 1), found {value!r}; change it")
     if recipe.weight_decay < 0 or recipe.warmup_steps < 0:

@@ -85,6 +85,7 @@ def make_record(setup: Setup, state: RunState, number: int, stored: Validation) 
     """
     trainable, data, plan = setup.tasks[number], setup.data, setup.plans[number]
     diverged = state.tasks[number].diverged
+    early = state.step < plan.steps and state.tasks[number].stalled(plan.patience, plan.validate_every)
     trained, total = count_parameters(trainable)
     seen = plan.images_seen(state.step)
     metrics = {"step": stored.step, **stored.row(), "validation_images": plan.validation_images}
@@ -103,8 +104,9 @@ def make_record(setup: Setup, state: RunState, number: int, stored: Validation) 
         "parameters": {"trained": trained, "total": total},
         "versions": versions(),
         "device": setup.device.type,
-        "completed": state.step >= plan.steps,
+        "completed": early or state.step >= plan.steps,
         "steps": state.step,
+        **({"ended_early": True} if early else {}),
         "images_seen": seen,
         "epochs": round(seen / plan.train_images, 4),
         "seconds": round(state.seconds, 3),

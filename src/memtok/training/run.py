@@ -64,6 +64,7 @@ class Run:
         saved = self.saving.restore(self.state, self.until)
         self.state = saved or self.state
         self.clock = Clock(self.state, self.images)
+        self.end_early()
         self.setup.feed.prepare(self.state.step, self.until)
         if saved is None and self.setup.plan.solver == GRADIENT:
             measure(self.setup, self.trainer)
@@ -101,6 +102,8 @@ class Run:
             self.state.step += 1
             self.progress.step(self.state.step)
             self.after_step()
+            if self.state.step == self.until:  # it may end early
+                return
 
     def solve(self) -> None:
         """The only step of a run that takes none along the gradient. Interrupted, it begins anew."""
@@ -236,6 +239,17 @@ class Run:
             if not math.isfinite(found.loss):
                 self.diverge(number, "validation loss", found.loss, self.state.step)
             self.note(number, found, answers)
+        self.end_early()
+
+    def end_early(self) -> None:
+        """Ends the run with this step where the last validations found nothing better; see `TaskState.stalled`."""
+        step, plan = self.state.step, self.setup.plan
+        if step < self.until and self.state.tasks[0].stalled(plan.patience, plan.validate_every):
+            self.until = step
+            self.progress.message(
+                f"ended early at step {step:,} of {plan.steps:,}: {plan.patience} validations in a row found nothing "
+                "better"
+            )
 
     def look(self) -> list[tuple[Validation, Tensor]]:
         """What is found on the validation images, and the answers to them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -99,7 +99,7 @@ class Saving:
                 "it, or train the same tasks"
             )
         for number, (task, state) in enumerate(zip(setup.tasks, saved.tasks, strict=True)):
-            found = self.as_of_today(number, state.config, fresh)
+            found = {**before(state.config, alone=self.folder is not None), **state.config}
             if self.folder:
                 check_same_run(found, fresh.tasks[number].config, self.folder.path)
             else:
@@ -111,19 +111,6 @@ class Saving:
                 f"expected a state of step {until} at most in {where}, found one of step {saved.step}; delete it to "
                 "start anew"
             )
-
-    def as_of_today(self, number: int, config: dict[str, Any], fresh: RunState) -> dict[str, Any]:
-        """The configuration of a saved run.
-
-        Version 0.1 chose by top-1 and had one rate for all parts, and did not say so; its runs go on like that.
-        """
-        had: dict[str, Any] = {"by_part": False} | ({"select": TOP1} if self.folder else {})
-        older = {name: value for name, value in had.items() if name not in config}
-        taken = {name: value for name, value in older.items() if getattr(self.setup.settings, name, None) is None}
-        if taken:
-            self.setup.plans[number] = replace(self.setup.plans[number], **taken)
-            fresh.tasks[number].config |= taken
-        return config | older
 
     # Writing
 
@@ -161,6 +148,31 @@ class Saving:
             task.save(self.folder.last)
             if best_too:
                 task.save(self.folder.out)
+
+
+def as_it_began(plans: list[Plan], settings: Settings, saved: RunState | None) -> list[Plan]:
+    """The plans of a run that goes on from a saved state: what its version did by default is done where nobody asks for
+    another thing today.
+    """
+    if saved is None or len(saved.tasks) != len(plans):  # then nothing goes on, which is told later
+        return plans
+    found = []
+    for plan, task in zip(plans, saved.tasks, strict=True):
+        had = before(task.config, alone=settings.task_file is not None)
+        if "label_smoothing" in had and "augment" in task.config:
+            had["augment"] = task.config["augment"]  # no recipe changed that of the data
+        taken = {name: value for name, value in had.items() if getattr(settings, name, None) is None}
+        found.append(replace(plan, **taken))
+    return found
+
+
+def before(config: Mapping[str, Any], *, alone: bool) -> dict[str, Any]:
+    """What held in a saved run whose configuration does not say so.
+
+    Version 0.1 chose by top-1, where a task trained alone, had one rate for all parts and smoothed no labels.
+    """
+    had = {"by_part": False, "label_smoothing": 0.0} | ({"select": TOP1} if alone else {})
+    return {name: value for name, value in had.items() if name not in config}
 
 
 def check_replaces_nothing(settings: Settings) -> None:

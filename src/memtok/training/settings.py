@@ -96,6 +96,9 @@ class Settings:
     accumulate: int = setting(1, Whole(1), "micro-batches that a batch is split into", ALL, fixed=True)
     learning_rate: float | None = setting(None, POSITIVE, "peak rate", ONE, BY_RECIPE, fixed=True)
     weight_decay: float | None = setting(None, Number(), "weight decay of matrices", unset=BY_RECIPE, fixed=True)
+    label_smoothing: float | None = setting(
+        None, Number(below_one=True), "share of every target spread over all classes", SWEEP, BY_RECIPE, fixed=True
+    )
     seed: int = setting(
         0, Whole(0, 2**63 - 1, "S", also=Integral), "of initial values, order and augmentation", SWEEP, fixed=True
     )
@@ -136,6 +139,15 @@ class Settings:
         "what the best state is chosen by on the validation images; balanced is the mean recall of the classes",
         ONE,
         BALANCED,
+        fixed=True,
+        alone=True,
+    )
+    patience: int | None = setting(
+        None,
+        Whole(1),
+        "end the run after so many validations in a row without a better one",
+        ONE,
+        "the run has its whole length",
         fixed=True,
         alone=True,
     )
@@ -228,8 +240,8 @@ def check_pairs(settings: Settings) -> None:
         )
     if settings.flip and settings.augment == "none":
         raise MemtokError(
-            f"expected {Argument('augment')} inception or crop where {Argument('flip')} is on, found none; leave "
-            "one of them out"
+            f"expected {Argument('augment')} inception, light or crop where {Argument('flip')} is on, found none; "
+            "leave one of them out"
         )
     if settings.resume and settings.out is None:
         raise MemtokError(

@@ -143,6 +143,12 @@ class TaskState:
     parameters: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
 
+    def stalled(self, patience: int | None, every: int) -> bool:
+        """Whether `patience` validations, one in `every` steps, followed the best one."""
+        if patience is None or self.best is None or self.last is None:
+            return False
+        return self.last.step - self.best.step >= patience * every
+
     @property
     def good(self) -> dict[str, Tensor]:
         """The values that the task gets back when it diverges."""

@@ -22,9 +22,10 @@ from memtok.training.progress import Progress
 from memtok.training.regimes import check_trainable
 from memtok.training.result import TrainResult
 from memtok.training.run import Run
+from memtok.training.saving import as_it_began
 from memtok.training.settings import ALONE, GRADIENT, Settings
 from memtok.training.setup import check_solvable, set_up
-from memtok.training.state import RunState
+from memtok.training.state import RunState, read_run
 
 
 @plain_torch()
@@ -71,16 +72,18 @@ def train_together(
             argument="solver",
         )
 
+    path = None if state is None else Path(state)
+
     def plans(source: DataSource) -> list[Plan]:
         common = replace(make_plan(settings, tasks[0].regime, source), select=None)  # they keep their last state
         rates = [common.learning_rate] * len(tasks) if learning_rates is None else learning_rates
         decays = [common.weight_decay] * len(tasks) if weight_decays is None else weight_decays
-        return [
+        found = [
             replace(common, learning_rate=float(rate), weight_decay=float(decay))
             for rate, decay in zip(rates, decays, strict=True)
         ]
+        return as_it_began(found, settings, (path and read_run(path)) or begun)
 
-    path = None if state is None else Path(state)
     lock = None if path is None else lock_of(path)
     with set_up(tasks, data, settings, plans, state=path, lock=lock, together=True, stores=stores) as setup:
         return Run(setup, begun).run(until)

@@ -60,7 +60,8 @@ class Trainer:
             for part, answers, weight in self.parts(batch, labels):
                 with self.processes.autocast():
                     logits = self.forward(part)
-                shares = torch.stack([share_of_loss(one, answers, weight / len(labels)) for one in logits])
+                smoothing = self.plan.label_smoothing
+                shares = torch.stack([share_of_loss(one, answers, weight / len(labels), smoothing) for one in logits])
                 torch.autograd.backward(shares.sum())
                 losses += shares.detach()
         return self.optimizer.apply(losses)
@@ -173,12 +174,12 @@ def has_dropout(model: nn.Module) -> bool:
     return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
 
 
-def share_of_loss(logits: Tensor, answers: Tensor, weight: float) -> Tensor:
+def share_of_loss(logits: Tensor, answers: Tensor, weight: float, smoothing: float) -> Tensor:
     """The cross-entropy of a part of a batch, (part, C) and (part,), as its share of the mean over the batch.
 
     `weight`: 1 / images of the whole batch. Parts of different size then count as they should.
     """
-    return F.cross_entropy(logits.float(), answers, reduction="sum") * weight
+    return F.cross_entropy(logits.float(), answers, reduction="sum", label_smoothing=smoothing) * weight
 
 
 def found(step: int, loss: Tensor, score: Score) -> Validation:
