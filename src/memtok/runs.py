@@ -28,9 +28,10 @@ from memtok.traces import OpenStores
 from memtok.training.loop import train
 from memtok.training.plan import make_plan
 from memtok.training.progress import Progress
+from memtok.training.recipes import GRADIENT
 from memtok.training.regimes import Trainable
 from memtok.training.result import TrainResult
-from memtok.training.settings import GRADIENT, Settings
+from memtok.training.settings import Settings
 from memtok.training.state import RunFolder, RunState, joined, read_run
 from memtok.training.together import train_together
 

@@ -35,7 +35,7 @@ from memtok.launch import check_launch, is_first_process
 from memtok.parts import CHOICES, OPTIONS, choose, more_than_head
 from memtok.preprocessing import check_range
 from memtok.regimes import COMPOSABLE, REGIMES
-from memtok.training.settings import GRADIENT
+from memtok.training.recipes import GRADIENT
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone

@@ -32,7 +32,8 @@ from memtok.sweeps.stages import Stages
 from memtok.sweeps.trials import Trial, ranked
 from memtok.training.compiler import make_compiler
 from memtok.training.device import chosen_device, moved
-from memtok.training.settings import DEFAULTS, GRADIENT, default_workers
+from memtok.training.recipes import GRADIENT
+from memtok.training.settings import DEFAULTS, default_workers
 
 Data = str | DataSource
 

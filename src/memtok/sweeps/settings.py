@@ -15,7 +15,8 @@ from memtok.preprocessing import Preprocessing
 from memtok.regimes import REGIMES
 from memtok.sweeps.halving import check_halving
 from memtok.sweeps.space import Axis, Configuration, Range, Space, ends
-from memtok.training.settings import FIXED, GRADIENT, VIEWS, ZERO, Settings, check_whole
+from memtok.training.recipes import GRADIENT
+from memtok.training.settings import FIXED, VIEWS, ZERO, Settings, check_whole
 
 RATE_FACTORS = (0.3, 1.0, 3.0)  # rates of a grid unless told otherwise, as multiples of the recipe's
 RATE_SPAN = 10.0  # a search draws from the recipe's rate over this to the rate times this

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import memtok.data
 from memtok.errors import Argument, MemtokError
 from memtok.regimes import REGIMES
-from memtok.training.recipes import Recipe, find_recipe, images_seen
-from memtok.training.settings import BALANCED, FIXED, GRADIENT, SETTINGS, VIEWS, Settings
+from memtok.training.recipes import GRADIENT, Recipe, find_recipe, images_seen
+from memtok.training.settings import BALANCED, FIXED, SETTINGS, VIEWS, Settings
 from memtok.values import MOST
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from memtok.meter import Meter, print_line
-from memtok.training.settings import GRADIENT
+from memtok.training.recipes import GRADIENT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import memtok.data
 from memtok.errors import MemtokError
 
+GRADIENT = "gradient"  # the solver that a recipe is for
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

@@ -19,9 +19,9 @@ from memtok.training.finishing import finish
 from memtok.training.interrupts import Interrupted, Interrupts
 from memtok.training.logbook import Logbook, Row
 from memtok.training.measure import measure, solve
+from memtok.training.recipes import GRADIENT
 from memtok.training.result import TrainResult
 from memtok.training.saving import Saving
-from memtok.training.settings import GRADIENT
 from memtok.training.setup import Setup
 from memtok.training.state import RunState, Validation
 from memtok.training.trainer import Trainer, load, snapshot

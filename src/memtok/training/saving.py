@@ -17,6 +17,7 @@ from memtok.folders import locked
 from memtok.training.device import same_start
 from memtok.training.optim import Optimizer
 from memtok.training.plan import Plan
+from memtok.training.recipes import GRADIENT
 from memtok.training.regimes import FullModel, Trainable
 from memtok.training.result import make_record
 from memtok.training.settings import TOP1, Settings
@@ -169,8 +170,11 @@ def as_it_began(plans: list[Plan], settings: Settings, saved: RunState | None) -
 def before(config: Mapping[str, Any], *, alone: bool) -> dict[str, Any]:
     """What held in a saved run whose configuration does not say so.
 
-    Version 0.1 chose by top-1, where a task trained alone, had one rate for all parts and smoothed no labels.
+    Version 0.1 chose by top-1, where a task trained alone, had one rate for all parts and smoothed no labels. A run
+    without steps, which it did not have, says nothing of these.
     """
+    if config.get("solver", GRADIENT) != GRADIENT:
+        return {}
     had = {"by_part": False, "label_smoothing": 0.0} | ({"select": TOP1} if alone else {})
     return {name: value for name, value in had.items() if name not in config}
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from memtok.data.choices import AUGMENTATIONS, ON_BAD_IMAGE, SPLITS
 from memtok.errors import Argument, MemtokError
-from memtok.training.recipes import RECIPES, Recipe, find_recipe
+from memtok.training.recipes import GRADIENT, RECIPES, Recipe, find_recipe
 from memtok.values import Number, OneOf, Place, Switch, Values, Whole, YesNo
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
 TRACE_PLACES = ("ram", "disk", "gpu")
 STARTS = ZERO, RIDGE = "zero", "ridge"
-GRADIENT = "gradient"
-SOLVERS = (GRADIENT, RIDGE)
+SOLVERS = GRADIENT, RIDGE
 # What a run without gradient steps has no use for. It validates once, so there is nothing to select either.
 OF_STEPS: tuple[str, ...] = (
     "recipe",

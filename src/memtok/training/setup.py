@@ -26,8 +26,9 @@ from memtok.training.device import Processes, moved, processes_for
 from memtok.training.feed import Feed, make_feed
 from memtok.training.plan import Plan
 from memtok.training.progress import Progress, RichProgress, RunInfo
+from memtok.training.recipes import GRADIENT
 from memtok.training.regimes import Trainable, count_parameters, frozen_parts
-from memtok.training.settings import GRADIENT, ZERO, Settings
+from memtok.training.settings import ZERO, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

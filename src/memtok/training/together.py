@@ -19,11 +19,12 @@ from memtok.task import Task
 from memtok.traces import OpenStores
 from memtok.training.plan import Plan, make_plan
 from memtok.training.progress import Progress
+from memtok.training.recipes import GRADIENT
 from memtok.training.regimes import check_trainable
 from memtok.training.result import TrainResult
 from memtok.training.run import Run
 from memtok.training.saving import as_it_began
-from memtok.training.settings import ALONE, GRADIENT, Settings
+from memtok.training.settings import ALONE, Settings
 from memtok.training.setup import check_solvable, set_up
 from memtok.training.state import RunState, read_run
 
