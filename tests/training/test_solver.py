@@ -93,8 +93,9 @@ def test_kept_features_give_the_same(backbone: Backbone, data: DataSource, more:
     assert sum(sizes) == more.get("views", 1) * len(data.train) + len(data.validation)
     assert result.record["images_seen"] == more.get("views", 1) * len(data.train)
     with counted(backbone) as again:
-        train(kept, data, keep_traces="ram", **RUN, **({"augment": "none"} | more))
+        record = train(kept, data, keep_traces="ram", **RUN, **({"augment": "none"} | more)).record
     assert sum(again) == sum(sizes)
+    assert record["traces"]["records"] == more.get("views", 1) * len(data.train)
     for name in ("readout.weight", "head.bias"):
         expected = live.named()[name]
         torch.testing.assert_close(

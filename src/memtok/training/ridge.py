@@ -46,9 +46,7 @@ TOLERANCE = 1e-7  # of conjugate gradients: |residual| / |right side| of each cl
 ITERATIONS = 500  # of conjugate gradients, at most
 DAMPING = 0.3  # strength added to the preconditioner: a sample overrates the directions that its noise lies in
 SCALES = (1e-2, 1e4)
-NOTHING = (
-    1e-6  # of the largest principal square: what is below is rounding, as the direction in which all answers agree
-)
+NOTHING = 1e-6  # of the largest outputs in any direction: smaller ones are rounding
 
 
 @dataclass(frozen=True, kw_only=True)
