@@ -19,7 +19,7 @@ from memtok.training.optim import Optimizer
 from memtok.training.plan import Plan
 from memtok.training.regimes import FullModel, Trainable
 from memtok.training.result import make_record
-from memtok.training.settings import TOP1, Settings
+from memtok.training.settings import GRADIENT, TOP1, Settings
 from memtok.training.setup import Setup
 from memtok.training.state import (
     RunFolder,
@@ -169,8 +169,11 @@ def as_it_began(plans: list[Plan], settings: Settings, saved: RunState | None) -
 def before(config: Mapping[str, Any], *, alone: bool) -> dict[str, Any]:
     """What held in a saved run whose configuration does not say so.
 
-    Version 0.1 chose by top-1, where a task trained alone, had one rate for all parts and smoothed no labels.
+    Version 0.1 chose by top-1, where a task trained alone, had one rate for all parts and smoothed no labels. Runs
+    without gradient steps came later, and have neither.
     """
+    if config.get("solver", GRADIENT) != GRADIENT:
+        return {}
     had = {"by_part": False, "label_smoothing": 0.0} | ({"select": TOP1} if alone else {})
     return {name: value for name, value in had.items() if name not in config}
 
