@@ -22,7 +22,17 @@ VALIDATIONS = 10  # of a run, unless told otherwise
 VALIDATION_SHARE = 0.5
 LEAST_VALIDATED = 1000
 # Not in the record of a run without gradient steps.
-OF_OPTIMIZER = ("learning_rate", "weight_decay", "optimizer", "momentum", "betas", "by_part", "clip_norm", "warmup")
+OF_OPTIMIZER = (
+    "learning_rate",
+    "weight_decay",
+    "label_smoothing",
+    "optimizer",
+    "momentum",
+    "betas",
+    "by_part",
+    "clip_norm",
+    "warmup",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,8 +170,8 @@ def as_it_began(plans: list[Plan], settings: Settings, saved: RunState | None) -
 def before(config: Mapping[str, Any], *, alone: bool) -> dict[str, Any]:
     """What held in a saved run whose configuration does not say so.
 
-    Version 0.1 chose by top-1, where a task trained alone, had one rate for all parts and smoothed no labels. A run
-    without steps, which it did not have, says nothing of these.
+    Version 0.1 chose by top-1, where a task trained alone, had one rate for all parts and smoothed no labels. Runs
+    without gradient steps came later, and have neither.
     """
     if config.get("solver", GRADIENT) != GRADIENT:
         return {}

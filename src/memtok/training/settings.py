@@ -36,6 +36,8 @@ OF_STEPS: tuple[str, ...] = (
     "epochs",
     "learning_rate",
     "weight_decay",
+    "label_smoothing",
+    "patience",
     "start",
     "validate_every",
     "log_every",
