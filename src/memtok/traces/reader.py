@@ -71,25 +71,34 @@ class TraceReader:
     # Which records
 
     def plan(
-        self, *, batch_size: int, seed: int = 0, shuffle: bool = False, start_step: int = 0, steps: int | None = None
+        self,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        start_step: int = 0,
+        steps: int | None = None,
+        balanced: bool = False,
     ) -> BatchPlan:
         """The batches of the steps from `start_step` on, as `memtok.data.batches` has them."""
         end = steps_per_epoch(len(self.indices), batch_size) if steps is None else steps
-        plan = BatchPlan(len(self.indices), batch_size, seed, shuffle, start_step, end, False, (0, 1))
+        labels = self.images.labels[self.indices] if balanced else None
+        plan = BatchPlan(len(self.indices), batch_size, seed, shuffle, start_step, end, False, (0, 1), labels)
         plan.check()
         return plan
 
     def rows(self, plan: BatchPlan) -> Iterator[Rows]:
         """The records of each batch: epoch e shows view e % views."""
-        for epoch, places in plan.places():
-            yield epoch % self.views * len(self.images) + self.indices[places]
+        for epochs, places in plan.places():
+            yield epochs % self.views * len(self.images) + self.indices[places]
 
     def all_rows(self, plan: BatchPlan) -> Rows:
         """The records of all its batches, each once, in their order."""
         assert plan.steps is not None
-        again = plan.start_step + (self.views + 1) * steps_per_epoch(plan.images, plan.batch_size)
-        shortened = replace(plan, steps=min(plan.steps, again))  # from there on it shows the same records again
-        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self.rows(shortened)]))
+        if plan.labels is None:
+            again = plan.start_step + (self.views + 1) * steps_per_epoch(plan.images, plan.batch_size)
+            plan = replace(plan, steps=min(plan.steps, again))  # from there on it shows the same records again
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self.rows(plan)]))
 
     def keys(self, rows: Rows) -> list[Key]:
         """(view, index in the image set) of records."""

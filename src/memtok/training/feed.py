@@ -35,7 +35,7 @@ from memtok.training.device import Processes
 from memtok.training.plan import Plan
 from memtok.training.progress import Progress
 from memtok.training.regimes import Trainable
-from memtok.training.settings import Settings, default_workers
+from memtok.training.settings import SAMPLING, Settings, default_workers
 
 Batches = Iterator[tuple[Tensor | KeptBatch, Tensor, Tensor]]
 """Pixels (B, 3, H, W) uint8 or traces of images, labels (B,) int64, indices in the image set (B,) int64."""
@@ -76,6 +76,7 @@ class Feed:
             start_step=start_step,
             steps=self.plan.steps if end_step is None else end_step,
             workers=self.workers,
+            balanced=self.plan.balance == SAMPLING,
         )
 
     def validation(self) -> Batches:
@@ -205,7 +206,12 @@ class KeptFeed(Feed):
         plan = self.plan
         end = plan.steps if end_step is None else end_step
         return self.train.plan(
-            batch_size=plan.batch_size, seed=plan.seed, shuffle=True, start_step=start_step, steps=end
+            batch_size=plan.batch_size,
+            seed=plan.seed,
+            shuffle=True,
+            start_step=start_step,
+            steps=end,
+            balanced=plan.balance == SAMPLING,
         )
 
     def prepare(self, start_step: int, end_step: int | None = None) -> None:
@@ -303,7 +309,12 @@ def needs_of(task: Task) -> Needs:
 
 
 def views_seen(plan: Plan) -> int:
-    """How many views of an image a run comes to: one shorter than its views does not come to the last of them."""
+    """How many views of an image a run comes to: one shorter than its views does not come to the last of them.
+
+    Where classes are shown equally often, an epoch repeats images in other views; then all of them count.
+    """
+    if plan.balance == SAMPLING:
+        return plan.views or 1
     return min(plan.views or 1, math.ceil(plan.steps / plan.steps_per_epoch))
 
 

@@ -29,7 +29,7 @@ from memtok.training.feed import Feed, views_seen
 from memtok.training.plan import Plan
 from memtok.training.recipes import images_seen
 from memtok.training.regimes import Trainable
-from memtok.training.settings import BALANCED
+from memtok.training.settings import BALANCED, SAMPLING
 from memtok.training.state import Validation
 from memtok.training.trainer import Trainer, found
 
@@ -94,9 +94,10 @@ def train_head(task: Task, plan: Plan, feed: Feed, trainer: Trainer) -> HeadAlon
     held_out, answers, right = gathered(trainer, feed.validation(), task_too=True)
     head = Task.create(task.backbone, name="head", classes=task.classes, regime="head", seed=plan.seed)
     head.to(trainer.device)
-    of_head = Trainer([head], [plan], trainer.processes, trainer.device)
+    of_head = Trainer([head], [plan], trainer.processes, trainer.device, loss=trainer.loss)
     best: tuple[Validation, Right] | None = None
-    order = BatchPlan(plan.train_images, plan.batch_size, plan.seed, True, 0, plan.steps, False, (0, 1))
+    balanced = feed.data.train.labels if plan.balance == SAMPLING else None
+    order = BatchPlan(plan.train_images, plan.batch_size, plan.seed, True, 0, plan.steps, False, (0, 1), balanced)
     views = views_seen(plan)
     for step, keys in enumerate(order):
         rows = torch.tensor([epoch % views * plan.train_images + index for epoch, index in keys])
@@ -120,7 +121,7 @@ def head_step(trainer: Trainer, step: int, features: Tensor, labels: Tensor) -> 
     head = trainer.tasks[0]
     with trainer.processes.autocast():
         logits = head(features.to(trainer.device))
-    loss = F.cross_entropy(logits.float(), labels.to(trainer.device))
+    loss = trainer.loss(logits, labels.to(trainer.device)) * (1 / len(labels))
     torch.autograd.backward(loss)
     trainer.optimizer.apply(loss.detach().unsqueeze(0))
 

@@ -60,6 +60,8 @@ def train(task: Trainable, data: str | DataSource | Any, settings: Settings) -> 
     device: "auto", "cpu" or "cuda". precision: "float32" or "bf16". workers: processes that load images.
     start: "zero" or "ridge", where a readout starts: at no change of the answers, or at the ridge regression of the
         labels on all that it reads, its strength chosen by cross-fitting; needs a task with a readout.
+    balance: "none", or for classes of unequal size "weights" (one over the images of a class, in the loss), "sampling"
+        (an epoch shows each class equally often) or "logits" (logit adjustment, in the loss); see docs/training.md.
     augment: "inception", "crop" or "none"; flip: mirror one image in two. By default both as the data set has them.
     validate_every: steps between validations, by default a tenth of the run; validation_images: how many each looks
         at. log_every: steps between lines of metrics. save_every: steps between saved states (default: a minute).

@@ -6,6 +6,7 @@ Letters for shapes: n images (views counted), F numbers that a readout reads, C 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -16,9 +17,10 @@ from memtok.levels import Reads, Statistics, union
 from memtok.parts import Moments, readout
 from memtok.task import Task
 from memtok.traces import KeptBatch
+from memtok.training.balance import closed_form_weights, log_shares
 from memtok.training.feed import Batches
 from memtok.training.ridge import TOLERANCE, Ridge, fit_ridge
-from memtok.training.settings import RIDGE
+from memtok.training.settings import LOGITS, RIDGE
 from memtok.training.setup import Setup
 from memtok.training.trainer import Trainer
 
@@ -83,7 +85,9 @@ def solve(setup: Setup, trainer: Trainer, task: Task) -> Ridge:
     """The ridge regression of the labels of all training images on what a task reads, standardised."""
     features, labels, images = standardised(setup, trainer, task)
     setup.progress.message(f"ridge regression of {len(labels):,} images on {features.shape[1]:,} numbers each")
-    found = fit_ridge(features, labels, len(task.classes), seed=setup.plan.seed, groups=images)
+    given, classes = setup.data.train.labels, len(task.classes)
+    weights = closed_form_weights(setup.plan.balance, given, classes)
+    found = fit_ridge(features, labels, classes, seed=setup.plan.seed, groups=images, weights=weights)
     best = max(found.scores.values(), default=float("nan"))
     setup.progress.message(
         f"the readout starts from a ridge regression of strength {found.strength:g}; cross-fitted balanced accuracy "
@@ -91,6 +95,8 @@ def solve(setup: Setup, trainer: Trainer, task: Task) -> Ridge:
     )
     if found.residual > TOLERANCE:
         setup.progress.message(f"the ridge regression was ended early, with a residual of {found.residual:.1g}")
+    if setup.plan.balance == LOGITS:  # the loss adds them again
+        found = replace(found, bias=found.bias - log_shares(given, classes).to(found.bias))
     return found
 
 
