@@ -11,7 +11,9 @@ image, in one thread at a time, and put back.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
 import random
 import threading
 import warnings
@@ -24,11 +26,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from memtok.data.images import UnreadableImageError
+from memtok.data.images import UnreadableImageError, shown
 from memtok.data.sources import ImageSet
 from memtok.data.splits import Indices, check_seed, shuffled
-from memtok.data.transforms import Generators, OwnTransform, Transform
-from memtok.errors import MemtokError
+from memtok.data.transforms import Generators, OwnTransform, Transform, VariedPixels
+from memtok.data.variation import SHOWN, VariationError
+from memtok.errors import Argument, MemtokError, one_line
 
 # What a draw is for; keeps the numbers of one purpose apart from those of another.
 ORDER, AUGMENTATION, OF_CLASSES, EXTRA = 2, 3, 4, 5
@@ -200,7 +203,8 @@ class Samples(Dataset[tuple[Tensor, int, int]]):
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int, int]] | Failure:
         try:
-            if isinstance(self.transform, OwnTransform) and not self.image_set.store.draws:
+            own = isinstance(self.transform, OwnTransform) and not self.transform.draws
+            if own and not self.image_set.store.draws:
                 return [self._own_sample(self.transform, epoch, index) for epoch, index in keys]
             with kept_random_state():
                 return [self._foreign_sample(epoch, index) for epoch, index in keys]
@@ -229,11 +233,19 @@ class Samples(Dataset[tuple[Tensor, int, int]]):
 
     @contextmanager
     def _room_for(self, index: int) -> Iterator[None]:
-        """Around the work on an image: one that does not fit into memory is named."""
+        """Around the work on an image: one that does not fit into memory, or that a transform fails on, is named."""
         try:
             yield
         except MemoryError as error:
             raise UnreadableImageError(self.image_set.identity(index), "does not fit into memory") from error
+        except VariationError as error:
+            assert isinstance(self.transform, VariedPixels)
+            name = one_line(self.transform.variation.name, SHOWN)
+            raise MemtokError(
+                f"expected the transform {name} to vary image {shown(self.image_set.identity(index))}, found {error}; "
+                "mend the transform",
+                argument="transform",
+            ) from error
 
     def _seeds(self, epoch: int, index: int) -> list[int]:
         """For the generators of Python, numpy and torch; the first numbers of each are the same either way."""
@@ -262,11 +274,27 @@ def check_workers(workers: int) -> None:
         )
 
 
+def check_sendable(transform: Transform) -> None:
+    """MemtokError unless a transform of the user can be sent to a worker process that is not forked."""
+    if not isinstance(transform, VariedPixels):
+        return
+    try:
+        pickle.dumps(transform.variation.transform)
+    except Exception as error:
+        raise MemtokError(
+            f"expected a transform that can be pickled for worker processes, found {one_line(error)}; define it at the "
+            f"top of a module, or use {Argument('workers', 0)}",
+            argument="transform",
+        ) from error
+
+
 def load(samples: Samples, plan: Iterable[list[Key]], workers: int) -> Iterator[Batch]:
     """The batches of these lists of keys, in their order; `workers` processes decode ahead, 0 decode here.
 
     An empty list gives tensors of length 0. Raises MemtokError when an image cannot be read, with its path.
     """
+    if workers and multiprocessing.get_start_method() != "fork":
+        check_sendable(samples.transform)
     with warnings.catch_warnings():
         # Results do not depend on the number of workers, so more than there are cores is the caller's business.
         warnings.filterwarnings("ignore", message="This DataLoader will create")

@@ -21,7 +21,7 @@ from memtok.data.content import spread
 from memtok.data.loader import BatchPlan, Key, Samples, load, steps_per_epoch
 from memtok.data.sources import ImageSet
 from memtok.data.splits import Indices
-from memtok.data.transforms import Normaliser, training_pixels
+from memtok.data.transforms import Normaliser, OwnTransform, training_pixels
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
 from memtok.trace import Kept
@@ -40,7 +40,7 @@ class TraceReader:
 
     Images are transformed as the manifest of the store says. autocast: the context that the trunk runs in. part: images
     that it runs on at once. indices: which images are asked for, all by default; batches then hold no others. run: a
-    compiled `run_layer`.
+    compiled `run_layer`. transform: the user's own, which the manifest can only name.
     """
 
     def __init__(
@@ -54,12 +54,13 @@ class TraceReader:
         notify: Notify,
         indices: Indices | None = None,
         run: Callable[..., tuple[Tensor, Kept | tuple[()]]] | None = None,
+        transform: OwnTransform | None = None,
     ) -> None:
         self.backbone, self.images, self.store, self.notify = backbone, images, store, notify
         self.autocast, self.part, self.layer = autocast, part, run
         manifest = store.manifest
         preprocessing = Preprocessing.from_dict(manifest.preprocessing)
-        transform = training_pixels(preprocessing, manifest.augment, manifest.flip)
+        transform = transform or training_pixels(preprocessing, manifest.augment, manifest.flip)
         self.views = manifest.views
         self.needs = of_tensors(manifest.tensors)
         self.normalise = Normaliser(preprocessing)

@@ -22,7 +22,7 @@ from memtok.data import DataSource, ImageSet, batches, steps_per_epoch
 from memtok.data.images import warn_if_dark
 from memtok.data.loader import BatchPlan
 from memtok.data.splits import Indices
-from memtok.data.transforms import evaluation_pixels, training_pixels
+from memtok.data.transforms import evaluation_pixels, varied_pixels
 from memtok.display import shown_bytes
 from memtok.errors import Argument, MemtokError
 from memtok.task import Task
@@ -52,7 +52,7 @@ class Feed:
     ) -> None:
         self.data, self.plan, self.workers, self.progress = data, plan, workers, progress or Progress()
         warn_if_dark(data.peak, trainable.preprocessing, data.spec)
-        self.training_pixels = training_pixels(trainable.preprocessing, plan.augment, plan.flip)
+        self.training_pixels = varied_pixels(trainable.preprocessing, plan.augment, plan.flip, data.variation)
         self.evaluation_pixels = evaluation_pixels(trainable.preprocessing)
         # The same images each time, classes in proportion.
         self.validated: Indices = data.validation.chosen(plan.validation_images, seed=0)
@@ -169,6 +169,7 @@ class KeptFeed(Feed):
             notify=self.progress.message,
             indices=indices,
             run=self.trunk,
+            transform=self.training_pixels if part == "train" else self.evaluation_pixels,
         )
 
     def share_out(self) -> None:

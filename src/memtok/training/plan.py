@@ -79,7 +79,10 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
     steps = run_length(settings, recipe, data, batch_size)
     validate_every = settings.validate_every or math.ceil(steps / VALIDATIONS)
     peak = recipe.full_learning_rate if REGIMES[regime].whole else recipe.learning_rate
-    augment = settings.augment or data.augment
+    augment, own = settings.augment or data.augment, data.variation
+    if own is not None:
+        check_own(settings)
+        augment = f"transform {own.name}"
     found = {
         "recipe": name,
         "steps": steps,
@@ -88,7 +91,7 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
         "weight_decay": recipe.weight_decay if settings.weight_decay is None else float(settings.weight_decay),
         "seed": int(settings.seed),
         "augment": augment,
-        "flip": augment != "none" and (data.flip if settings.flip is None else settings.flip),
+        "flip": own is None and augment != "none" and (data.flip if settings.flip is None else settings.flip),
         "validate_every": validate_every,
         "validation_images": validated_images(settings, data, steps * batch_size, math.ceil(steps / validate_every)),
         "log_every": settings.log_every or min(max(steps // 100, 1), 50),
@@ -119,6 +122,15 @@ def run_length(settings: Settings, recipe: Recipe, data: DataSource, batch_size:
     if steps > MOST:
         raise MemtokError(f"expected a run of {MOST:,} steps at most, found more; lower {Argument('epochs')}")
     return steps
+
+
+def check_own(settings: Settings) -> None:
+    """MemtokError for settings of memtok's augmentation where the data have one of the user."""
+    for name in ("augment", "flip"):
+        if getattr(settings, name) is not None:
+            raise MemtokError(
+                f"expected no {Argument(name)} for data with a transform of their own, found one; leave it out"
+            )
 
 
 def kept_views(settings: Settings, augment: str) -> int | None:
