@@ -203,9 +203,9 @@ class Samples(Dataset[tuple[Tensor, int, int]]):
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int, int]] | Failure:
         try:
-            own = isinstance(self.transform, OwnTransform) and not self.transform.draws
-            if own and not self.image_set.store.draws:
-                return [self._own_sample(self.transform, epoch, index) for epoch, index in keys]
+            transform = self.transform
+            if isinstance(transform, OwnTransform) and not (transform.draws or self.image_set.store.draws):
+                return [self._own_sample(transform, epoch, index) for epoch, index in keys]
             with kept_random_state():
                 return [self._foreign_sample(epoch, index) for epoch, index in keys]
         except MemtokError as error:
