@@ -114,6 +114,32 @@ def test_every_epoch_holds_every_image_once_in_another_order() -> None:
     assert epochs[0] != list(range(10))
 
 
+def test_balanced_epochs_show_each_class_equally_often() -> None:
+    """40, 10 and 3 images, so 53 rows: each class 17 or 18 times, what is repeated varied anew."""
+    labels: Indices = np.repeat([4, 1, 2], [40, 10, 3])
+    images = ImageSet(CountingStore(), np.arange(53), labels)
+    options: dict[str, Any] = {"batch_size": 20, "shuffle": True, "balanced": True, "seed": 7}
+    found = list(batches(images, by_chance, steps=12, **options))
+    seen = np.zeros(53, dtype=np.int64)
+    for epoch in range(4):
+        drawn, _, indices = (torch.cat(part) for part in zip(*found[3 * epoch : 3 * epoch + 3], strict=True))
+        counts = np.bincount(indices, minlength=53)
+        assert sorted(np.bincount(labels[indices.numpy()], minlength=5)[[1, 2, 4]].tolist()) == [17, 18, 18]
+        for label in (1, 2, 4):
+            assert np.ptp(counts[labels == label]) <= 1
+        assert len({tuple(one.flatten().tolist()) for one in drawn}) == 53
+        seen += counts
+    assert seen[:40].min() < seen[:40].max()  # other images of a large class in each epoch
+    rest = list(batches(images, by_chance, steps=12, start_step=7, workers=2, **options))
+    assert same(rest, found[7:])
+    shards = [list(batches(images, by_chance, steps=12, shard=(part, 2), **options)) for part in (0, 1)]
+    assert [batch[2][::2].tolist() for batch in found] == [batch[2].tolist() for batch in shards[0]]
+    assert [batch[2][1::2].tolist() for batch in found] == [batch[2].tolist() for batch in shards[1]]
+    with pytest.raises(MemtokError) as caught:
+        list(batches(images, by_chance, **(options | {"shuffle": False})))
+    assert caught.value.argument == "shuffle"
+
+
 @pytest.mark.twice
 def test_chance_is_drawn_anew_per_image_and_epoch_and_follows_the_seed() -> None:
     def drawn(seed: int) -> Tensor:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from memtok.data import from_dataset
-from memtok.data.wrapped import as_image
+from memtok.data.transforms import as_image
 from memtok.errors import MemtokError
 
 
@@ -147,7 +147,7 @@ def test_grey_and_transparent_arrays() -> None:
 )
 def test_what_an_image_may_not_be(value: Any, found: str) -> None:
     with pytest.raises(MemtokError) as error:
-        as_image(value, 4)
+        as_image(value, "item 4")
     assert error.value.argument == "dataset"
     assert f"found {found}" in str(error.value)
     assert "item 4" in str(error.value)

@@ -24,7 +24,9 @@ def alone(backbone: Backbone, data: DataSource, **arguments: Any) -> TrainResult
 
 
 @pytest.mark.twice
-@pytest.mark.parametrize("traces", [{}, {"keep_traces": "ram"}])
+@pytest.mark.parametrize(
+    "traces", [{}, {"keep_traces": "ram"}, {"balance": "sampling"}, {"balance": "weights", "keep_traces": "ram"}]
+)
 @pytest.mark.parametrize("regime", ["memory", "head+class"])
 def test_it_is_what_a_run_of_the_head_gives(
     backbone: Backbone, data: DataSource, regime: str, traces: dict[str, Any]

@@ -19,6 +19,8 @@ from memtok.training.ridge import Ridge, fit_ridge
 
 Seed = Callable[..., int]
 
+WEIGHTS = torch.tensor([0.3, 4.0, 1.0, 0.1, 2.5, 0.0])  # of six classes, the last one without images
+
 SHAPES = {"primal": (90, 30), "dual": (40, 120), "large": (150, 100), "large, wide": (90, 130)}
 
 
@@ -36,18 +38,27 @@ def logits_of(fitted: Ridge, features: Tensor) -> Tensor:
     return features.double() @ fitted.weight.double().T + fitted.bias.double()
 
 
-def literal(features: Tensor, labels: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
-    """Weight (classes, width) and bias of the regression: normal equations with an unpenalised column of ones."""
+def literal(
+    features: Tensor, labels: Tensor, classes: int, penalty: float, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weight (classes, width) and bias of the regression: normal equations with an unpenalised column of ones.
+
+    weights: (classes,) of the images of each class.
+    """
     x = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
     ridge = penalty * torch.eye(x.shape[1], dtype=torch.float64)
     ridge[-1, -1] = 0
-    solution = torch.linalg.solve(x.T @ x + ridge, x.T @ F.one_hot(labels, classes).double())
+    own = torch.ones(len(x), 1) if weights is None else weights[labels].double().unsqueeze(1)
+    solution = torch.linalg.solve(x.T @ (own * x) + ridge, x.T @ (own * F.one_hot(labels, classes).double()))
     return solution[:-1].T, solution[-1]
 
 
-def spread_of(features: Tensor) -> float:
+def spread_of(features: Tensor, weights: Tensor | None = None) -> float:
+    """weights: (n,) of the images."""
     x = features.double()
-    return float((x - x.mean(dim=0)).square().sum(dim=1).mean())
+    own = torch.ones(len(x), 1) if weights is None else weights.double().unsqueeze(1)
+    mean = (own * x).sum(dim=0) / own.sum()
+    return float((own * (x - mean).square()).sum() / own.sum())
 
 
 def far(found: Tensor, expected: Tensor) -> float:
@@ -81,6 +92,16 @@ def test_the_literal_solution(
 
 
 @pytest.mark.parametrize("case", SHAPES)
+def test_the_literal_solution_with_weights(case: str, monkeypatch: pytest.MonkeyPatch, print_seed: Seed) -> None:
+    lower_limits(case, monkeypatch)
+    features, labels = classes_of(*SHAPES[case], 5, print_seed())
+    found = fit_ridge(features, labels, 6, strengths=[0.1], weights=WEIGHTS)
+    weight, bias = literal(features, labels, 6, 0.1 * spread_of(features, WEIGHTS[labels]), WEIGHTS)
+    assert far(found.weight, found.scale * weight) < 1e-4
+    assert far(found.bias, found.scale * bias) < 1e-4
+
+
+@pytest.mark.parametrize("case", SHAPES)
 def test_what_scikit_learn_finds(case: str, monkeypatch: pytest.MonkeyPatch, print_seed: Seed) -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     lower_limits(case, monkeypatch)
@@ -92,37 +113,40 @@ def test_what_scikit_learn_finds(case: str, monkeypatch: pytest.MonkeyPatch, pri
     assert far(logits_of(found, features), expected) < 1e-4
 
 
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("how", ["alone", "grouped", "weighted"])
 @pytest.mark.parametrize("case", ["primal", "dual"])
-def test_scores_and_scale_are_those_of_fits_without_a_fold(case: str, grouped: bool, print_seed: Seed) -> None:
+def test_scores_and_scale_are_those_of_fits_without_a_fold(case: str, how: str, print_seed: Seed) -> None:
     """Each fold left out by fitting anew, each strength, and the scale from a fine grid."""
     seed = print_seed()
     features, labels = classes_of(*SHAPES[case], 4, seed)
-    groups = None
-    if grouped:  # two equal views of each image: in the dual case half the eigenvalues are 0
+    groups, weights = None, WEIGHTS[:4] if how == "weighted" else None
+    if how == "grouped":  # two equal views of each image: in the dual case half the eigenvalues are 0
         groups = torch.arange(len(features)).repeat(2)
         features, labels = features[groups], labels[groups]
     rows, folds = ridge.sampled(labels, 4, groups, seed)
     assert rows.tolist() == list(range(len(features)))
-    found = fit_ridge(features, labels, 4, seed=seed, groups=groups)
+    found = fit_ridge(features, labels, 4, seed=seed, groups=groups, weights=weights)
+    counted = torch.ones(len(labels)) if weights is None else weights[labels]
+    spread = spread_of(features, counted)
     keys: dict[float, tuple[float, float, float]] = {}
     outputs: dict[float, Tensor] = {}
     for strength in ridge.STRENGTHS:
         out = torch.zeros(len(features), 4, dtype=torch.float64)
         for fold in range(ridge.FOLDS):
             rest = folds != fold
-            weight, bias = literal(features[rest], labels[rest], 4, strength * spread_of(features))
+            weight, bias = literal(features[rest], labels[rest], 4, strength * spread, weights)
             out[~rest] = features[~rest].double() @ weight.T + bias
         recalls = [float((out[labels == c].argmax(1) == c).double().mean()) for c in range(4)]
         assert found.scores[strength] == pytest.approx(sum(recalls) / 4)
-        error = float((out - F.one_hot(labels, 4)).square().sum(1).mean())
+        error = float(((out - F.one_hot(labels, 4)).square().sum(1) * counted).mean())
         keys[strength] = round(sum(recalls) / 4, 9), -round(error, 9), strength
         outputs[strength] = out
     assert found.strength == max(ridge.STRENGTHS, key=lambda strength: keys[strength])
     share = 1 / (len(labels) + 1)
     targets = (1 - share) * F.one_hot(labels, 4).double() + share / 4
     scales = 10 ** torch.arange(-2, 4, 0.005, dtype=torch.float64)
-    losses = [float(F.cross_entropy(scale * outputs[found.strength], targets)) for scale in scales]
+    best = outputs[found.strength]
+    losses = [float(F.cross_entropy(scale * best, targets, reduction="none") @ counted.double()) for scale in scales]
     assert found.scale == pytest.approx(float(scales[losses.index(min(losses))]), rel=0.02)
 
 
@@ -301,6 +325,9 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "no strength": ("strengths", {"strengths": []}),
     "strength 0": ("strengths", {"strengths": [1.0, 0.0]}),
     "strength NaN": ("strengths", {"strengths": [float("nan")]}),
+    "weights of images": ("weights", {"weights": torch.ones(6)}),
+    "weight 0": ("weights", {"weights": torch.tensor([1.0, 1.0, 0.0])}),
+    "weight NaN": ("weights", {"weights": torch.tensor([1.0, float("nan"), 1.0])}),
 }
 
 
@@ -312,7 +339,9 @@ def test_errors(case: str) -> None:
         fit_ridge(**arguments)
     assert error.value.argument == argument
     assert "\n" not in str(error.value)
-    fit_ridge(**arguments | {"features": broken(1.5), "labels": LABELS, "groups": LABELS, "strengths": [1.0]})
+    fit_ridge(
+        **arguments | {"features": broken(1.5), "labels": LABELS, "groups": LABELS, "strengths": [1.0], "weights": None}
+    )
 
 
 @pytest.mark.gpu

@@ -273,6 +273,7 @@ def summary(trainable: Trainable, result: TrainResult, choice: FormChoice | None
         "left_out": [one._asdict() for one in result.left_out],
         "split_digest": result.split_digest,
         "head_alone": None if result.head_alone is None else result.head_alone.to_json(),
+        "warnings": result.warnings,
         "record": result.record,
     }
 

@@ -1,7 +1,8 @@
 """Batches of an image set, in an order and with an augmentation that follow from the seed alone.
 
 The images of epoch e come in the permutation drawn from (seed, e), and what happens to one of them by chance is drawn
-from (seed, e, index). So batch k is the same with any number of worker processes and after any interruption.
+from (seed, e, index). So batch k is the same with any number of worker processes and after any interruption. Where
+classes are balanced, an epoch shows some images several times and others not at all.
 
 memtok's own transforms draw from generators that are made for each image, so the global ones are neither read nor
 moved. Code of somebody else (a torch Dataset, a transform) can only draw from the global ones: they are seeded for each
@@ -10,27 +11,30 @@ image, in one thread at a time, and put back.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
 import random
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from memtok.data.images import UnreadableImageError
+from memtok.data.images import UnreadableImageError, shown
 from memtok.data.sources import ImageSet
 from memtok.data.splits import Indices, check_seed, shuffled
-from memtok.data.transforms import Generators, OwnTransform, Transform
-from memtok.errors import MemtokError
+from memtok.data.transforms import Generators, OwnTransform, Transform, VariedPixels
+from memtok.data.variation import SHOWN, VariationError
+from memtok.errors import Argument, MemtokError, one_line
 
 # What a draw is for; keeps the numbers of one purpose apart from those of another.
-ORDER, AUGMENTATION = 2, 3
+ORDER, AUGMENTATION, OF_CLASSES, EXTRA = 2, 3, 4, 5
 
 Key = tuple[int, int]
 """(epoch, index in the image set)."""
@@ -51,6 +55,7 @@ def batches(
     workers: int = 0,
     drop_last: bool = False,
     shard: tuple[int, int] = (0, 1),
+    balanced: bool = False,
 ) -> Iterator[Batch]:
     """Yields batches number `start_step` to `steps` - 1 as (images (B, 3, H, W), labels (B,), indices (B,)).
 
@@ -62,9 +67,14 @@ def batches(
     With `shard` (r, n), process r of n gets rows r, r + n, ... of each batch and reads no others; where there are none
     for it, the first row. `batch_size` is that of all processes together.
 
+    With `balanced`, which needs `shuffle`, an epoch has as many rows as there are images, but each class equally many
+    of them (up to one). Each image of a class is in it once before another is in it again; what is repeated is varied
+    anew, as in the epochs that follow.
+
     Raises MemtokError for bad arguments, and when an image cannot be read, with its path.
     """
-    plan = BatchPlan(len(image_set), batch_size, check_seed(seed), shuffle, start_step, steps, drop_last, shard)
+    labels = image_set.labels if balanced else None
+    plan = BatchPlan(len(image_set), batch_size, check_seed(seed), shuffle, start_step, steps, drop_last, shard, labels)
     plan.check()
     check_workers(workers)
     return load(Samples(image_set, transform, plan.seed), plan, workers)
@@ -99,7 +109,10 @@ def kept_random_state() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which images make up which batch; iterating gives lists of (epoch, index)."""
+    """Which images make up which batch; iterating gives lists of (epoch, index).
+
+    labels: (images,) where each class is shown equally often.
+    """
 
     images: int
     batch_size: int
@@ -109,6 +122,7 @@ class BatchPlan:
     steps: int | None
     drop_last: bool
     shard: tuple[int, int]
+    labels: Indices | None = field(default=None, compare=False)
 
     def check(self) -> None:
         """Raises MemtokError if there is nothing to make batches of."""
@@ -123,6 +137,8 @@ class BatchPlan:
                 f"expected steps from 0 on, found start_step={self.start_step}, steps={self.steps}; correct them",
                 argument="start_step",
             )
+        if self.labels is not None and not self.shuffle:
+            raise MemtokError("expected shuffle where classes are balanced, found none; shuffle", argument="shuffle")
         if not 0 <= self.shard[0] < self.shard[1]:
             raise MemtokError(
                 f"expected a shard (number, count) with a number from 0 to count - 1, found {self.shard}; correct it",
@@ -130,25 +146,44 @@ class BatchPlan:
             )
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for epoch, places in self.places():
-            yield [(epoch, index) for index in places.tolist()]
+        for epochs, places in self.places():
+            yield list(zip(epochs.tolist(), places.tolist(), strict=True))
 
-    def places(self) -> Iterator[tuple[int, Indices]]:
-        """The same as the epoch and the indices (b,) of each batch."""
+    def places(self) -> Iterator[tuple[Indices, Indices]]:
+        """The same as epochs (b,) and indices (b,) of each batch."""
         per_epoch = steps_per_epoch(self.images, self.batch_size, self.drop_last)
         end = per_epoch if self.steps is None else self.steps
-        order, order_of = np.empty(0, dtype=np.int64), -1
+        order, order_of = np.empty((2, 0), dtype=np.int64), -1
         for step in range(self.start_step, end):
             epoch, number = divmod(step, per_epoch)
             if epoch != order_of:
                 order, order_of = self._order(epoch), epoch
             start = number * self.batch_size
-            rows = order[start : start + self.batch_size]
-            share = rows[self.shard[0] :: self.shard[1]]
-            yield epoch, share if len(share) else rows[:1]
+            rows = order[:, start : start + self.batch_size]
+            share = rows[:, self.shard[0] :: self.shard[1]]
+            epochs, places = share if share.size else rows[:, :1]
+            yield epochs, places
 
     def _order(self, epoch: int) -> Indices:
-        return shuffled(self.images, self.seed, epoch, ORDER) if self.shuffle else np.arange(self.images)
+        """(2, images): as in which epoch an image is varied, and its index."""
+        order = shuffled(self.images, self.seed, epoch, ORDER) if self.shuffle else np.arange(self.images)
+        if self.labels is None:
+            return np.stack([np.full(self.images, epoch), order])
+        again, places = balanced(self.labels, self.seed, epoch)
+        return np.stack([epoch + again, places])[:, order]
+
+
+def balanced(labels: Indices, seed: int, epoch: int) -> tuple[Indices, Indices]:
+    """Indices (images,) of which each class has equally many, up to one, and how often each was there before."""
+    order = shuffled(len(labels), seed, epoch, OF_CLASSES)
+    by_class = order[np.argsort(labels[order], kind="stable")]  # class after class, each in random order
+    _, images = np.unique(labels, return_counts=True)
+    share, rest = divmod(len(labels), len(images))
+    rows = np.full(len(images), share)
+    rows[shuffled(len(images), seed, epoch, EXTRA)[:rest]] += 1
+    number = np.arange(len(labels)) - np.repeat(np.cumsum(rows) - rows, rows)  # of a row within its class
+    first, size = np.repeat(np.cumsum(images) - images, rows), np.repeat(images, rows)
+    return number // size, by_class[first + number % size]
 
 
 @dataclass(frozen=True)
@@ -168,8 +203,9 @@ class Samples(Dataset[tuple[Tensor, int, int]]):
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int, int]] | Failure:
         try:
-            if isinstance(self.transform, OwnTransform) and not self.image_set.store.draws:
-                return [self._own_sample(self.transform, epoch, index) for epoch, index in keys]
+            transform = self.transform
+            if isinstance(transform, OwnTransform) and not (transform.draws or self.image_set.store.draws):
+                return [self._own_sample(transform, epoch, index) for epoch, index in keys]
             with kept_random_state():
                 return [self._foreign_sample(epoch, index) for epoch, index in keys]
         except MemtokError as error:
@@ -197,11 +233,19 @@ class Samples(Dataset[tuple[Tensor, int, int]]):
 
     @contextmanager
     def _room_for(self, index: int) -> Iterator[None]:
-        """Around the work on an image: one that does not fit into memory is named."""
+        """Around the work on an image: one that does not fit into memory, or that a transform fails on, is named."""
         try:
             yield
         except MemoryError as error:
             raise UnreadableImageError(self.image_set.identity(index), "does not fit into memory") from error
+        except VariationError as error:
+            assert isinstance(self.transform, VariedPixels)
+            name = one_line(self.transform.variation.name, SHOWN)
+            raise MemtokError(
+                f"expected the transform {name} to vary image {shown(self.image_set.identity(index))}, found {error}; "
+                "mend the transform",
+                argument="transform",
+            ) from error
 
     def _seeds(self, epoch: int, index: int) -> list[int]:
         """For the generators of Python, numpy and torch; the first numbers of each are the same either way."""
@@ -230,11 +274,27 @@ def check_workers(workers: int) -> None:
         )
 
 
+def check_sendable(transform: Transform) -> None:
+    """MemtokError unless a transform of the user can be sent to a worker process that is not forked."""
+    if not isinstance(transform, VariedPixels):
+        return
+    try:
+        pickle.dumps(transform.variation.transform)
+    except Exception as error:
+        raise MemtokError(
+            f"expected a transform that can be pickled for worker processes, found {one_line(error)}; define it at the "
+            f"top of a module, or use {Argument('workers', 0)}",
+            argument="transform",
+        ) from error
+
+
 def load(samples: Samples, plan: Iterable[list[Key]], workers: int) -> Iterator[Batch]:
     """The batches of these lists of keys, in their order; `workers` processes decode ahead, 0 decode here.
 
     An empty list gives tensors of length 0. Raises MemtokError when an image cannot be read, with its path.
     """
+    if workers and multiprocessing.get_start_method() != "fork":
+        check_sendable(samples.transform)
     with warnings.catch_warnings():
         # Results do not depend on the number of workers, so more than there are cores is the caller's business.
         warnings.filterwarnings("ignore", message="This DataLoader will create")

@@ -22,6 +22,7 @@ from memtok.data.file_cache import mark_of
 from memtok.data.hashes import MISSING, file_hashes
 from memtok.data.images import LeftOut, as_rgb, read_upright
 from memtok.data.splits import Indices, check_seed, digest, stratified_order
+from memtok.data.variation import Variation, make_variation
 from memtok.errors import Argument, MemtokError
 
 
@@ -200,7 +201,8 @@ class DataSource:
     `split_kind`, `seed`, `fraction`: how the parts were made. `augment`: the default augmentation of its images in
     training, as of `memtok.data.training_transform`, `flip`: whether they are mirrored by default. `left_out`: what
     could not be read, (path, reason) each; `skipped`: the paths alone. `peak`: the largest value in those of its images
-    that are taken as 16 bits, None where there are none, or where it is not known.
+    that are taken as 16 bits, None where there are none, or where it is not known. `variation`: of the user, see
+    `varied`.
     """
 
     spec: str
@@ -216,6 +218,7 @@ class DataSource:
     augment: str = "inception"
     left_out: tuple[LeftOut, ...] = ()
     peak: float | None = None
+    variation: Variation | None = None
 
     def __post_init__(self) -> None:
         check_classes(self.classes, self.spec)
@@ -307,6 +310,19 @@ class DataSource:
             return ImageSet(part.store, part.positions[kept], labels[kept])
 
         return self.mapped(restrict, classes=tuple(classes))
+
+    def varied(self, transform: Callable[[Image.Image], Any], name: str | None = None) -> DataSource:
+        """The source with an augmentation of your own: training varies its images by `transform`, in place of memtok's.
+
+        transform: any callable, such as a transform of torchvision.transforms.v2; it gets an upright RGB PIL image and
+        gives a PIL image, a float tensor (channels, height, width) in [0, 1], a uint8 tensor of that shape, or a uint8
+        array (height, width, channels). A result of the input size is taken as it is, another is resized and cropped as
+        in evaluation; memtok normalises it. The global generators of Python, numpy and torch are seeded around each
+        call, from the seed of the training, epoch (or cached view) and image, and put back.
+        name: what stands for it in records, when a run goes on, and in the key of kept traces; by default its repr, or
+        for a function its module and name. MemtokError where that does not tell it from others, as for a lambda.
+        """
+        return replace(self, variation=make_variation(transform, name))
 
     def without(self, identities: Container[str], left_out: tuple[LeftOut, ...]) -> DataSource:
         """The source without the images of these identities; `left_out` are their paths and what is wrong with them."""

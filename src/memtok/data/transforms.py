@@ -13,7 +13,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from memtok.data.choices import AUGMENTATIONS
 from memtok.data.images import as_rgb
-from memtok.errors import MemtokError
+from memtok.data.variation import Variation, VariationError
+from memtok.errors import MemtokError, one_line
 from memtok.preprocessing import Preprocessing
 
 Transform = Callable[[Image.Image], Tensor]
@@ -75,8 +76,11 @@ GLOBAL_GENERATORS = Generators(random, None)
 class OwnTransform(ABC):
     """A transform of memtok: it takes images of any mode, and scales those with more than 8 bits.
 
-    It draws from `generators` only, never from the global ones unless they are given.
+    It draws from `generators` only, never from the global ones unless they are given; if it `draws`, it runs code of
+    the user, which may draw from these.
     """
+
+    draws: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
@@ -144,6 +148,31 @@ class PartPixels(PixelTransform):
         settings = self.preprocessing
         part = image.crop(random_part(image, self.scale, generators.python))
         return resize(part, settings.image_size, settings.interpolation)
+
+
+@dataclass(frozen=True)
+class VariedPixels(OwnTransform):
+    """The user's own variation of an RGB image. What has the input size then is taken as it is, else as in evaluation.
+
+    Raises VariationError where the variation fails, or gives no picture.
+    """
+
+    preprocessing: Preprocessing
+    variation: Variation
+    draws: ClassVar[bool] = True
+
+    def __call__(self, image: Image.Image, generators: Generators = GLOBAL_GENERATORS) -> Tensor:
+        given = as_rgb(image, self.preprocessing.pixel_range)
+        try:
+            varied = as_image(self.variation.transform(given), "its result")
+        except MemoryError:
+            raise
+        except Exception as error:  # the user's code may raise anything
+            reason = str(error) if isinstance(error, MemtokError) else f"{type(error).__name__}: {error}"
+            raise VariationError(one_line(reason)) from error
+        if (varied.height, varied.width) == self.preprocessing.image_size:
+            return pixels_of(varied)
+        return evaluation_pixels(self.preprocessing)(varied, generators)
 
 
 class Normaliser:
@@ -220,6 +249,11 @@ def training_pixels(preprocessing: Preprocessing, augment: str = "inception", fl
     )
 
 
+def varied_pixels(preprocessing: Preprocessing, augment: str, flip: bool, own: Variation | None) -> OwnTransform:
+    """`training_pixels`, or the user's own variation in its place."""
+    return training_pixels(preprocessing, augment, flip) if own is None else VariedPixels(preprocessing, own)
+
+
 def random_part(image: Image.Image, scale: tuple[float, float], python: PythonRandom) -> tuple[int, int, int, int]:
     """A box (left, top, right, bottom) of `scale` of the area with sides of `RATIO`.
 
@@ -285,6 +319,51 @@ def resize_and_crop(
     across, down = image.width / width, image.height / height
     box = left * across, top * down, min(right * across, image.width), min(bottom * down, image.height)
     return image.resize((crop[1], crop[0]), INTERPOLATIONS[interpolation], box)
+
+
+def as_image(value: Any, where: str = "item 0") -> Image.Image:
+    """A PIL image, tensor or array as `from_dataset` takes them, as a PIL image in RGB.
+
+    Raises MemtokError for other things, and for float pixels outside [0, 1]: those were normalised already.
+    """
+    if isinstance(value, Image.Image):
+        return as_rgb(value)
+    pixels = value
+    if isinstance(value, torch.Tensor):
+        pixels = value.detach().cpu().numpy()
+        if pixels.ndim == 3:
+            pixels = pixels.transpose(1, 2, 0)  # (height, width, channels)
+    if not isinstance(pixels, np.ndarray) or pixels.ndim not in (2, 3) or 0 in pixels.shape:
+        found = f"{type(value).__name__} {tuple(getattr(value, 'shape', ()))}"
+        raise MemtokError(
+            f"expected a PIL image, a tensor (channels, height, width) or an array (height, width, channels), found "
+            f"{found} at {where}; convert it",
+            argument="dataset",
+        )
+    if pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4):
+        raise MemtokError(
+            f"expected 1, 3 or 4 channels, found {pixels.shape[2]} in {type(value).__name__} {tuple(value.shape)} at "
+            f"{where}; give tensors as (channels, height, width), arrays as (height, width, channels)",
+            argument="dataset",
+        )
+    if np.issubdtype(pixels.dtype, np.floating):
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= -1e-6 and high <= 1 + 1e-6):
+            raise MemtokError(
+                f"expected float pixels in [0, 1], found {low:.3g} to {high:.3g} at {where}; leave out the "
+                "normalisation, memtok does it as the backbone needs it",
+                argument="dataset",
+            )
+        pixels = np.rint(pixels * 255)
+    elif pixels.dtype != np.uint8:
+        raise MemtokError(
+            f"expected pixels as float in [0, 1] or as uint8, found {pixels.dtype} at {where}; convert them",
+            argument="dataset",
+        )
+    pixels = pixels.astype(np.uint8)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    return as_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
 def pixels_of(image: Image.Image) -> Tensor:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import Subset
 
-from memtok.data.images import as_rgb, is_deep
+from memtok.data.images import is_deep
 from memtok.data.loader import kept_random_state
 from memtok.data.published import split_off
 from memtok.data.sources import DataSource, ImageSet
 from memtok.data.splits import Indices, check_fraction, check_seed
+from memtok.data.transforms import as_image
 from memtok.errors import MemtokError
 
 VALIDATION_FRACTION = 0.2
@@ -39,7 +39,7 @@ class DatasetStore:
                 argument="dataset",
             )
         deep = isinstance(image, Image.Image) and is_deep(image)
-        return image if deep else as_image(image, position)
+        return image if deep else as_image(image, f"item {position}")
 
     def identity(self, position: int) -> str:
         return f"{self.prefix}/{position}"
@@ -87,51 +87,6 @@ def from_dataset(
         flip=flip,
         augment="inception" if flip else "crop",
     )
-
-
-def as_image(value: Any, position: int = 0) -> Image.Image:
-    """A PIL image, tensor or array as `from_dataset` takes them, as a PIL image in RGB.
-
-    Raises MemtokError for other things, and for float pixels outside [0, 1]: those were normalised already.
-    """
-    if isinstance(value, Image.Image):
-        return as_rgb(value)
-    pixels = value
-    if isinstance(value, torch.Tensor):
-        pixels = value.detach().cpu().numpy()
-        if pixels.ndim == 3:
-            pixels = pixels.transpose(1, 2, 0)  # (height, width, channels)
-    if not isinstance(pixels, np.ndarray) or pixels.ndim not in (2, 3) or 0 in pixels.shape:
-        found = f"{type(value).__name__} {tuple(getattr(value, 'shape', ()))}"
-        raise MemtokError(
-            f"expected a PIL image, a tensor (channels, height, width) or an array (height, width, channels), found "
-            f"{found} at item {position}; convert it",
-            argument="dataset",
-        )
-    if pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4):
-        raise MemtokError(
-            f"expected 1, 3 or 4 channels, found {pixels.shape[2]} in {type(value).__name__} {tuple(value.shape)} at "
-            f"item {position}; give tensors as (channels, height, width), arrays as (height, width, channels)",
-            argument="dataset",
-        )
-    if np.issubdtype(pixels.dtype, np.floating):
-        low, high = float(pixels.min()), float(pixels.max())
-        if not (low >= -1e-6 and high <= 1 + 1e-6):
-            raise MemtokError(
-                f"expected float pixels in [0, 1], found {low:.3g} to {high:.3g} at item {position}; leave out the "
-                "normalisation, memtok does it as the backbone needs it",
-                argument="dataset",
-            )
-        pixels = np.rint(pixels * 255)
-    elif pixels.dtype != np.uint8:
-        raise MemtokError(
-            f"expected pixels as float in [0, 1] or as uint8, found {pixels.dtype} at item {position}; convert them",
-            argument="dataset",
-        )
-    pixels = pixels.astype(np.uint8)
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    return as_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
 def _image_set(dataset: Any, part: str) -> ImageSet:

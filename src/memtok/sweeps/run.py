@@ -135,6 +135,9 @@ class Sweep:
             for stages in everything:  # what does not fit the memory is found before the first step, too
                 stages.passes(settings.space.listed(stages.plan.seed) or settings.space.largest())
             fixed = settings.fixed(backbone.fingerprint, backbone.preprocessing)
+            own = [None if source.variation is None else source.variation.name for source in sources]
+            if any(own):
+                fixed["transform"] = own
             with locked(settings.out):
                 tasks = settings.out.glob("runs/*/*.safetensors")
                 check_fixed(settings.out / "sweep.json", fixed, "sweep", tasks, DEFAULTS)

@@ -21,7 +21,7 @@ from memtok.data.content import spread
 from memtok.data.loader import BatchPlan, Key, Samples, load, steps_per_epoch
 from memtok.data.sources import ImageSet
 from memtok.data.splits import Indices
-from memtok.data.transforms import Normaliser, training_pixels
+from memtok.data.transforms import Normaliser, OwnTransform, training_pixels
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
 from memtok.trace import Kept
@@ -40,7 +40,7 @@ class TraceReader:
 
     Images are transformed as the manifest of the store says. autocast: the context that the trunk runs in. part: images
     that it runs on at once. indices: which images are asked for, all by default; batches then hold no others. run: a
-    compiled `run_layer`.
+    compiled `run_layer`. transform: the user's own, which the manifest can only name.
     """
 
     def __init__(
@@ -54,12 +54,13 @@ class TraceReader:
         notify: Notify,
         indices: Indices | None = None,
         run: Callable[..., tuple[Tensor, Kept | tuple[()]]] | None = None,
+        transform: OwnTransform | None = None,
     ) -> None:
         self.backbone, self.images, self.store, self.notify = backbone, images, store, notify
         self.autocast, self.part, self.layer = autocast, part, run
         manifest = store.manifest
         preprocessing = Preprocessing.from_dict(manifest.preprocessing)
-        transform = training_pixels(preprocessing, manifest.augment, manifest.flip)
+        transform = transform or training_pixels(preprocessing, manifest.augment, manifest.flip)
         self.views = manifest.views
         self.needs = of_tensors(manifest.tensors)
         self.normalise = Normaliser(preprocessing)
@@ -71,25 +72,34 @@ class TraceReader:
     # Which records
 
     def plan(
-        self, *, batch_size: int, seed: int = 0, shuffle: bool = False, start_step: int = 0, steps: int | None = None
+        self,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        start_step: int = 0,
+        steps: int | None = None,
+        balanced: bool = False,
     ) -> BatchPlan:
         """The batches of the steps from `start_step` on, as `memtok.data.batches` has them."""
         end = steps_per_epoch(len(self.indices), batch_size) if steps is None else steps
-        plan = BatchPlan(len(self.indices), batch_size, seed, shuffle, start_step, end, False, (0, 1))
+        labels = self.images.labels[self.indices] if balanced else None
+        plan = BatchPlan(len(self.indices), batch_size, seed, shuffle, start_step, end, False, (0, 1), labels)
         plan.check()
         return plan
 
     def rows(self, plan: BatchPlan) -> Iterator[Rows]:
         """The records of each batch: epoch e shows view e % views."""
-        for epoch, places in plan.places():
-            yield epoch % self.views * len(self.images) + self.indices[places]
+        for epochs, places in plan.places():
+            yield epochs % self.views * len(self.images) + self.indices[places]
 
     def all_rows(self, plan: BatchPlan) -> Rows:
         """The records of all its batches, each once, in their order."""
         assert plan.steps is not None
-        again = plan.start_step + (self.views + 1) * steps_per_epoch(plan.images, plan.batch_size)
-        shortened = replace(plan, steps=min(plan.steps, again))  # from there on it shows the same records again
-        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self.rows(shortened)]))
+        if plan.labels is None:
+            again = plan.start_step + (self.views + 1) * steps_per_epoch(plan.images, plan.batch_size)
+            plan = replace(plan, steps=min(plan.steps, again))  # from there on it shows the same records again
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self.rows(plan)]))
 
     def keys(self, rows: Rows) -> list[Key]:
         """(view, index in the image set) of records."""

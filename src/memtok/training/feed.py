@@ -22,7 +22,7 @@ from memtok.data import DataSource, ImageSet, batches, steps_per_epoch
 from memtok.data.images import warn_if_dark
 from memtok.data.loader import BatchPlan
 from memtok.data.splits import Indices
-from memtok.data.transforms import evaluation_pixels, training_pixels
+from memtok.data.transforms import evaluation_pixels, varied_pixels
 from memtok.display import shown_bytes
 from memtok.errors import Argument, MemtokError
 from memtok.regimes import COMPOSABLE
@@ -37,7 +37,7 @@ from memtok.training.plan import Plan
 from memtok.training.progress import Progress
 from memtok.training.recipes import GRADIENT
 from memtok.training.regimes import Trainable
-from memtok.training.settings import Settings, default_workers
+from memtok.training.settings import SAMPLING, Settings, default_workers
 
 Batches = Iterator[tuple[Tensor | KeptBatch, Tensor, Tensor]]
 """Pixels (B, 3, H, W) uint8 or traces of images, labels (B,) int64, indices in the image set (B,) int64."""
@@ -54,7 +54,7 @@ class Feed:
     ) -> None:
         self.data, self.plan, self.workers, self.progress = data, plan, workers, progress or Progress()
         warn_if_dark(data.peak, trainable.preprocessing, data.spec)
-        self.training_pixels = training_pixels(trainable.preprocessing, plan.augment, plan.flip)
+        self.training_pixels = varied_pixels(trainable.preprocessing, plan.augment, plan.flip, data.variation)
         self.evaluation_pixels = evaluation_pixels(trainable.preprocessing)
         # The same images each time, classes in proportion.
         self.validated: Indices = data.validation.chosen(plan.validation_images, seed=0)
@@ -78,6 +78,7 @@ class Feed:
             start_step=start_step,
             steps=self.plan.steps if end_step is None else end_step,
             workers=self.workers,
+            balanced=self.plan.balance == SAMPLING,
         )
 
     def validation(self) -> Batches:
@@ -186,6 +187,7 @@ class KeptFeed(Feed):
             notify=self.progress.message,
             indices=indices,
             run=self.trunk,
+            transform=self.training_pixels if part == "train" else self.evaluation_pixels,
         )
 
     def share_out(self) -> None:
@@ -225,7 +227,12 @@ class KeptFeed(Feed):
         plan = self.plan
         end = plan.steps if end_step is None else end_step
         return self.train.plan(
-            batch_size=plan.batch_size, seed=plan.seed, shuffle=True, start_step=start_step, steps=end
+            batch_size=plan.batch_size,
+            seed=plan.seed,
+            shuffle=True,
+            start_step=start_step,
+            steps=end,
+            balanced=plan.balance == SAMPLING,
         )
 
     def prepare(self, start_step: int, end_step: int | None = None) -> None:

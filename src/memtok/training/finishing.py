@@ -1,4 +1,4 @@
-"""The end of a run: the best state, its record, the comparison with a head alone, and the result."""
+"""The end of a run: the best state, its record, the comparison with a head alone, what it suggests, and the result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from memtok.confusion import write_confusion
 from memtok.files import write_json
 from memtok.metrics import Score, score_of
 from memtok.task import Task
+from memtok.training.advice import advise
 from memtok.training.head_alone import HeadAlone, is_due, train_head
 from memtok.training.regimes import FullModel, Trainable, count_parameters
 from memtok.training.result import TrainResult, make_record
@@ -32,6 +33,9 @@ def finish(setup: Setup, trainer: Trainer, state: RunState, number: int) -> Trai
         for warning in [] if score is None else score.warnings():
             setup.progress.message(f"warning: {warning} (best state, validation images)")
     head = None if setup.together else compare_head(setup, trainer)
+    advice = () if setup.together else advise(setup.data, task.preprocessing, plan.augment, score, head)
+    for line in advice:
+        setup.progress.message(f"note: {line}")
     trained, total = count_parameters(task)
     seen = plan.images_seen(state.step)
     return TrainResult(
@@ -55,6 +59,7 @@ def finish(setup: Setup, trainer: Trainer, state: RunState, number: int) -> Trai
         diverged_at=own.diverged,
         validation_right=(answers[2] < 1).numpy() if setup.together and answers is not None else None,
         head_alone=head,
+        advice=advice,
     )
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from memtok.data.loader import BatchPlan
 from memtok.errors import Argument, MemtokError
 from memtok.intervals import Difference, Right, paired
-from memtok.metrics import answered, score_of
+from memtok.metrics import Score, answered, score_of
 from memtok.parts import more_than_head
 from memtok.regimes import REGIMES
 from memtok.task import Task
@@ -29,7 +29,7 @@ from memtok.training.feed import Feed
 from memtok.training.plan import Plan
 from memtok.training.recipes import GRADIENT
 from memtok.training.regimes import Trainable
-from memtok.training.settings import BALANCED
+from memtok.training.settings import BALANCED, SAMPLING
 from memtok.training.state import Validation
 from memtok.training.trainer import Trainer, found
 
@@ -41,13 +41,16 @@ MOST_BYTES = 1e9  # of features, unless it was asked for
 class HeadAlone:
     """A head alone on the same images. accuracy: its top-1 in [0, 1] on `images` validation images, after `step` steps.
 
-    gain: the accuracy of the task, in its best state, minus that.
+    gain: the accuracy of the task, in its best state, minus that. recall: that of each class, None without images.
+    varied: whether it was trained on varied images, as it is where their traces are kept.
     """
 
     accuracy: float
     step: int
     images: int
     gain: Difference
+    recall: dict[str, float | None]
+    varied: bool
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able, as in the record of a task."""
@@ -94,9 +97,10 @@ def train_head(task: Task, plan: Plan, feed: Feed, trainer: Trainer) -> HeadAlon
     held_out, answers, right = gathered(trainer, feed.validation(), task_too=True)
     head = Task.create(task.backbone, name="head", classes=task.classes, regime="head", seed=plan.seed)
     head.to(trainer.device)
-    of_head = Trainer([head], [plan], trainer.processes, trainer.device)
-    best: tuple[Validation, Right] | None = None
-    order = BatchPlan(plan.train_images, plan.batch_size, plan.seed, True, 0, plan.steps, False, (0, 1))
+    of_head = Trainer([head], [plan], trainer.processes, trainer.device, loss=trainer.loss)
+    best: tuple[Validation, Right, Score] | None = None
+    balanced = feed.data.train.labels if plan.balance == SAMPLING else None
+    order = BatchPlan(plan.train_images, plan.batch_size, plan.seed, True, 0, plan.steps, False, (0, 1), balanced)
     views = plan.views_seen
     for step, keys in enumerate(order):
         rows = torch.tensor([epoch % views * plan.train_images + index for epoch, index in keys])
@@ -105,13 +109,21 @@ def train_head(task: Task, plan: Plan, feed: Feed, trainer: Trainer) -> HeadAlon
             with torch.no_grad():
                 logits = head(held_out.to(trainer.device)).float().cpu()
             given = answered(logits, answers)
-            look = found(step + 1, F.cross_entropy(logits, answers, reduction="sum"), score_of(head.classes, given))
+            score = score_of(head.classes, given)
+            look = found(step + 1, F.cross_entropy(logits, answers, reduction="sum"), score)
             if math.isfinite(look.loss) and look.beats(best and best[0], plan.select or BALANCED):
-                best = look, (given[2] < 1).numpy()
+                best = look, (given[2] < 1).numpy(), score
     if best is None:
         return None
-    look, known = best
-    return HeadAlone(accuracy=look.top1, step=look.step, images=len(answers), gain=paired([right], [known]))
+    look, known, score = best
+    return HeadAlone(
+        accuracy=look.top1,
+        step=look.step,
+        images=len(answers),
+        gain=paired([right], [known]),
+        recall=score.recall,
+        varied=plan.views is not None and plan.augment != "none",
+    )
 
 
 def head_step(trainer: Trainer, step: int, features: Tensor, labels: Tensor) -> None:
@@ -120,7 +132,7 @@ def head_step(trainer: Trainer, step: int, features: Tensor, labels: Tensor) -> 
     head = trainer.tasks[0]
     with trainer.processes.autocast():
         logits = head(features.to(trainer.device))
-    loss = F.cross_entropy(logits.float(), labels.to(trainer.device), label_smoothing=trainer.plan.label_smoothing)
+    loss = trainer.loss(logits, labels.to(trainer.device)) * (1 / len(labels))
     torch.autograd.backward(loss)
     trainer.optimizer.apply(loss.detach().unsqueeze(0))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -17,9 +18,10 @@ from memtok.levels import Reads, Statistics, union
 from memtok.parts import Moments, readout
 from memtok.task import Task
 from memtok.traces import KeptBatch
+from memtok.training.balance import closed_form_weights, log_shares
 from memtok.training.feed import Batches
 from memtok.training.ridge import TOLERANCE, Ridge, fit_ridge
-from memtok.training.settings import RIDGE
+from memtok.training.settings import LOGITS, RIDGE
 from memtok.training.setup import Setup
 from memtok.training.trainer import Trainer
 
@@ -116,13 +118,17 @@ def regression(setup: Setup, rows: Rows, task: Task, measured: Mapping[str, Tens
     """The ridge regression of the labels of all training images on what a task reads; rows are used up."""
     features = rows.standardised(reads_of(task), measured["readout.mean"], measured["readout.spread"])
     setup.progress.message(f"ridge regression of {len(features):,} images on {features.shape[1]:,} numbers each")
-    found = fit_ridge(features, rows.labels, len(task.classes), seed=setup.plan.seed, groups=rows.images)
+    given, classes = setup.data.train.labels, len(task.classes)
+    weights = closed_form_weights(setup.plan.balance, given, classes)
+    found = fit_ridge(features, rows.labels, classes, seed=setup.plan.seed, groups=rows.images, weights=weights)
     best = max(found.scores.values(), default=float("nan"))
     setup.progress.message(
         f"a ridge regression of strength {found.strength:g}; cross-fitted balanced accuracy {100 * best:.1f} %"
     )
     if found.residual > TOLERANCE:
         setup.progress.message(f"the ridge regression was ended early, with a residual of {found.residual:.1g}")
+    if setup.plan.balance == LOGITS:  # the loss adds them again
+        found = replace(found, bias=found.bias - log_shares(given, classes).to(found.bias))
     return found
 
 

@@ -10,7 +10,7 @@ import memtok.data
 from memtok.errors import Argument, MemtokError
 from memtok.regimes import REGIMES
 from memtok.training.recipes import GRADIENT, Recipe, find_recipe, images_seen
-from memtok.training.settings import BALANCED, FIXED, SETTINGS, VIEWS, Settings
+from memtok.training.settings import BALANCED, FIXED, SAMPLING, SETTINGS, VIEWS, Settings
 from memtok.values import MOST
 
 if TYPE_CHECKING:
@@ -75,9 +75,16 @@ class Plan(Settings):
 
     @property
     def views_seen(self) -> int:
-        """How many views of an image the run comes to: one shorter than its views does not come to the last of them."""
+        """How many views of an image the run comes to: one shorter than its views does not come to the last of them.
+
+        Where classes are shown equally often, an epoch repeats images in other views; then all of them count.
+        """
         views = self.views or 1
-        return views if self.solver != GRADIENT else min(views, math.ceil(self.steps / self.steps_per_epoch))
+        return (
+            views
+            if self.solver != GRADIENT or self.balance == SAMPLING
+            else min(views, math.ceil(self.steps / self.steps_per_epoch))
+        )
 
     def images_seen(self, step: int) -> int:
         """Images that the first `step` steps look at, repetitions counted."""
@@ -120,7 +127,9 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
         "label_smoothing": smoothing,
         "seed": int(settings.seed),
         "augment": augment,
-        "flip": augment != "none" and (data.flip if settings.flip is None else settings.flip),
+        "flip": data.variation is None
+        and augment != "none"
+        and (data.flip if settings.flip is None else settings.flip),
         "validate_every": validate_every,
         "validation_images": validated_images(settings, data, trained, math.ceil(steps / validate_every)),
         "log_every": settings.log_every or min(max(steps // 100, 1), 50),
@@ -155,11 +164,23 @@ def run_length(settings: Settings, recipe: Recipe, data: DataSource, batch_size:
     return steps
 
 
+def check_own(settings: Settings) -> None:
+    """MemtokError for settings of memtok's augmentation where the data have one of the user."""
+    for name in ("augment", "flip"):
+        if getattr(settings, name) is not None:
+            raise MemtokError(
+                f"expected no {Argument(name)} for data with a transform of their own, found one; leave it out"
+            )
+
+
 def augmentation(settings: Settings, recipe: Recipe, data: DataSource) -> str:
     """How training images are varied: as the data have it, or what the recipe has in its place, unless told otherwise.
 
     What is solved for and not kept is looked at once, as it is, unless something is said of how it is varied.
     """
+    if data.variation is not None:
+        check_own(settings)
+        return f"transform {data.variation.name}"
     told = (settings.flip, settings.views, settings.keep_traces) != (None, None, None)
     if settings.solver != GRADIENT and settings.augment is None and not told:
         return "none"

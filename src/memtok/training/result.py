@@ -36,7 +36,8 @@ class TrainResult:
     record: as in the task file.
     diverged_at: the step whose loss or gradient was not finite, of tasks trained together; `train` raises instead.
     validation_right: (validation images,) bool, which were answered right, of tasks trained together in one process.
-    head_alone: what a head alone gives on the same images, None where that was not looked at.
+    head_alone: what a head alone gives on the same images, None where that was not looked at. advice: what to try
+    where a class has recall 0 or the balanced accuracy is low, a line each, from what the run measured.
     """
 
     model: Trainable
@@ -59,11 +60,15 @@ class TrainResult:
     diverged_at: int | None = None
     validation_right: Right | None = field(default=None, repr=False, compare=False)
     head_alone: HeadAlone | None = None
+    advice: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> list[str]:
-        """What the accuracy of the best state hides: classes that it never answers right, one answer for all images."""
-        return [] if self.score is None else self.score.warnings()
+        """What the accuracy of the best state hides: classes that it never answers right, one answer for all images.
+
+        And what may help there, `advice`.
+        """
+        return [*(() if self.score is None else self.score.warnings()), *self.advice]
 
     @property
     def skipped_images(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """A linear classifier in closed form: ridge regression onto one-hot labels, no gradient step.
 
 With Xc the centred features and Yc the centred one-hot labels, the weight minimises |Xc W^T - Yc|^2 + penalty |W|^2,
-so W^T = (Xc^T Xc + penalty I)^-1 Xc^T Yc. The bias is not penalised. All arithmetic is in float64.
+so W^T = (Xc^T Xc + penalty I)^-1 Xc^T Yc. The bias is not penalised. All arithmetic is in float64. Where images have
+weights w, means are weighted and the rows of Xc and Yc are multiplied by sqrt(w): weighted least squares.
 
 The strength. penalty = strength * spread, where spread is the mean squared distance of an image from the mean of all.
 Cross-fitting chooses it on a sample of at most SAMPLE images, with the same penalty that all images get afterwards.
@@ -91,7 +92,8 @@ class Ridge:
         some = sizes > NOTHING * sizes.max()  # not the direction in which the outputs of all classes are one
         u, sizes = u[:, some], sizes[some]
         up = F.normalize(u, dim=1)
-        scale = calibrated(outputs @ u @ up.T, one_hot) if len(outputs) else 1.0
+        alike = torch.ones_like(one_hot[:, :1])
+        scale = calibrated(outputs @ u @ up.T, one_hot, alike) if len(outputs) else 1.0
         down = (u / sizes).T @ (self.weight.double() / self.scale)
         shift = u.T @ (self.bias.double() / self.scale - self.prior)  # that of the mean of the features
         return (scale * up * sizes).float(), down.float(), (scale * up @ shift).float()
@@ -106,26 +108,32 @@ def fit_ridge(
     seed: int = 0,
     groups: Tensor | None = None,
     strengths: Sequence[float] = STRENGTHS,
+    weights: Tensor | None = None,
 ) -> Ridge:
     """Fits a linear classifier to features (n, F), of any floating type and on any device, and labels (n,) of integers.
 
     seed: of sample and folds; no global generator is used. groups: (n,) integers; rows of one group, such as views of
-    one image, are always in the same fold. strengths: those to choose from, at least WEAKEST.
-    Raises MemtokError if shapes, types, labels or strengths do not fit, or if a feature is not finite.
+    one image, are always in the same fold. strengths: those to choose from, at least WEAKEST. weights: (classes,) of
+    the squared error of an image of each class, above 0 for classes that occur; all count alike by default.
+    Raises MemtokError if shapes, types, labels, strengths or weights do not fit, or if a feature is not finite.
     """
     check(features, labels, classes, groups, strengths)
+    check_weights(weights, labels, classes)
     rows, folds = sampled(labels, classes, groups, seed)
-    everything = Centred(features)
     labels = labels.to(features.device, torch.int64)
+    by_row = None if weights is None else weights.to(features.device, torch.float64)[labels]
+    everything = Centred(features, by_row)
     if len(rows) == len(features):
         sample, sample_labels = everything, labels
     else:
-        sample, sample_labels = Centred(features[rows.to(features.device)]), labels[rows.to(features.device)]
+        rows = rows.to(features.device)
+        sample = Centred(features[rows], None if by_row is None else by_row[rows])
+        sample_labels = labels[rows]
     gram = sample.gram()
     penalties = {strength: strength * everything.spread for strength in strengths}
     strength, scale, scores, outputs, scored = choose(sample, gram, sample_labels, classes, folds, penalties)
     weight, residual = solve(everything, sample, gram, labels, classes, penalties[strength])  # (F, C)
-    prior = labels.bincount(minlength=classes).double() / len(labels)  # the mean of the one-hot labels
+    prior = everything.shares(labels, classes)  # the mean of the one-hot labels
     bias = prior - everything.mean @ weight
     return Ridge(
         weight=(scale * weight.T).float().contiguous(),
@@ -168,29 +176,47 @@ def check(features: Tensor, labels: Tensor, classes: int, groups: Tensor | None,
         )
 
 
+def check_weights(weights: Tensor | None, labels: Tensor, classes: int) -> None:
+    """MemtokError unless the weights of `fit_ridge` fit."""
+    if weights is None:
+        return
+    fits = weights.shape == (classes,) and bool((weights[labels.to(weights.device)] > 0).all())
+    if not fits or not bool(weights.isfinite().all()):
+        raise MemtokError(
+            f"expected {Argument('weights')} ({classes},), finite and above 0 for classes that occur, found "
+            f"{tuple(weights.shape)} from {float(weights.min()):g}; leave them out where all images count alike"
+        )
+
+
 class Centred:
     """Features (n, F) minus their mean, as float64 in blocks of at most BLOCK numbers (or one row or column).
 
-    mean: (F,). spread: the mean squared distance of a row from it; 1 if all rows are equal, where any serves.
+    weights: (n,) float64, or None; then means are weighted, and each row is multiplied by the root of its weight.
+    mean: (F,). spread: the mean squared distance of a row from it; 1 if all rows are equal, where any serves. roots:
+    (n, 1), or None.
     """
 
-    def __init__(self, features: Tensor) -> None:
+    def __init__(self, features: Tensor, weights: Tensor | None = None) -> None:
         self.features = features
+        self.total = len(features) if weights is None else float(weights.sum())
+        self.roots: Tensor | None = None
         first = features[0].double()  # differences from it: a constant feature has no spread, not that of rounding
         total, squares = torch.zeros_like(first), torch.zeros_like(first)
         self.mean = torch.zeros_like(first)  # that `rows` subtracts; the real one follows from this pass
-        for _, block in self.rows():
-            total += (block - first).sum(dim=0)
-            squares += (block - first).square().sum(dim=0)
-        shift = total / len(features)
+        for part, block in self.rows():
+            own = 1.0 if weights is None else weights[part, None]
+            total += (own * (block - first)).sum(dim=0)
+            squares += (own * (block - first).square()).sum(dim=0)
+        shift = total / self.total
         self.mean = first + shift
+        self.roots = None if weights is None else weights.sqrt().unsqueeze(1)
         wrong = (~self.mean.isfinite()).nonzero()
         if len(wrong):
             raise MemtokError(
                 f"expected finite {Argument('features')}, found NaN or infinity in {len(wrong)} of "
                 f"{features.shape[1]} columns, first in column {int(wrong[0])}; leave out those images or features"
             )
-        spread = float((squares / len(features) - shift.square()).clamp(min=0).sum())
+        spread = float((squares / self.total - shift.square()).clamp(min=0).sum())
         self.spread = spread if spread > 0 else 1.0
 
     def rows(self) -> Iterator[tuple[slice, Tensor]]:
@@ -199,7 +225,16 @@ class Centred:
         step = max(1, BLOCK // width)
         for start in range(0, n, step):
             part = slice(start, start + step)
-            yield part, self.features[part].double() - self.mean
+            yield part, self.scaled(self.features[part].double() - self.mean, part)
+
+    def scaled(self, rows: Tensor, part: slice = slice(None)) -> Tensor:
+        """Rows (B, k), one of each image of a part of all, times the roots of their weights."""
+        return rows if self.roots is None else rows * self.roots[part]
+
+    def shares(self, labels: Tensor, classes: int) -> Tensor:
+        """(C,): the share of each class in the images, or in their weights."""
+        weights = None if self.roots is None else self.roots[:, 0].square()
+        return labels.bincount(weights, minlength=classes).double() / self.total
 
     @property
     def dual(self) -> bool:
@@ -217,7 +252,7 @@ class Centred:
         step = max(1, BLOCK // n)
         for start in range(0, width, step):
             part = slice(start, start + step)
-            block = self.features[:, part].double() - self.mean[part]  # (n, columns)
+            block = self.scaled(self.features[:, part].double() - self.mean[part])  # (n, columns)
             gram.addmm_(block, block.T)
         return gram
 
@@ -268,8 +303,8 @@ def choose(
 ) -> tuple[float, float, dict[float, float], Tensor, Tensor]:
     """The strength, scale, `scores`, `outputs` and `labels` of `Ridge`; gram: of the sample, penalties: by strength.
 
-    The best balanced accuracy counts, then the least squared error, then the stronger one. Images whose class no other
-    fold has are not scored: no strength answers them right.
+    The best balanced accuracy counts, then the least (weighted) squared error, then the stronger one. Images whose
+    class no other fold has are not scored: no strength answers them right.
     """
     folds = folds.to(labels.device)
     one_hot = F.one_hot(labels, classes).double()  # (m, C)
@@ -280,37 +315,39 @@ def choose(
     eigenvalues, vectors = torch.linalg.eigh(gram)
     eigenvalues.clamp_(min=0)
     coordinates = vectors * eigenvalues.sqrt() if sample.dual else sample.times(vectors)  # (m, t)
-    right = one_hot[scored]
+    right, counted = one_hot[scored], sample.scaled(sample.scaled(torch.ones_like(one_hot[:, :1])))[scored]
     scores: dict[float, float] = {}
     best: tuple[tuple[float, float, float], Tensor] | None = None
     for strength, penalty in penalties.items():
-        outputs = cross_fitted(coordinates, eigenvalues, one_hot, folds, penalty)[scored]
+        outputs = cross_fitted(sample, coordinates, eigenvalues, one_hot, folds, penalty)[scored]
         scores[strength] = balanced_accuracy(outputs, labels[scored], classes)
-        error = float((outputs - right).square().sum(dim=1).mean())
+        error = float(((outputs - right).square() * counted).sum(dim=1).mean())
         key = (round(scores[strength], 9), -round(error, 9), strength)
         if best is None or key > best[0]:
             best = key, outputs
     assert best is not None
-    return best[0][2], calibrated(best[1], right), scores, best[1], labels[scored]
+    return best[0][2], calibrated(best[1], right, counted), scores, best[1], labels[scored]
 
 
-def cross_fitted(coordinates: Tensor, eigenvalues: Tensor, one_hot: Tensor, folds: Tensor, penalty: float) -> Tensor:
+def cross_fitted(
+    sample: Centred, coordinates: Tensor, eigenvalues: Tensor, one_hot: Tensor, folds: Tensor, penalty: float
+) -> Tensor:
     """Outputs (m, C) for each image of the regression fitted to the other folds, intercept included.
 
     One decomposition serves all folds. With H the hat matrix of the fit to all folds and r its residuals, the residuals
     of a fold left out are (I - H_ff)^-1 r_f: Allen's PRESS (Technometrics 1974), for a fold in place of one image.
     coordinates (m, t): Xc in the basis of its principal directions, where Xc^T Xc is the diagonal eigenvalues (t,).
     """
-    m = len(one_hot)
+    ones = sample.scaled(torch.ones_like(one_hot[:, :1]))  # (m, 1), what the intercept multiplies
     shrunk = coordinates / (eigenvalues + penalty)
-    centred = one_hot - one_hot.mean(dim=0)
+    centred = sample.scaled(one_hot - sample.scaled(ones * one_hot).sum(dim=0) / sample.total)
     residuals = centred - shrunk @ (coordinates.T @ centred)
     outputs = one_hot.clone()
     for fold in range(int(folds.max()) + 1):
         part = (folds == fold).nonzero()[:, 0]
-        own = -1 / m - shrunk[part] @ coordinates[part].T  # the intercept takes the mean, 1 / m of each
+        own = -(ones[part] @ ones[part].T) / sample.total - shrunk[part] @ coordinates[part].T
         own.diagonal().add_(1)
-        outputs[part] -= torch.linalg.solve(own, residuals[part])
+        outputs[part] -= torch.linalg.solve(own, residuals[part]) / ones[part]
     return outputs
 
 
@@ -321,8 +358,8 @@ def balanced_accuracy(outputs: Tensor, labels: Tensor, classes: int) -> float:
     return float((right[images > 0].double() / images[images > 0]).mean())
 
 
-def calibrated(outputs: Tensor, one_hot: Tensor) -> float:
-    """The number within SCALES that outputs (m, C) are multiplied by for the least cross-entropy.
+def calibrated(outputs: Tensor, one_hot: Tensor, counted: Tensor) -> float:
+    """The number within SCALES that outputs (m, C) are multiplied by for the least cross-entropy, weighted (m, 1).
 
     The targets are those of m images and one more whose class is unknown (after Platt 1999), so that there is a least
     one even if every image is answered right. The cross-entropy is convex in the scale: bisection of its slope.
@@ -332,7 +369,7 @@ def calibrated(outputs: Tensor, one_hot: Tensor) -> float:
     low, high = math.log(SCALES[0]), math.log(SCALES[1])
     for _ in range(40):
         middle = (low + high) / 2
-        slope = ((math.exp(middle) * outputs).softmax(dim=1) - targets).mul_(outputs).sum()
+        slope = ((math.exp(middle) * outputs).softmax(dim=1) - targets).mul_(counted * outputs).sum()
         low, high = (middle, high) if slope < 0 else (low, middle)
     return math.exp((low + high) / 2)
 
@@ -341,7 +378,8 @@ def solve(
     x: Centred, sample: Centred, gram: Tensor, labels: Tensor, classes: int, penalty: float
 ) -> tuple[Tensor, float]:
     """(Xc^T Xc + penalty I)^-1 Xc^T Yc (F, C) and its `residual`; gram: that of the sample, which is overwritten."""
-    right = x.sums(classes, lambda part, _: F.one_hot(labels[part], classes).double())  # that Xc is centred is enough
+    # That Xc is centred is enough.
+    right = x.sums(classes, lambda part, _: x.scaled(F.one_hot(labels[part], classes).double(), part))
     if min(x.features.shape) <= LARGEST:
         return inverse(x, gram if sample is x else x.gram(), penalty)(right), 0.0
     share = len(sample.features) / len(x.features)  # Xc^T Xc is about that of the sample / share

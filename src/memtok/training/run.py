@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from memtok.errors import Argument, DivergedError, MemtokError
+from memtok.training.balance import make_loss
 from memtok.training.clock import Clock
 from memtok.training.finishing import finish
 from memtok.training.interrupts import Interrupted, Interrupts
@@ -35,7 +36,8 @@ class Run:
 
     def __init__(self, setup: Setup, begun: RunState | None = None) -> None:
         self.setup, self.tasks, self.progress = setup, setup.tasks, setup.progress
-        self.trainer = Trainer(setup.tasks, setup.plans, setup.processes, setup.device, setup.compiler)
+        loss = make_loss(setup.plan, setup.data.train.labels, len(setup.data.classes), setup.device)
+        self.trainer = Trainer(setup.tasks, setup.plans, setup.processes, setup.device, setup.compiler, loss)
         self.saving = Saving(setup, self.trainer.optimizer, begun)
         self.state = self.saving.fresh()
         self.clock = Clock(self.state, 0)

@@ -28,6 +28,7 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
 TRACE_PLACES = ("ram", "disk", "gpu")
 STARTS = ZERO, RIDGE = "zero", "ridge"
+BALANCE = UNBALANCED, WEIGHTS, SAMPLING, LOGITS = "none", "weights", "sampling", "logits"
 SOLVERS = GRADIENT, RIDGE
 # What a run without gradient steps has no use for. It validates once, so there is nothing to select either.
 OF_STEPS: tuple[str, ...] = (
@@ -110,6 +111,14 @@ class Settings:
         None, OneOf(AUGMENTATIONS), "how training images are varied", ALL, BY_DATA, fixed=True
     )
     flip: bool | None = setting(None, YesNo(), "mirror one training image in two, or none", ALL, BY_DATA, fixed=True)
+    balance: str = setting(
+        UNBALANCED,
+        OneOf(BALANCE),
+        "classes of unequal size: weight them in the loss, show each equally often, or add the logarithms of their "
+        "shares to the logits in training",
+        SWEEP,
+        fixed=True,
+    )
     start: str = setting(
         ZERO,
         OneOf(STARTS),

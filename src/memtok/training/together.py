@@ -47,7 +47,8 @@ def train_together(
 
     learning_rates, weight_decays: one per task, else as the recipe has them. state: a file that the run is saved to
     now and then and goes on from if it is there; removed by nobody. shared: arguments of `train`, the same for all:
-    recipe, steps or epochs, batch_size, accumulate, seed, device, precision, workers, augment, flip, start, solver,
+    recipe, steps or epochs, batch_size, accumulate, seed, device, precision, workers, balance, augment, flip, start,
+    solver,
     validation_images, log_every, on_bad_image, data_dir, keep_traces, trace_dir, trace_limit, views, compile. The tasks
     are validated once, after the last step, and keep their last state.
     until: stop after that many steps of the run, as if it went on: rates are those of the whole run. begun: the state

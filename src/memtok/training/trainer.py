@@ -18,6 +18,7 @@ from memtok.data.transforms import Normaliser
 from memtok.metrics import Score, answered, score_of
 from memtok.task import Task
 from memtok.traces import KeptBatch
+from memtok.training.balance import PLAIN, Loss
 from memtok.training.compiler import Compiler
 from memtok.training.device import Processes, add_up, kept_gpu_state, own_rows
 from memtok.training.feed import Batches, Feed
@@ -41,8 +42,10 @@ class Trainer:
         processes: Processes,
         device: torch.device,
         compiler: Compiler | None = None,
+        loss: Loss = PLAIN,
     ) -> None:
         self.tasks, self.plan, self.processes, self.device = tasks, plans[0], processes, device
+        self.loss = loss
         self.forward = forward_of(tasks, compiler)
         self.normalise = Normaliser(tasks[0].preprocessing)
         self.optimizer = Optimizer(tasks, plans, processes)
@@ -60,8 +63,7 @@ class Trainer:
             for part, answers, weight in self.parts(batch, labels):
                 with self.processes.autocast():
                     logits = self.forward(part)
-                smoothing = self.plan.label_smoothing
-                shares = torch.stack([share_of_loss(one, answers, weight / len(labels), smoothing) for one in logits])
+                shares = torch.stack([self.loss(one, answers) for one in logits]) * (weight / len(labels))
                 torch.autograd.backward(shares.sum())
                 losses += shares.detach()
         return self.optimizer.apply(losses)
@@ -172,14 +174,6 @@ def has_dropout(model: nn.Module) -> bool:
     names = ("p", "dropout", "drop_prob", "prob")  # in torch, and in timm's DropPath and PatchDropout
     rates = [getattr(module, name, None) for module in model.modules() for name in names]
     return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
-
-
-def share_of_loss(logits: Tensor, answers: Tensor, weight: float, smoothing: float) -> Tensor:
-    """The cross-entropy of a part of a batch, (part, C) and (part,), as its share of the mean over the batch.
-
-    `weight`: 1 / images of the whole batch. Parts of different size then count as they should.
-    """
-    return F.cross_entropy(logits.float(), answers, reduction="sum", label_smoothing=smoothing) * weight
 
 
 def found(step: int, loss: Tensor, score: Score) -> Validation:
