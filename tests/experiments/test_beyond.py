@@ -27,6 +27,12 @@ def backbone() -> Backbone:
     return tiny_backbone()
 
 
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A confusion matrix takes longer to draw than the tiny models take to train."""
+    monkeypatch.setattr("memtok.training.finishing.write_confusion", lambda *_: None)
+
+
 def settings(out: Path, **changes: Any) -> BeyondSettings:
     given: dict[str, Any] = {
         "backbone": "tiny",

@@ -39,6 +39,7 @@ TRAIN, TEST = 25, 10  # images of a class that is drawn or cut
 TEST_SHARE = 0.25  # of the pictures of a class that is collected
 LEAST = 20  # pictures of a topic
 SIDE = 96  # pixels
+LEAST_SPREAD = 15  # of the values of a texture, from 0 to 255
 LARGEST = 224  # pixels of a drawing's longer side
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 PHOTOGRAPHS = (
@@ -108,17 +109,18 @@ def drawings(unpacked: Path) -> Pictures:
 
 
 def textures(unpacked: Path) -> Pictures:
-    """Random parts of the pictures in a game's archive of textures."""
+    """Random parts of the pictures in a game's archive of textures; flat ones are left out."""
     (archive,) = unpacked.rglob("*-textures.pk3")
-    found: dict[str, Image.Image] = {}
     with zipfile.ZipFile(archive) as packed:
+        files: dict[str, str] = {}
         for name in sorted(packed.namelist()):
-            if name.lower().endswith((".jpg", ".tga")):
-                picture = readable(packed.read(name))
-                if picture is not None and min(picture.size) >= 2 * SIDE and np.asarray(picture).std() > 15:
-                    found[name.rsplit(".", 1)[0].replace("/", "-")] = picture
-    for name in spread(sorted(found), CLASSES):
-        yield from parts_of(name, found[name], TRAIN, TEST)
+            picture = readable(packed.read(name)) if name.lower().endswith((".jpg", ".tga")) else None
+            if picture is not None and min(picture.size) >= 2 * SIDE and np.asarray(picture).std() > LEAST_SPREAD:
+                files[name.rsplit(".", 1)[0].replace("/", "-")] = name
+        for label in spread(sorted(files), CLASSES):
+            chosen = readable(packed.read(files[label]))
+            assert chosen is not None
+            yield from parts_of(label, chosen, TRAIN, TEST)
 
 
 def photographs(unpacked: Path) -> Pictures:

@@ -207,7 +207,7 @@ class Work:
             own = [trial for trial in trials if trial.varied == varied and not place.path(trial).exists()]
             if not own:
                 continue
-            needs = common_needs(place, [trial.column for trial in own])
+            needs = common_needs(place, list(dict.fromkeys(trial.column for trial in own)))
             with OpenStores(needs) as stores:
                 for steps in sorted({trial.steps for trial in own}):
                     runs = TrialRuns(place, varied=varied, steps=steps, stores=stores, listener=self.listener)
