@@ -24,7 +24,7 @@ SECTIONS = {
     "Tasks and models": ("Task", "MemoryViT", "Outputs", "TaskAttention", "FullModel"),
     "Task files": ("load_task", "load_tasks", "save_tasks", "read_legacy"),
     "Data": ("open_data", "training_transform", "evaluation_transform"),
-    "Training": ("train", "train_together", "sweep"),
+    "Training": ("train", "choose_form", "train_together", "sweep"),
     "Evaluation and prediction": ("evaluate", "predict", "verify"),
     "Reference": ("reference_outputs", "attention_mask"),
     "Errors": ("MemtokError",),

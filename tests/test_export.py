@@ -45,6 +45,10 @@ KINDS: dict[str, Callable[[memtok.Backbone], list[memtok.Task]]] = {
     ],
     "head": lambda backbone: [tiny_task(backbone, regime="head")],
     "readout": lambda backbone: [tiny_task(backbone, memory=2, readout=2), tiny_task(backbone, "r", readout=1)],
+    "side": lambda backbone: [
+        tiny_task(backbone, "a", regime="head", side=3, seed=1),
+        tiny_task(backbone, "b", memory=2, side=3, seed=2),
+    ],
     "extension": extension,
     "mixed": mixed,
 } | {

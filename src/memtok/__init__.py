@@ -39,6 +39,7 @@ _HOMES = {
     "evaluation_transform": "data",
     "training_transform": "data",
     "FullModel": "training",
+    "choose_form": "training",
     "train": "training",
     "train_together": "training",
     "verify": "verification",
@@ -55,6 +56,7 @@ __all__ = [
     "TaskAttention",
     "__version__",
     "attention_mask",
+    "choose_form",
     "evaluate",
     "evaluation_transform",
     "load_backbone",
@@ -86,7 +88,7 @@ if TYPE_CHECKING:
     from memtok.reference import attention_mask, reference_outputs
     from memtok.sweeps import sweep
     from memtok.task import Task
-    from memtok.training import FullModel, train, train_together
+    from memtok.training import FullModel, choose_form, train, train_together
     from memtok.verification import verify
 
 

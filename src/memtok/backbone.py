@@ -232,15 +232,14 @@ class Backbone(nn.Module):
         for index, (layer, positions) in enumerate(zip(self.layers, self.positions(), strict=True)):
             stop = index == self.depth - 1 and not outputs and not reads
             with gradients_of(images):
-                if index > self.depth - reads.levels:
-                    read.append(self.statistics(x, reads))
+                read.append(self.statistics(x, index, reads))
                 x, kept = (run or run_layer)(layer, x, positions, keep if run is None else compiled, stop)
             if keep != NOTHING and kept:
                 (visit(index, kept) if visit else trace.append(kept))
         if reads:
             with gradients_of(images):
-                read.append(self.statistics(x, reads))
-            trace = replace(trace, statistics={n: torch.stack([one[n] for one in read], dim=1) for n in read[0]})
+                read.append(self.statistics(x, self.depth, reads))
+            trace = replace(trace, statistics=stacked(read))
         if not outputs:
             return trace
         with gradients_of(images):
@@ -265,9 +264,20 @@ class Backbone(nn.Module):
         """k, of how many vectors one of `memtok.levels.STATISTICS` consists here."""
         return levels.vectors(statistic, class_token=self.class_token is not None, prefix_tokens=self.prefix_tokens)
 
-    def statistics(self, tokens: Tensor, reads: Reads) -> dict[str, Tensor]:
-        """The statistics that are read, (B, k, D) each, of tokens (B, N, D) of one level; see `memtok.levels`."""
-        if not reads:
+    def shape_of(self, statistic: str) -> tuple[int, ...]:
+        """Its shape for one image when all levels are read: (L + 1, k, D), or (m, rows, columns, D) patches."""
+        if statistic == levels.PATCHES:
+            return len(levels.patch_levels(self.depth)), *self.grid, self.dim
+        return self.depth + 1, self.vectors(statistic), self.dim
+
+    def statistics(self, tokens: Tensor, level: int, reads: Reads) -> dict[str, Tensor]:
+        """What is read of tokens (B, N, D) of one level, by name: (B, k, D), or (B, rows, columns, D) patches."""
+        names = [
+            name
+            for name in (*levels.STATISTICS, levels.PATCHES)
+            if name in reads.statistics and levels.read_at(name, level, self.depth, reads.levels)
+        ]
+        if not names:
             return {}
         normed = levels.normalised(tokens)
         has_class = self.class_token is not None
@@ -275,8 +285,7 @@ class Backbone(nn.Module):
             name: levels.statistic(
                 name, normed, class_token=has_class, prefix_tokens=self.prefix_tokens, grid=self.grid
             )
-            for name in levels.STATISTICS
-            if name in reads.statistics
+            for name in names
         }
 
     def classify(self, tokens: Tensor) -> Tensor | None:
@@ -291,6 +300,11 @@ class Backbone(nn.Module):
         trace = self.trace(images, keep=NOTHING)
         assert trace.features is not None
         return trace.features, trace.base
+
+
+def stacked(read: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What was read level by level, the last of which has all statistics, as (B, n, ...) by name."""
+    return {name: torch.stack([one[name] for one in read if name in one], dim=1) for name in read[-1]}
 
 
 def gradients_of(images: Tensor) -> torch.set_grad_enabled:

@@ -8,6 +8,7 @@ from memtok.backbone import Backbone
 from memtok.errors import Argument, MemtokError
 from memtok.layout import seen_by
 from memtok.preprocessing import Preprocessing
+from memtok.regimes import COMPOSABLE
 from memtok.task import Task, topological
 
 
@@ -37,7 +38,7 @@ def refuse_alone(verb: str, tasks: Sequence[Task]) -> None:
         if not task.composable:
             raise MemtokError(
                 f"expected composable tasks to {verb}, found {task.name!r} of regime {task.regime!r}, whose image "
-                "tokens see the task; train it again with regime 'memory' or 'head'"
+                f"tokens see the task; train it again with a regime among {', '.join(COMPOSABLE)}"
             )
 
 

@@ -15,14 +15,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Statistics = Mapping[str, "Tensor"]
-"""By name, (B, n, k, D): k vectors of each of the last n levels."""
+"""By name, (B, n, k, D): k vectors of each of the last n levels. `PATCHES`: (B, m, rows, columns, D), see there."""
 
 CLASS, REGISTERS, MEAN, DEVIATION, REGIONS = STATISTICS = ("class", "registers", "mean", "deviation", "regions")
 """The class token; the register and distillation tokens; the mean of the patches; their standard deviation; the means
 of the patches in each quarter of the image, row by row."""
 
+PATCHES = "patches"
+"""All patches as they lie in the image, not of every level but of every second one from the last downwards."""
+
 EPSILON = 1e-6  # of the norm, and under the root of a deviation; what is trained depends on it
 PARTS = 2  # of an image's side, for the regions
+ALL_LEVELS = 1 << 30  # more than any trunk has
+APART = 2  # levels from one whose patches are read to the next
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,16 @@ def union(reads: Iterable[Reads]) -> Reads:
     return found
 
 
+def patch_levels(depth: int) -> range:
+    """The levels of a trunk of so many layers whose patches are read, in their order."""
+    return range(depth % APART, depth + 1, APART)
+
+
+def read_at(name: str, level: int, depth: int, levels: int) -> bool:
+    """Whether a statistic of the last `levels` levels is read at this one."""
+    return level > depth - levels and (name != PATCHES or level in patch_levels(depth))
+
+
 def vectors(name: str, *, class_token: bool, prefix_tokens: int) -> int:
     """k, of how many vectors a statistic consists, for a trunk with such tokens before its patches."""
     counts = {CLASS: int(class_token), REGISTERS: prefix_tokens - int(class_token), REGIONS: PARTS * PARTS}
@@ -65,8 +80,13 @@ def normalised(tokens: Tensor) -> Tensor:
 
 
 def statistic(name: str, tokens: Tensor, *, class_token: bool, prefix_tokens: int, grid: tuple[int, int]) -> Tensor:
-    """(B, k, D) one statistic of normalised tokens (B, N, D), whose patches are the last of them."""
+    """(B, k, D) one statistic of normalised tokens (B, N, D), whose patches are the last of them.
+
+    `PATCHES` is (B, rows, columns, D).
+    """
     patches = tokens[:, prefix_tokens:]
+    if name == PATCHES:
+        return patches.reshape(patches.shape[0], *grid, patches.shape[2])
     if name == CLASS:
         return tokens[:, : int(class_token)]
     if name == REGISTERS:

@@ -9,17 +9,18 @@ Source: Sandler et al., CVPR 2022 (arXiv 2203.15243), Table 1, and Figure 2 for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from memtok.backbone import Backbone, gradients_of
+from memtok.backbone import Backbone, gradients_of, stacked
 from memtok.errors import MemtokError
 from memtok.layers import Adapt, Layer, Positions, unadapted
-from memtok.levels import union
+from memtok.levels import CLASS, PATCHES, Statistics, union
 from memtok.outputs import Outputs, TaskAttention
 from memtok.regimes import REGIMES, UPDATED
 from memtok.task import Task, topological
@@ -130,15 +131,15 @@ def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor,
     levels: list[dict[str, Tensor]] = []
     for index, (layer, positions) in enumerate(zip(backbone.layers, backbone.positions(), strict=True)):
         with gradients_of(images):
-            levels.append(backbone.statistics(x[:, :count], reads))
+            levels.append(backbone.statistics(x[:, :count], index, reads))
         adapted = partial(adapt, everyone, own, index, count)
         memory = [placed_memory(task, own[id(task)]["memory"][index].to(x.dtype), layer) for task in everyone]
         cells = torch.cat([*memory, x.new_zeros(0, backbone.dim)])  # (M, D)
         x, probabilities = dense_layer(layer, x, positions, position_of, count, cells, mask, adapted)
         weights.append(probabilities)
     with gradients_of(images):
-        levels.append(backbone.statistics(x[:, :count], reads))
-    statistics = {name: torch.stack([level[name] for level in levels], dim=1) for name in levels[0]}
+        levels.append(backbone.statistics(x[:, :count], backbone.depth, reads))
+    statistics = stacked(levels)
 
     final = backbone.final_norm(x)
     rows = slices([count, *(task.queries for task in everyone)])[1:]
@@ -148,10 +149,51 @@ def reference_outputs(backbone: Backbone, tasks: Sequence[Task], images: Tensor,
     for task, row in zip(everyone, rows, strict=True):
         if any(task is asked for asked in tasks):
             read = final[:, row] if task.queries else features
-            logits[task.name], embeddings[task.name] = task(read, statistics), read.flatten(1)
+            logits[task.name], embeddings[task.name] = answer(task, read, statistics), read.flatten(1)
     base = backbone.classify(backbone.vit.norm(x[:, :count]))
     attended = sort_attention(everyone, torch.stack(weights), count) if attention else {}
     return Outputs(features, base, logits, {name: attended[name] for name in logits if name in attended}, embeddings)
+
+
+def answer(task: Task, features: Tensor, statistics: Statistics) -> Tensor:
+    """(B, classes) logits of a task from its class tokens after the final norm, and from the levels that it reads."""
+    own = task.named() | task.measured
+    logits = F.linear(features.flatten(1).to(own["head.weight"].dtype), own["head.weight"], own["head.bias"])
+    if "readout.weight" in own:
+        weight = own["readout.weight"]
+        vectors = [statistics[name][:, -weight.shape[1] :] for name in task.words["statistics"].split("+")]
+        read = torch.cat(vectors, dim=2).to(weight.dtype)  # (B, n, S, D)
+        if "readout.mean" in own:
+            read = (read - own["readout.mean"]) / own["readout.spread"]
+        logits = logits + torch.einsum("bnsd,cnsd->bc", read, weight)
+    return logits + side_stream(own, statistics) if "side.weight" in own else logits
+
+
+def side_stream(own: Mapping[str, Tensor], statistics: Statistics) -> Tensor:
+    """(B, classes) what a side stream adds to the logits: the equations of docs/method.md, level by level."""
+    weight = own["side.weight"]
+    patches = statistics[PATCHES].to(weight.dtype)  # (B, m, g, h, D)
+    count, rows, columns = patches.shape[1:4]
+    state = weight.new_zeros(1, 1, 1, 1)  # (B, g, h, r)
+    for level in range(count):
+        state = state + patches[:, level] @ own["side.patches"][level].T + own["side.bias"][level]
+        if "side.class" in own:
+            token = statistics[CLASS][:, 1 - 2 * (count - level), 0].to(weight.dtype)  # (B, D) of the same level
+            state = state + (token @ own["side.class"][level].T)[:, None, None]
+        around = F.pad(normed_state(state), (0, 0, 1, 1, 1, 1))
+        for row, column in itertools.product(range(3), range(3)):
+            seen = around[:, row : row + rows, column : column + columns]
+            state = state + seen * own["side.mix"][level, :, row, column]
+        hidden = F.gelu(normed_state(state) @ own["side.up"][level].T)
+        state = state + hidden @ own["side.down"][level].T
+    image = normed_state(state).permute(0, 3, 1, 2)  # (B, r, g, h)
+    read = torch.cat([image.mean(dim=(2, 3)).unsqueeze(2), F.adaptive_avg_pool2d(image, 4).flatten(2)], dim=2)
+    return torch.einsum("brs,csr->bc", read, weight)
+
+
+def normed_state(state: Tensor) -> Tensor:
+    """The state (B, g, h, r) of every patch with mean 0 and variance 1."""
+    return F.layer_norm(state, state.shape[-1:])
 
 
 def placed_memory(task: Task, cells: Tensor, layer: Layer) -> Tensor:

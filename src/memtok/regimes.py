@@ -1,18 +1,22 @@
-"""What can be trained: one row per regime. Six are tasks beside a frozen backbone, `full` trains all of it.
+"""What can be trained: one row per regime. All but `full`, which trains the backbone, are tasks beside a frozen one.
 
-Regimes are those of Table 2 and Figure 2b of Sandler et al., CVPR 2022 (arXiv 2203.15243). Importing this module brings
-no torch along.
+Most are those of Table 2 and Figure 2b of Sandler et al., CVPR 2022 (arXiv 2203.15243); `readout` and `side` are
+memtok's additions. Importing this module brings no torch along.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from memtok.errors import MemtokError
 
 NONE, BESIDE, ENTERING, UPDATED = "none", "beside", "entering", "updated"
 """What memory cells do: there are none; each layer has keys and values of its own; cells enter before the first layer
 and pass through all layers as tokens do; the same, and every further layer adds a learned update to them."""
+
+ALL = "all"
+"""In place of a number: as many as the backbone has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +25,9 @@ class Regime:
 
     trains: what learns, in words. composable: image tokens never attend to the task, so it may share a pass with
     others; a task that is not composable runs on `reference.variant_outputs`. class_token: whether it has class tokens
-    of its own; else its head reads the backbone's features. cells: `NONE`, `BESIDE`, `ENTERING` or `UPDATED`. whole: a
-    copy of the backbone trains; no task.
+    of its own; else its head reads the backbone's features. cells: `NONE`, `BESIDE`, `ENTERING` or `UPDATED`. needs:
+    the options of parts that each of its tasks has, with their defaults there. whole: a copy of the backbone trains; no
+    task.
     """
 
     name: str
@@ -30,6 +35,7 @@ class Regime:
     composable: bool = False
     class_token: bool = True
     cells: str = NONE
+    needs: Mapping[str, int | str] = field(default_factory=dict, hash=False)
     whole: bool = False
 
     @property
@@ -60,6 +66,20 @@ REGIMES: dict[str, Regime] = {
             cells=BESIDE,
         ),
         Regime(name="head", trains="a linear head on the backbone's features", composable=True, class_token=False),
+        Regime(
+            name="readout",
+            trains="a linear head on the backbone's features and on statistics of all its levels, or of --readout N",
+            composable=True,
+            class_token=False,
+            needs={"readout": ALL},
+        ),
+        Regime(
+            name="side",
+            trains="a linear head on the backbone's features and on a side stream over its patches",
+            composable=True,
+            class_token=False,
+            needs={"side": 16},
+        ),
         Regime(name="head+class", trains="a head and a copy of the class token that takes the place of the base one"),
         Regime(
             name="memory-shared",

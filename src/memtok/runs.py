@@ -30,7 +30,7 @@ from memtok.training.plan import make_plan
 from memtok.training.progress import Progress
 from memtok.training.regimes import Trainable
 from memtok.training.result import TrainResult
-from memtok.training.settings import Settings
+from memtok.training.settings import GRADIENT, Settings
 from memtok.training.state import RunFolder, RunState, joined, read_run
 from memtok.training.together import train_together
 
@@ -198,8 +198,7 @@ class Runs(ABC, Generic[R]):
         results = train_together(
             tasks,
             self.source,
-            learning_rates=[run.learning_rate for run in group],
-            weight_decays=[self.plan.weight_decay if run.weight_decay is None else run.weight_decay for run in group],
+            **self.rates(group),
             state=self.states / f"{until}-{key}.safetensors",
             until=until,
             begun=begun,
@@ -210,6 +209,13 @@ class Runs(ABC, Generic[R]):
         for run, result in zip(group, results, strict=True):
             self.keep(run, result.model, result, until, len(group))
         self.ended(group)
+
+    def rates(self, group: Sequence[R]) -> dict[str, list[float]]:
+        """Learning rates and weight decays of a group, where it takes steps along the gradient."""
+        if self.plan.solver != GRADIENT:
+            return {}
+        decays = [self.plan.weight_decay if run.weight_decay is None else run.weight_decay for run in group]
+        return {"learning_rates": [run.learning_rate for run in group], "weight_decays": decays}
 
     def train_alone(self, run: R, until: int) -> None:
         """Trains a run that does not compose, or goes on with it, and writes its record."""

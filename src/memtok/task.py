@@ -33,6 +33,7 @@ from memtok.parts import (
     choose,
     contributions,
     folded,
+    made_of,
     measure,
     measured,
     rates,
@@ -57,7 +58,8 @@ class Task(nn.Module):
     """One task beside a frozen backbone. Make one with `Task.create`, or read one with `load_task`.
 
     Attributes:
-        class_tokens: (queries, D), without position embedding; (0, D) in regime `head`, which reads the base one.
+        class_tokens: (queries, D), without position embedding; (0, D) in regimes `head`, `readout` and `side`, which
+            read the base one.
         memory: (L, cells, D), the cells of each layer; (1, cells, D) in regime `memory-propagated`.
         head: linear, from the concatenated class tokens (max(queries, 1) * D) to the classes.
         adapters: low-rank updates of the layers' projections that act on this task's class tokens only:
@@ -148,9 +150,10 @@ class Task(nn.Module):
         memory: cells per layer, 0 or more (default: 5). queries: class tokens, 1 or more. adapter_rank: 0 for none.
         placement: "before-norm" (default) or "after-norm", whether memory passes each layer's norm.
 
-        readout: how many of the last levels of the trunk the head reads too, L + 1 at most (default: 0). statistics:
-        what it reads of each, some of "class", "registers", "mean", "deviation" and "regions" joined by a plus sign;
-        see `memtok.levels` (default: "class+deviation+regions").
+        readout: how many of the last levels of the trunk the head reads too, L + 1 at most, "all" for so many (default:
+        0, in regime "readout" all). statistics: what it reads of each, some of "class", "registers", "mean",
+        "deviation" and "regions" joined by a plus sign; see `memtok.levels` (default: "class+deviation+regions").
+        side: the width of a side stream over the patches (default: 0, none; in regime "side" 16).
 
         Memory is drawn from N(0, 0.02). The first class token is a copy of the base one, further ones are copies with
         N(0, 0.02) added; see `Backbone.start_token` for backbones without class token. Raises MemtokError for values
@@ -163,7 +166,8 @@ class Task(nn.Module):
                 argument="backbone",
             )
         rules = task_regime(regime)
-        sizes, choices = choose(rules, options)
+        chosen, choices = choose(rules, options)
+        sizes = made_of(backbone, rules, chosen)
         for part in PARTS:
             part.check(backbone, {**sizes, **choices})
         if seed is not None:
@@ -171,8 +175,6 @@ class Task(nn.Module):
             if seed >= 2**63:
                 raise MemtokError(f"expected {Argument('seed')} below 2**63, found {seed}; choose a smaller one")
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
-        if not rules.class_token:
-            sizes["queries"] = 0
         classes = new_classes(classes)
         tensors = initial_tensors(backbone, rules, {"classes": len(classes)} | sizes | choices, generator)
         extends = check_extends(check_name(name), backbone, rules, extends)
@@ -224,7 +226,7 @@ class Task(nn.Module):
 
     @property
     def queries(self) -> int:
-        """Number of class tokens of its own; 0 in regime `head`."""
+        """Number of class tokens of its own; 0 in regimes `head`, `readout` and `side`."""
         return int(self.class_tokens.shape[0])
 
     @property
@@ -517,6 +519,11 @@ def check_shapes(
             raise MemtokError(
                 f"expected {option.name} {option.least} in task {name!r} of regime {regime.name!r}, found {size}; not "
                 "this format"
+            )
+        if size == option.least and option.name in regime.needs:
+            raise MemtokError(
+                f"expected {option.name} of {option.least + 1} or more in task {name!r} of regime {regime.name!r}, "
+                f"found {size}; not this format"
             )
     for part in PARTS:
         part.check(backbone, {**sizes, **choices})

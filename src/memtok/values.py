@@ -86,6 +86,27 @@ class Whole(Values):
 
 
 @dataclass(frozen=True)
+class WholeOr(Whole):
+    """Whole numbers from `least` on, or one word."""
+
+    word: str = "all"
+
+    @property
+    def expected(self) -> str:
+        return f"{super().expected}, or {self.word}"
+
+    @property
+    def metavar(self) -> str:
+        return f"{self.unit}|{self.word}"
+
+    def read(self, word: str) -> Any:
+        return word if word == self.word else super().read(word)
+
+    def takes(self, value: Any) -> bool:
+        return value == self.word or super().takes(value)
+
+
+@dataclass(frozen=True)
 class Number(Values):
     """Numbers from zero on, or above zero, finite in single precision. unit: how help calls one."""
 

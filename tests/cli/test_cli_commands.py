@@ -61,6 +61,21 @@ def test_train_ends_with_a_head_alone(workspace: Path, run: Run) -> None:
     assert "head alone" not in run("train", *words, "--no-compare-head", "--steps", "100").out
 
 
+def test_train_chooses_a_form(workspace: Path, run: Run) -> None:
+    words = (*QUICK, "--regime", "auto", "--augment", "none", "--out", "new.safetensors", "--json", "new.json")
+    found = run("train", *words)
+    assert found.code == 0, found.err
+    chosen = load_json("new.json")["form"]
+    assert {score["name"] for score in chosen["scores"]} == {"readout", "side", "readout+side"}
+    assert chosen["steps"] == 2
+    sizes = memtok.load_task("new.safetensors", memtok.load_backbone("tiny.safetensors")).sizes
+    assert [part for part in ("readout", "side") if sizes[part]] == chosen["name"].split("+")
+    for more in (("--memory", "3"), ("--extends", "pets.safetensors")):
+        refused = run("train", *words, *more)
+        assert refused.code == 2
+        assert more[0] in refused.error
+
+
 def test_the_commands_that_train_suggests_work(workspace: Path, run: Run) -> None:
     printed = run("train", *QUICK, "--out", "new.safetensors", "--name", "my task").out
     commands = [line.strip() for line in printed.splitlines() if line.startswith("  memtok ")]

@@ -43,7 +43,7 @@ WRONG_ARGUMENTS = {
     "no steps": ((*TRAIN, "--steps", "0"), "expected --steps as a whole number of 1 or more"),
     "steps and epochs": ((*TRAIN, "--steps", "2", "--epochs", "2"), "expected --steps or --epochs, found both"),
     "rate": ((*TRAIN, "--learning-rate", "nan"), "expected --learning-rate as a finite number above 0, found 'nan'"),
-    "regime": ((*TRAIN, "--regime", "magic"), "expected --regime as one of memory, head, head+class"),
+    "regime": ((*TRAIN, "--regime", "magic"), "expected --regime as one of memory, head, readout, side"),
     "recipe": ((*TRAIN, "--recipe", "magic"), "expected --recipe as one of default, paper, reproduction, found"),
     "precision": ((*TRAIN, "--precision", "half"), "expected --precision as one of float32, bf16, found 'half'"),
     "augment": ((*TRAIN, "--augment", "cutmix"), "expected --augment as one of inception, crop, none"),
@@ -67,7 +67,8 @@ WRONG_ARGUMENTS = {
     ),
     "traces of a whole model": (
         (*TRAIN, "--keep-traces", "ram", "--regime", "full"),
-        "expected a composable task (--regime memory or head) with --keep-traces, found --regime full",
+        "expected a composable task (--regime memory or head or readout or side) with --keep-traces, found --regime "
+        "full",
     ),
     "traces among the pictures": (
         (*TRAIN, "--keep-traces", "disk", "--trace-dir", "photos/traces"),
@@ -83,6 +84,19 @@ WRONG_ARGUMENTS = {
     ),
     "bad image": ((*TRAIN, "--on-bad-image", "eat"), "expected --on-bad-image as one of skip, fail, found 'eat'"),
     "head beside head": ((*TRAIN, "--regime", "head", "--compare-head"), "expected no --compare-head in regime 'head'"),
+    "solver and steps": (
+        (*TRAIN, "--regime", "readout", "--solver", "ridge", "--steps", "3"),
+        "expected no --steps with --solver ridge",
+    ),
+    "solver and memory": ((*TRAIN, "--solver", "ridge"), "expected --regime readout with --solver ridge"),
+    "sweep of a solver and heads": (
+        ("sweep", *BACKBONE, *("--data", "digits", "--out", "new", "--solver", "ridge"), "--regimes", "head"),
+        "expected regime readout, or head with --readouts above 0, for --solver ridge, found head",
+    ),
+    "sweep of a solver and rates": (
+        ("sweep", *BACKBONE, *("--data", "digits", "--out", "new", "--solver", "ridge"), "--learning-rates", "1"),
+        "expected no learning_rates and weight_decays with --solver ridge",
+    ),
     "memory without regime": ((*TRAIN, "--regime", "head", "--memory", "3"), "expected --memory 0 in regime 'head'"),
     "full and extends": (
         (*TRAIN, "--regime", "full", "--extends", "pets.safetensors"),

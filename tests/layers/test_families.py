@@ -31,8 +31,8 @@ def several(backbone: memtok.Backbone) -> list[memtok.Task]:
     return [
         first,
         tiny_task(backbone, name="b", memory=0, queries=2, seed=2),
-        tiny_task(backbone, name="c", memory=2, adapter_rank=2, queries=2, extends=[first], readout=2, seed=3),
-        tiny_task(backbone, name="d", regime="head", memory=0, readout=1, seed=4),
+        tiny_task(backbone, name="c", memory=2, adapter_rank=2, queries=2, extends=[first], readout=2, side=2, seed=3),
+        tiny_task(backbone, name="d", regime="head", memory=0, readout=1, side=3, seed=4),
     ]
 
 

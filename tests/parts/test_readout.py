@@ -12,6 +12,7 @@ from torch import Tensor
 import memtok
 from memtok import levels as memtok_levels
 from tests.layers.small_models import small_model
+from tests.parts.trunk_levels import levels, normalised
 from tests.tiny import bytes_of, tiny_backbone, tiny_images, tiny_task, tiny_vit
 
 CLASSES = ["cat", "dog", "cow"]
@@ -20,24 +21,6 @@ CLASSES = ["cat", "dog", "cow"]
 @pytest.fixture(scope="module")
 def backbone() -> memtok.Backbone:
     return tiny_backbone(depth=3, reg_tokens=2, no_embed_class=True)
-
-
-def levels(vit: Any, images: Tensor) -> list[Tensor]:
-    """(B, N, D) before each layer, and after the last one, as timm computes them."""
-    found: list[Tensor] = []
-    hooks = [block.register_forward_pre_hook(lambda _, given: found.append(given[0])) for block in vit.blocks]
-    hooks.append(vit.blocks[-1].register_forward_hook(lambda _, __, output: found.append(output)))
-    with torch.no_grad():
-        vit(images)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-def normalised(tokens: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over the width of every token."""
-    centred = tokens - tokens.mean(dim=-1, keepdim=True)
-    return centred / (centred.pow(2).mean(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
 def vectors(tokens: Tensor, name: str, prefix: int) -> Tensor:
@@ -104,6 +87,23 @@ def test_a_new_one_changes_no_answer(backbone: memtok.Backbone) -> None:
     assert torch.equal(one, other)
     assert set(reading.tensors()) - set(plain.tensors()) == {"readout.weight"}
     assert reading.tensors()["readout.weight"].shape == (3, 3, 6, 32)
+
+
+def test_a_regime_reads_all_levels_by_default(backbone: memtok.Backbone, tmp_path: Path) -> None:
+    made: dict[str, Any] = {"name": "pets", "classes": CLASSES, "seed": 3}
+    task = memtok.Task.create(backbone, **made, regime="readout")
+    assert task.sizes == {"classes": 3, "memory": 0, "queries": 0, "adapter_rank": 0, "readout": 4, "side": 0}
+    assert task.composable
+    assert memtok.Task.create(backbone, **made, regime="readout", readout=2, statistics="mean").sizes["readout"] == 2
+    head = memtok.Task.create(backbone, **made, regime="head", readout="all")
+    assert bytes_of(head) == bytes_of(task)
+    assert head.fingerprint != task.fingerprint  # the regime is part of it
+    task.save(tmp_path / "pets.safetensors")
+    again = memtok.load_task(tmp_path / "pets.safetensors", backbone)
+    assert (again.regime, again.fingerprint) == ("readout", task.fingerprint)
+    tensors = {name: tensor for name, tensor in task.tensors().items() if name != "readout.weight"}
+    with pytest.raises(memtok.MemtokError, match="expected readout of 1 or more in task 'pets'"):
+        memtok.Task(backbone, name="pets", classes=CLASSES, tensors=tensors, regime="readout")
 
 
 def test_put_together_each_answers_as_alone_and_as_the_reference(backbone: memtok.Backbone) -> None:
@@ -182,6 +182,9 @@ def test_files_keep_it(backbone: memtok.Backbone, tmp_path: Path) -> None:
         {"readout": 5},
         {"readout": 1.0},
         {"readout": True},
+        {"readout": 0, "regime": "readout"},
+        {"readout": "most"},
+        {"readout": "all", "regime": "memory-shared"},
         {"readout": 1, "regime": "memory-shared"},
         {"readout": 1, "regime": "head+class"},
     ],
@@ -243,7 +246,7 @@ def test_folding_what_was_measured_changes_no_answer(backbone: memtok.Backbone) 
 
 
 def test_verification_covers_it(backbone: memtok.Backbone) -> None:
-    tasks = [tiny_task(backbone, "a", readout=3), tiny_task(backbone, "b", seed=1, readout=1, regime="head")]
+    tasks = [tiny_task(backbone, "a", readout=3), tiny_task(backbone, "b", seed=1, regime="readout")]
     report = memtok.verify(backbone, tasks, source=backbone.vit, images=4)
     assert report.ok
 

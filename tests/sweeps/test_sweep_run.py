@@ -81,10 +81,11 @@ class Counted(SweepListener):
 def test_each_configuration_ends_as_it_does_alone(
     quick: Quick, trained: Trained, backbone: Backbone, data: DataSource
 ) -> None:
-    space = SPACE | {"regimes": ["memory", "head"], "seeds": [0, 1], "queries": [1, 2], "weight_decays": [0.1]}
+    regimes = ["memory", "readout", "head"]
+    space = SPACE | {"regimes": regimes, "seeds": [0, 1], "queries": [1, 2], "weight_decays": [0.1]}
     result = quick(**space, keep_all=True)
     found = trained()
-    assert len(found) == len(result.data[0].trials) == 2 * 2 * 2 * 2 + 2 * 2
+    assert len(found) == len(result.data[0].trials) == 2 * 2 * 2 * 2 + 2 * (2 * 2)
     for trial in result.data[0].trials[::5]:
         each = trial.configuration
         alone = memtok.Task.create(
@@ -92,8 +93,9 @@ def test_each_configuration_ends_as_it_does_alone(
             name="digits",
             classes=data.classes,
             regime=each.regime,
-            memory=None if each.regime == "head" else each.memory,
+            memory=each.memory if each.regime == "memory" else None,
             queries=each.queries,
+            readout=each.readout,
             seed=each.seed,
         )
         rates = {"learning_rate": each.learning_rate, "weight_decay": each.weight_decay}
@@ -403,6 +405,18 @@ def test_other_images_under_the_same_names_are_refused(
     picture(tmp_path / "photos" / "a" / "1.bmp")
     with pytest.raises(memtok.MemtokError, match="of the images sha256"):
         run()
+
+
+def test_a_sweep_solves_without_steps(quick: Quick, trained: Trained) -> None:
+    solving: dict[str, Any] = {"solver": "ridge", "regimes": ["readout"], "steps": None, "log_every": None}
+    result = quick(**solving, readouts=[1, "all"], keep_all=True, compare_head=True)
+    names = {f"readout-{levels}-rate-0.01-decay-0.01-seed-0" for levels in (1, 3)}
+    assert {trial.configuration.name for trial in result.data[0].trials} == names == set(trained())
+    assert all(trial.last is not None and trial.last.top1 > 0.9 for trial in result.data[0].trials)
+    for more, argument in (({"halving": 2}, "halving"), ({"regimes": ["readout", "head"]}, "solver")):
+        with pytest.raises(memtok.MemtokError) as caught:
+            quick(**(solving | more))
+        assert caught.value.argument == argument
 
 
 def test_the_console_listener_says_what_is_going_on(quick: Quick) -> None:

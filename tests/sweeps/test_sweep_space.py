@@ -12,6 +12,7 @@ from memtok.sweeps import Configuration, Range, Space
 from memtok.sweeps.halving import find_rungs, going_on
 from memtok.sweeps.settings import make_space
 from memtok.sweeps.space import FIELDS
+from tests.tiny import tiny_backbone
 
 
 def test_a_grid_is_the_product_in_order() -> None:
@@ -34,10 +35,26 @@ def test_a_head_has_no_cells_and_so_stands_once() -> None:
 
 
 def test_names_and_values_come_back() -> None:
-    made = Configuration.of(dict(zip(FIELDS, ("memory", 3, 2, 4, 6, 0.012345678, 1e-05, 7), strict=True)))
-    assert made.name == "memory-3-queries-2-rank-4-readout-6-rate-0.0123457-decay-1e-05-seed-7"
+    made = Configuration.of(dict(zip(FIELDS, ("memory", 3, 2, 4, 6, 16, 0.012345678, 1e-05, 7), strict=True)))
+    assert made.name == "memory-3-queries-2-rank-4-readout-6-side-16-rate-0.0123457-decay-1e-05-seed-7"
     assert made.learning_rate == 0.0123457  # the name tells the value
     assert Configuration.of(made.to_dict()) == made
+
+
+def test_a_readout_reads_all_levels_unless_told_otherwise() -> None:
+    backbone = tiny_backbone()  # 2 layers
+    space = Space(learning_rates=[0.1], memory=[2], regimes=["readout", "head", "memory"], trunk=backbone)
+    names = ["readout-3-rate-0.1-decay-0-seed-0", "head-rate-0.1-decay-0-seed-0", "memory-2-rate-0.1-decay-0-seed-0"]
+    assert [each.name for each in space.grid()] == names
+    assert [each.readout for each in space.largest()] == [3, 0, 0]
+    assert [Configuration.of(each.to_dict()) for each in space.grid()] == space.grid()
+    space = Space(learning_rates=[0.1], readouts=[1, "all"], regimes=["readout", "head"], trunk=backbone)
+    assert [each.name.split("-rate")[0] for each in space.grid()] == [
+        *("readout-1", "readout-3"),
+        *("head-readout-1", "head-readout-3"),
+    ]
+    assert space.size == 4
+    assert not any(each.is_head for each in space.grid())
 
 
 def test_random_draws_are_different_seeded_and_inside() -> None:
@@ -74,6 +91,9 @@ def test_all_of_a_small_space_can_be_drawn() -> None:
         ({"memory": [1.5]}, "memory"),
         ({"memory": Range(0.5, 3.0), "search": "random", "trials": 3}, "memory"),
         ({"queries": [0]}, "queries"),
+        ({"memory": ["all"]}, "memory"),
+        ({"readouts": ["most"]}, "readouts"),
+        ({"readouts": [0, 1], "regimes": ["head", "readout"]}, "readouts"),
         ({"seeds": Range(0, 3), "search": "random", "trials": 3}, "seeds"),
         ({"regimes": ["full"]}, "regimes"),
         ({"search": "best"}, "search"),

@@ -330,7 +330,7 @@ def test_nothing_is_left_behind_by_a_refusal(backbone: Backbone, data: DataSourc
 @pytest.mark.parametrize("regime", ["head+class", "memory-shared", "memory-propagated", "memory-additive", "full"])
 def test_regimes_that_have_no_trace(backbone: Backbone, data: DataSource, regime: str) -> None:
     task = new_task(backbone, data, regime)
-    with pytest.raises(MemtokError, match=r"expected a composable task \(regime memory or head\)"):
+    with pytest.raises(MemtokError, match="expected a composable task"):
         quick(task, data, keep_traces="ram")
 
 

@@ -21,10 +21,20 @@ from tests.training.helpers import fingerprint
 CLASSES = ["cat", "dog", "cow"]
 
 
-def test_seven_regimes(backbone: memtok.Backbone) -> None:
-    names = ["memory", "head", "head+class", "memory-shared", "memory-propagated", "memory-additive", "full"]
+def test_all_regimes(backbone: memtok.Backbone) -> None:
+    names = [
+        "memory",
+        "head",
+        "readout",
+        "side",
+        "head+class",
+        "memory-shared",
+        "memory-propagated",
+        "memory-additive",
+        "full",
+    ]
     assert list(REGIMES) == names
-    assert [name for name, regime in REGIMES.items() if regime.composable] == ["memory", "head"]
+    assert [name for name, regime in REGIMES.items() if regime.composable] == ["memory", "head", "readout", "side"]
     for name in names:
         made = create(backbone, regime=name, name="pets", classes=CLASSES, seed=0)
         assert made.regime == name

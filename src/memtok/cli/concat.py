@@ -13,6 +13,7 @@ from memtok.cli.options import Parser, add, add_files, add_json, require
 from memtok.cli.output import check_outputs, say, table, write_result
 from memtok.display import shown_bytes
 from memtok.errors import MemtokError
+from memtok.regimes import COMPOSABLE
 
 if TYPE_CHECKING:
     from memtok.stored import StoredTask
@@ -62,7 +63,7 @@ def check_composable(tasks: Sequence[StoredTask]) -> None:
         if not header["composable"] and len(tasks) > 1:
             raise MemtokError(
                 f"expected composable tasks, found {stored.name!r} of regime {header['regime']!r} in {stored.where}; "
-                "train it again with --regime memory or head"
+                f"train it again with --regime {' or '.join(COMPOSABLE)}"
             )
         expected, found = first.header["backbone"], header["backbone"]
         if found["fingerprint"] != expected["fingerprint"]:

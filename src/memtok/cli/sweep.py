@@ -31,7 +31,7 @@ from memtok.cli.output import check_apart, check_outputs, note, say, table, writ
 from memtok.cli.train import check_compiler
 from memtok.display import percent
 from memtok.launch import check_launch
-from memtok.parts import OPTIONS
+from memtok.parts import OPTIONS, Option
 from memtok.regimes import COMPOSABLE
 from memtok.sweeps.space import LARGEST, SEARCHES, Axis, Range
 
@@ -64,8 +64,8 @@ def configure(parser: Parser) -> None:
     add_list(parser, "--weight-decays", "X", decays, numbers("--weight-decays", above_zero=False))
     for option in OPTIONS:
         flag = f"--{option.axis.replace('_', '-')}"
-        words = f"{option.help}, or a range such as {option.least}..{option.least + 8} (default: {option.default})"
-        add_list(parser, flag, "N", words, counts(flag, option.least))
+        words = f"{option.help}, or a range such as {option.least}..{option.least + 8} (default: {option.defaults})"
+        add_list(parser, flag, option.values.metavar, words, counts(flag, option))
     add_list(parser, "--seeds", "S", "seeds of the initial values (default: 0)", whole("--seeds"))
     add_list(parser, "--regimes", "R", f"{', '.join(COMPOSABLE)} (default: memory)", one_of("--regimes", COMPOSABLE))
     search = "grid tries all, random draws --trials, optuna proposes them"
@@ -102,17 +102,17 @@ def numbers(flag: str, *, above_zero: bool) -> Kind:
     return Kind(flag, f"a number {bound} (at most {LARGEST:g}), or a range {example}", convert)
 
 
-def counts(flag: str, least: int = 0) -> Kind:
-    """A whole number of at least `least`, or a range of them."""
+def counts(flag: str, option: Option) -> Kind:
+    """A value of an option, or a range of whole numbers."""
 
-    def convert(value: str) -> int | Range:
-        found = Range.parse(value, int) or int(value)
-        if (found.low if isinstance(found, Range) else found) < least:
+    def convert(value: str) -> int | str | Range:
+        found = Range.parse(value, int)
+        if found is not None and found.low < option.least:
             raise ValueError
-        return found
+        return found or option.values.read(value)
 
-    example = f"LOW..HIGH with the lower end first, such as {least}..20"
-    return Kind(flag, f"a whole number of {least} or more, or a range {example}", convert)
+    example = f"LOW..HIGH with the lower end first, such as {option.least}..20"
+    return Kind(flag, f"{option.values.expected}, or a range {example}", convert)
 
 
 def run(options: Namespace) -> int:
@@ -174,7 +174,7 @@ def check_space_of(options: Namespace, shared: dict[str, Any]) -> dict[str, Any]
 
     with arguments():
         check_space(**space)  # before what follows loads torch
-        made = make_space(recipe=options.recipe, **space)
+        made = make_space(recipe=options.recipe, solver=options.solver, **space)
         SweepSettings(space=made, out=Path(options.out), halving=options.halving, name=options.name, shared=shared)
         if options.name is not None and len(options.data) > 1:
             raise UsageError(f"expected no --name for {len(options.data)} data sets, found one; leave it out")

@@ -19,6 +19,7 @@ from memtok.cli.options import (
     add_list,
     add_setting,
     add_settings,
+    kind_of,
     number,
     one_of,
     require,
@@ -34,11 +35,12 @@ from memtok.launch import check_launch, is_first_process
 from memtok.parts import CHOICES, OPTIONS, choose, more_than_head
 from memtok.preprocessing import check_range
 from memtok.regimes import COMPOSABLE, REGIMES
+from memtok.training.settings import GRADIENT
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
     from memtok.data import DataSource
-    from memtok.training import TrainResult
+    from memtok.training import FormChoice, TrainResult
     from memtok.training.regimes import Trainable
 
 USAGE = "--backbone SRC --data SPEC --out FILE.safetensors"
@@ -53,6 +55,8 @@ EXAMPLES = """
 RECIPES = ("default", "paper", "reproduction")
 AUGMENTATIONS = ("inception", "crop", "none")
 SELECT = ("balanced", "top1", "loss")
+
+AUTO = "auto"  # in place of a regime: one that cross-validation chooses
 
 
 def configure(parser: Parser) -> None:
@@ -69,13 +73,15 @@ def configure(parser: Parser) -> None:
     add_setting(parser, "out")
     add(parser, "--name", None, "NAME", "what the task is called (default: FILE without its ending)")
     regimes = "; ".join(f"{regime.name}: {regime.trains}" for regime in REGIMES.values())
-    add(parser, "--regime", one_of("--regime", tuple(REGIMES)), "R", regimes, "memory")
+    regimes += f"; {AUTO}: readout, side or both, whichever cross-validation favours"
+    add(parser, "--regime", one_of("--regime", (*REGIMES, AUTO)), "R", regimes, "memory")
     for option in OPTIONS:
         flag = f"--{option.name.replace('_', '-')}"
-        add(parser, flag, whole(flag, option.least), "N", f"{option.help} (default: {option.default})")
+        values = option.values
+        add(parser, flag, kind_of(flag, values), values.metavar, f"{option.help} (default: {option.defaults})")
     for choice in CHOICES:
-        flag, values = f"--{choice.name.replace('_', '-')}", ", ".join(choice.values)
-        help = f"{choice.help}: {'some of ' if choice.several else ''}{values} (default: {choice.default})"
+        flag, words = f"--{choice.name.replace('_', '-')}", ", ".join(choice.values)
+        help = f"{choice.help}: {'some of ' if choice.several else ''}{words} (default: {choice.default})"
         add(parser, flag, text(flag) if choice.several else one_of(flag, choice.values), "P", help)
     add_list(parser, "--extends", "FILE", "task files that this task builds upon; they stay as they are")
     add_settings(parser, "train")
@@ -109,19 +115,32 @@ def run(options: Namespace) -> int:
     from memtok.training import train
 
     check_compiler(options)
-    trainable, data = prepare(options)
+    trainable, data, choice = prepare(options)
     result = train(trainable, data, progress=True, **settings)
     if is_first_process():  # the first of several processes speaks for all
-        write_result(options.json, summary(trainable, result))
+        write_result(options.json, summary(trainable, result, choice))
         show(trainable, result, options, has_test=data.has_test)
     return 0
 
 
 def check_regime(options: Namespace) -> None:
     """UsageError for options that the regime does not have."""
+    if options.regime == AUTO:
+        given = [name for name, value in part_options(options).items() if value is not None]
+        for name in [*given, *(["extends"] if options.extends else [])]:
+            raise UsageError(
+                f"expected no --{name.replace('_', '-')} with --regime {AUTO}, which chooses what a task has, found "
+                "one; leave it out, or name a regime"
+            )
+        return
     regime = REGIMES[options.regime]
     with arguments():
         sizes, _ = choose(regime, part_options(options))
+    if options.solver != GRADIENT and (regime.class_token or not sizes["readout"]):
+        raise UsageError(
+            f"expected --regime readout with --solver {options.solver}, or head with --readout N, found --regime "
+            f"{regime.name}{'' if regime.class_token else ' without a readout'}; use one of these, or --start ridge"
+        )
     if options.extends and not regime.streams:
         raise UsageError(f"expected no --extends in regime {regime.name!r}, found one; use --regime memory")
     if options.compare_head and (regime.whole or not more_than_head(regime, sizes)):
@@ -162,8 +181,8 @@ def check_compiler(options: Namespace) -> None:
     check_inductor(torch.device("cuda" if gpu else "cpu"))
 
 
-def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
-    """What is to be trained, new, and its data."""
+def prepare(options: Namespace) -> tuple[Trainable, DataSource, FormChoice | None]:
+    """What is to be trained, new, its data, and the choice of its form where that was asked for."""
     from memtok.cli.sources import open_backbone, read_files, revived
     from memtok.task import check_extends
     from memtok.training import RichProgress, create
@@ -180,10 +199,10 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
     tasks = revived(stored, backbone)
     seen = {id(ancestor) for task in tasks for ancestor in task.ancestors()}
     extends = [task for task in tasks if id(task) not in seen]
-    check_extends(
-        options.name, backbone, REGIMES[options.regime], extends
-    )  # before the data is opened and its split written
+    if options.regime != AUTO:  # before the data is opened and its split written
+        check_extends(options.name, backbone, REGIMES[options.regime], extends)
     data = open_shown(options, RichProgress())
+    choice = take_form(options, backbone, data) if options.regime == AUTO else None
     trainable = create(
         backbone,
         regime=options.regime,
@@ -196,7 +215,22 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource]:
     wanted, taken = backbone.preprocessing.pixel_range, trainable.preprocessing.pixel_range
     if options.pixel_range is not None and wanted != taken:
         raise MemtokError(f"expected the pixel range of what it extends, {taken}, found {wanted}; leave it out")
-    return trainable, data
+    return trainable, data, choice
+
+
+def take_form(options: Namespace, backbone: Backbone, data: DataSource) -> FormChoice:
+    """Chooses regime and parts, and sets these options."""
+    from memtok.training import choose_form
+    from memtok.training.forms import STEPS
+
+    names = ("seed", "recipe", "batch_size", "device", "precision", "workers", "trace_limit")
+    shared = {name: options[name] for name in names if options[name] is not None}
+    steps = STEPS if options.steps is None else min(STEPS, options.steps)
+    choice = choose_form(backbone, data, steps=steps, progress=True, **shared)
+    for name, value in choice.options.items():
+        options[name] = value
+    say(str(choice))
+    return choice
 
 
 def open_shown(options: Namespace, progress: Any) -> DataSource:
@@ -215,12 +249,13 @@ def open_shown(options: Namespace, progress: Any) -> DataSource:
         progress.close()
 
 
-def summary(trainable: Trainable, result: TrainResult) -> dict[str, Any]:
+def summary(trainable: Trainable, result: TrainResult, choice: FormChoice | None) -> dict[str, Any]:
     """What `--json` holds."""
     return {
         "file": str(result.out),
         "name": trainable.name,
         "regime": trainable.regime,
+        "form": None if choice is None else choice.to_json(),
         "classes": list(trainable.classes),
         "steps": result.steps,
         "best_step": result.best_step,
@@ -248,10 +283,7 @@ def show(trainable: Trainable, result: TrainResult, options: Namespace, *, has_t
     trained, total = result.trainable_parameters, result.total_parameters
     rows = [
         ("task", f"{trainable.name}: regime {trainable.regime}, {len(trainable.classes)} classes"),
-        (
-            "validation top-1",
-            f"{percent(result.best_accuracy)} at step {result.best_step:,} (last: {percent(result.final_accuracy)})",
-        ),
+        ("validation top-1", accuracy_words(result)),
         *validation_rows(result),
         ("trained", f"{trained:,} of {total:,} parameters ({100 * trained / total:.3g} %)"),
         ("time", f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"),
@@ -275,6 +307,14 @@ def show(trainable: Trainable, result: TrainResult, options: Namespace, *, has_t
         say(f"  {command}")
 
 
+def accuracy_words(result: TrainResult) -> str:
+    """The accuracy of the best state, and of the last one where there were several."""
+    best = percent(result.best_accuracy)
+    if result.record["hyperparameters"].get("solver", GRADIENT) != GRADIENT:
+        return best
+    return f"{best} at step {result.best_step:,} (last: {percent(result.final_accuracy)})"
+
+
 def validation_rows(result: TrainResult) -> list[tuple[str, str]]:
     """What the best state answers on the validation images, beside top-1; nothing where version 0.1 found it."""
     score, select = result.score, result.record["hyperparameters"].get("select")
@@ -282,9 +322,11 @@ def validation_rows(result: TrainResult) -> list[tuple[str, str]]:
         return []
     best, last = score.balanced, result.final_balanced
     shown = f"{percent(best)}" + ("" if last is None else f" (last: {percent(last)})")
+    if result.record["hyperparameters"].get("solver", GRADIENT) == GRADIENT:
+        shown += f"; best state chosen by {select}"
     what, recalls = recall_words(score).split(": ", 1)
     return [
-        ("balanced", f"{shown}; best state chosen by {select}"),
+        ("balanced", shown),
         (what, recalls),
         ("confusion matrix", f"{result.out.with_suffix('.run') / 'confusion.png'}, .csv, .json"),
     ]

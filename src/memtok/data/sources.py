@@ -121,12 +121,14 @@ class ImageSet:
     """Labelled images of one part of a data source.
 
     `positions` (images,) are their places in `store`, `labels` (images,) int64 its class, from 0. `set[i]` is
-    (PIL image in RGB, label).
+    (PIL image in RGB, label). `part_of`: the set that these images are a fold of, and their indices there (images,), so
+    that traces of that set serve all its folds.
     """
 
     store: ImageStore
     positions: Indices
     labels: Indices
+    part_of: tuple[ImageSet, Indices] | None = None
 
     @classmethod
     def whole(cls, store: ImageStore, labels: Indices) -> ImageSet:
@@ -157,6 +159,10 @@ class ImageSet:
         """The images at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
         return ImageSet(self.store, self.positions[chosen], self.labels[chosen])
+
+    def fold(self, indices: Indices) -> ImageSet:
+        """The same as `select`, as a fold of this set."""
+        return replace(self.select(indices), part_of=(self, indices))
 
     def joined(self, other: ImageSet) -> ImageSet:
         """These images and then those of `other`."""

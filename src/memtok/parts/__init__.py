@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from memtok.checks import check_count
 from memtok.errors import Argument, MemtokError
 from memtok.levels import Reads, Statistics, union
 from memtok.parts.adapters import Adapters
@@ -14,6 +13,7 @@ from memtok.parts.base import Choice, Form, Moments, Option, Part, Spec, Trunk
 from memtok.parts.head import Head
 from memtok.parts.memory import Memory
 from memtok.parts.readout import Readout
+from memtok.parts.side import Side
 from memtok.regimes import Regime
 
 if TYPE_CHECKING:
@@ -33,11 +33,13 @@ __all__ = [
     "Options",
     "Part",
     "Spec",
+    "Trunk",
     "choose",
     "contributions",
     "cost",
     "folded",
     "kept",
+    "made_of",
     "measure",
     "measured",
     "more_than_head",
@@ -48,7 +50,7 @@ __all__ = [
     "specs",
 ]
 
-PARTS: tuple[Part, ...] = (Memory(), Head(), Adapters(), Readout())
+PARTS: tuple[Part, ...] = (Memory(), Head(), Adapters(), Readout(), Side())
 """In the order in which their tensors are drawn: a new part comes last."""
 
 TENSORS = tuple(name for part in PARTS for name in part.names)
@@ -64,32 +66,27 @@ class Options(TypedDict, total=False):
     memory: int | None
     queries: int | None
     adapter_rank: int | None
-    readout: int | None
+    readout: int | str | None
+    side: int | None
     placement: str | None
     statistics: str | None
 
 
-def choose(regime: Regime, given: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, str]]:
+def choose(regime: Regime, given: Mapping[str, Any]) -> tuple[dict[str, int | str], dict[str, str]]:
     """Options and choices of a task of this regime, with defaults for what is not given or None.
 
-    MemtokError for a name that no part has, a value out of range, and an option that does not fit the regime.
+    An option may still be `ALL`; `made_of` knows the backbone. MemtokError for a name that no part has, a value out of
+    range, and an option that does not fit the regime.
     """
     known = [*(option.name for option in OPTIONS), *(choice.name for choice in CHOICES)]
     for name in given:
         if name not in known:
             raise MemtokError(f"expected options of a task among {', '.join(known)}, found {name!r}; choose one")
-    sizes: dict[str, int] = {}
+    sizes: dict[str, int | str] = {}
     for option in OPTIONS:
         value = given.get(option.name)
-        size = option.absent(regime) if value is None else value
-        check_count(option.name, size, option.least)
-        if size != option.least and not option.fits(regime):
-            raise MemtokError(
-                f"expected {Argument(option.name, option.least)} in regime {regime.name!r}, found "
-                f"{Argument(option.name, size)}; leave it out, or use {Argument('regime', 'memory')}",
-                argument=option.name,
-            )
-        sizes[option.name] = size
+        sizes[option.name] = option.absent(regime) if value is None else value
+        option.check(regime, sizes[option.name])
     words = {}
     for choice in CHOICES:
         word = given.get(choice.name)
@@ -109,9 +106,15 @@ def choose(regime: Regime, given: Mapping[str, Any]) -> tuple[dict[str, int], di
     return sizes, words
 
 
+def made_of(trunk: Trunk, regime: Regime, sizes: Mapping[str, int | str]) -> dict[str, int]:
+    """The options of a task beside this backbone, as its tensors tell them: numbers, and 0 queries without tokens."""
+    found = {option.name: option.on(trunk, sizes[option.name]) for option in OPTIONS}
+    return found if regime.class_token else found | {"queries": 0}
+
+
 def more_than_head(regime: Regime, form: Form) -> bool:
     """Whether such a task is more than a linear head on the backbone's features."""
-    return regime.class_token or any(form[option.name] > option.least for option in OPTIONS)
+    return regime.class_token or any(form[option.name] not in range(option.least + 1) for option in OPTIONS)
 
 
 def specs(trunk: Trunk, regime: Regime, form: Form) -> dict[str, Spec]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from memtok.checks import check_choice
 from memtok.errors import Argument, MemtokError
 from memtok.levels import NO_READS, Reads, Statistics
-from memtok.regimes import Regime
+from memtok.regimes import ALL, REGIMES, Regime
+from memtok.values import Values, Whole, WholeOr
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +48,9 @@ class Trunk(Protocol):
     @property
     def start_token(self) -> Tensor: ...
 
+    @property
+    def grid(self) -> tuple[int, int]: ...
+
     def vectors(self, statistic: str) -> int: ...
 
 
@@ -62,7 +66,8 @@ class Option:
     least: the smallest value, which a task has where the option does not fit its regime. default: where it does. help:
     for the command line. axis: its name as an axis of a sweep, the plural if there is one. heading: in tables and plots
     of a sweep. tag: what stands before the value in the name of a sweep's configuration; with an empty one the value
-    always stands there, else only where it is not the default. fits: which regimes it is for.
+    always stands there, else only where it is not the default. fits: which regimes it is for. most: where `ALL` stands
+    for the largest value that a backbone allows, that value.
     """
 
     name: str
@@ -73,10 +78,44 @@ class Option:
     heading: str
     tag: str
     fits: Callable[[Regime], bool] = always
+    most: Callable[[Trunk], int] | None = None
 
-    def absent(self, regime: Regime) -> int:
+    @property
+    def values(self) -> Values:
+        """Which values it may have, whatever the regime and the backbone."""
+        return Whole(self.least) if self.most is None else WholeOr(self.least, word=ALL)
+
+    @property
+    def defaults(self) -> str:
+        """The default in words, and that of each regime that has another one."""
+        others = [
+            f"; {regime.needs[self.name]} in {regime.name}" for regime in REGIMES.values() if self.name in regime.needs
+        ]
+        return f"{self.default}{''.join(others)}"
+
+    def absent(self, regime: Regime) -> int | str:
         """The value where none is given."""
-        return self.default if self.fits(regime) else self.least
+        return regime.needs.get(self.name, self.default) if self.fits(regime) else self.least
+
+    def check(self, regime: Regime, value: Any) -> None:
+        """MemtokError for what is no value of it, or none in this regime."""
+        self.values.check(self.name, value)
+        if value != self.least and not self.fits(regime):
+            raise MemtokError(
+                f"expected {Argument(self.name, self.least)} in regime {regime.name!r}, found "
+                f"{Argument(self.name, value)}; leave it out, or use {Argument('regime', 'memory')}",
+                argument=self.name,
+            )
+        if value == self.least and self.name in regime.needs:
+            raise MemtokError(
+                f"expected {Argument(self.name)} of {self.least + 1} or more in regime {regime.name!r}, found {value}; "
+                f"leave it out, or use {Argument('regime', 'head')}",
+                argument=self.name,
+            )
+
+    def on(self, trunk: Trunk, value: int | str) -> int:
+        """The number that a value stands for on a backbone."""
+        return self.most(trunk) if self.most is not None and value == ALL else int(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +146,9 @@ class Choice:
             )
         return "+".join(value for value in self.values if value in words)
 
-    def means(self, sizes: Mapping[str, int]) -> bool:
+    def means(self, sizes: Mapping[str, int | str]) -> bool:
         """Whether it means something in a task with these options."""
-        return self.of is None or sizes[self.of] > 0
+        return self.of is None or sizes[self.of] != 0
 
 
 @dataclass(frozen=True)

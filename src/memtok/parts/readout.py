@@ -40,6 +40,7 @@ class Readout(Part):
             heading="readout",
             tag="readout",
             fits=lambda regime: regime.composable,
+            most=lambda trunk: trunk.depth + 1,
         ),
     )
     choices = (

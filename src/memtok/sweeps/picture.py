@@ -255,7 +255,7 @@ def panels_of(one: DataResult, name: str) -> list[Panel]:
     x = [*wanted, *numbers, "learning_rate"][0]
     series = next((each for each in OPTION_OF if each in numbers and each != x), "memory")
     rest = [field for field in numbers if field not in (x, series)]
-    tokens = [each for each in everyone if each.regime != "head"]
+    tokens = [each for each in everyone if not each.is_head]
     settings = sorted({tuple(getattr(each, field) for field in rest) for each in tokens}) or [()]
     found = []
     for values in settings[:MOST_PANELS]:
@@ -327,7 +327,8 @@ def legend_handles(groups: Sequence[Sequence[Panel]]) -> list[Line2D | Patch]:
         style: Any = {"marker": "o", "markersize": 5, "linestyle": "-" if panel.lines else "none"}
         for trial in sorted(panel.one.trials, key=panel.key):
             value = getattr(trial.configuration, panel.series)
-            label = "head alone" if panel.key(trial) < 0 else f"{WORDS[panel.series]}: {value:g}"
+            lacks = "head alone" if trial.configuration.is_head else f"no {WORDS[panel.series]}"
+            label = lacks if panel.key(trial) < 0 else f"{WORDS[panel.series]}: {value:g}"
             series.setdefault(label, Line2D([], [], label=label, color=panel.color(trial), **style))
     handles: list[Line2D | Patch] = list(series.values())
     if len(handles) > MOST_COLORS:  # the scale is seen from a few

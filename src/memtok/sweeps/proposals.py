@@ -165,7 +165,7 @@ class Proposals:
         for field in FIELDS:
             if field == "regime" or applies(field, values["regime"]):
                 values[field] = suggest(trial, field, axes[field])
-        return Configuration.of(values)
+        return self.space.made({field: values.get(field) for field in FIELDS})
 
     def tell(self, trials: Mapping[Configuration, Trial]) -> None:
         """Answers the trials of the batch: accuracy at the end, or where it was stopped; 0 for one that diverged."""

@@ -32,7 +32,7 @@ from memtok.sweeps.stages import Stages
 from memtok.sweeps.trials import Trial, ranked
 from memtok.training.compiler import make_compiler
 from memtok.training.device import chosen_device, moved
-from memtok.training.settings import DEFAULTS, default_workers
+from memtok.training.settings import DEFAULTS, GRADIENT, default_workers
 
 Data = str | DataSource
 
@@ -85,6 +85,8 @@ def sweep(
         weight_decays=weight_decays,
         seeds=seeds,
         regimes=regimes,
+        trunk=backbone,
+        solver=shared.get("solver", GRADIENT),
         **{option.axis: shared.pop(option.axis) for option in OPTIONS if option.axis in shared},
     )
     settings = SweepSettings(

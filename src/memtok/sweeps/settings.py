@@ -10,10 +10,12 @@ from typing import Any
 
 from memtok.errors import Argument, MemtokError
 from memtok.folders import check_outside
+from memtok.parts import Trunk
 from memtok.preprocessing import Preprocessing
+from memtok.regimes import REGIMES
 from memtok.sweeps.halving import check_halving
 from memtok.sweeps.space import Axis, Configuration, Range, Space, ends
-from memtok.training.settings import FIXED, VIEWS, ZERO, Settings, check_whole
+from memtok.training.settings import FIXED, GRADIENT, VIEWS, ZERO, Settings, check_whole
 
 RATE_FACTORS = (0.3, 1.0, 3.0)  # rates of a grid unless told otherwise, as multiples of the recipe's
 RATE_SPAN = 10.0  # a search draws from the recipe's rate over this to the rate times this
@@ -48,12 +50,13 @@ class SweepSettings:
                 advice = f"give {name}s" if name in PER_CONFIGURATION else "leave it out"
                 raise MemtokError(f"expected no {Argument(name)} for a sweep, found one; {advice}")
         Settings(**self.shared)
-        if self.shared.get("start", ZERO) != ZERO and not max(ends(self.space["readouts"])):
+        if self.shared.get("start", ZERO) != ZERO and not reads(self.space):
             raise MemtokError(
                 f"expected {Argument('readouts')} for {Argument('start', self.shared['start'])}, found none; give "
                 f"some, or leave {Argument('start')} out",
                 argument="start",
             )
+        self.check_solver()
         check_halving(self.halving)
         check_whole("together", self.together, least=1)
         if self.memory_limit is not None:
@@ -72,12 +75,34 @@ class SweepSettings:
                 f"expected a folder for the sweep, found the file {self.out}; choose another {Argument('out')}"
             )
 
+    def check_solver(self) -> None:
+        """MemtokError for a solver that cannot solve for all configurations, or has nothing to stop early."""
+        solver = self.shared.get("solver", GRADIENT)
+        if solver == GRADIENT:
+            return
+        for name in ends(self.space.regimes):
+            needs = REGIMES[name].needs
+            if REGIMES[name].class_token or ("readout" not in needs and 0 in ends(self.space["readouts"])):
+                raise MemtokError(
+                    f"expected regime readout, or head with {Argument('readouts')} above 0, for "
+                    f"{Argument('solver', solver)}, found {name}; take these",
+                    argument="solver",
+                )
+        if self.halving is not None:
+            raise MemtokError(
+                f"expected no {Argument('halving')} with {Argument('solver', solver)}, which takes no steps, found "
+                f"{self.halving}; leave it out"
+            )
+
     def heads(self) -> list[Configuration]:
         """The heads alone that the configurations are compared with: one for each rate, decay and seed.
 
-        Where rates or decays are drawn from a range, those that a grid has by default.
+        Where rates or decays are drawn from a range, those that a grid has by default. None where no steps are taken,
+        which a head alone is trained by.
         """
         space = self.space
+        if self.shared.get("solver", GRADIENT) != GRADIENT:
+            return []
         if not self.compare_head or set(ends(space.regimes)) == {"head"}:
             return []
         usual = make_space(recipe=self.shared.get("recipe", "default"), search="grid", trials=None)
@@ -104,6 +129,8 @@ class SweepSettings:
         found: dict[str, Any] = {name: settings[name] for name in (*OF_RUN, "seed", "split")}
         if settings["keep_traces"] is not None:  # where they are kept may change, not what is trained on
             found["views"] = settings["views"] or (1 if settings["augment"] == "none" else VIEWS)
+        elif settings["views"] is not None:
+            found["views"] = settings["views"]
         found |= {"backbone": fingerprint, "image_size": list(preprocessing.image_size), "halving": self.halving}
         found["preprocessing"] = preprocessing.to_dict()  # no fingerprint tells it
         space = self.space.to_dict()
@@ -133,19 +160,38 @@ def make_space(
     trials: int | None,
     learning_rates: Axis | None = None,
     weight_decays: Axis | None = None,
+    trunk: Trunk | None = None,
+    solver: str = GRADIENT,
     **axes: Axis,
 ) -> Space:
-    """The space with what the recipe says where rates or decays are left out."""
+    """The space with what the recipe says where rates or decays are left out. trunk: as in `Space`.
+
+    MemtokError for rates or decays where the solver takes no steps.
+    """
     from memtok.training.recipes import find_recipe
 
     _, found = find_recipe(recipe)
     middle = found.learning_rate
+    if solver != GRADIENT:
+        if (learning_rates, weight_decays) != (None, None):
+            raise MemtokError(
+                f"expected no learning_rates and weight_decays with {Argument('solver', solver)}, which takes no steps "
+                "along the gradient, found some; leave them out",
+                argument="solver",
+            )
+        learning_rates = (middle,)
     if learning_rates is None and search == "grid":
         learning_rates = usual_rates(middle)
     elif learning_rates is None:
         learning_rates = Range(middle / RATE_SPAN, min(middle * RATE_SPAN, 1e38))
     decays = (found.weight_decay,) if weight_decays is None else weight_decays
-    return Space(learning_rates=learning_rates, weight_decays=decays, search=search, trials=trials, **axes)
+    return Space(learning_rates=learning_rates, weight_decays=decays, search=search, trials=trials, trunk=trunk, **axes)
+
+
+def reads(space: Space) -> bool:
+    """Whether some of its configurations have a readout."""
+    given = any(value != 0 for value in ends(space["readouts"]))
+    return any("readout" in REGIMES[name].needs for name in ends(space.regimes)) or given
 
 
 def usual_rates(middle: float) -> tuple[float, ...]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from memtok.errors import Argument, MemtokError
-from memtok.parts import DEFAULT_CHOICES, OPTIONS, more_than_head
-from memtok.regimes import COMPOSABLE, REGIMES
+from memtok.parts import DEFAULT_CHOICES, OPTIONS, Trunk, more_than_head
+from memtok.regimes import ALL, COMPOSABLE, REGIMES
 
 SEARCHES = ("grid", "random", "optuna")
 MOST = 100_000  # configurations of a sweep
@@ -79,12 +79,12 @@ class Configuration:
     @property
     def name(self) -> str:
         """Such as `memory-5-rate-0.01-decay-0-seed-0`; tells it from every other configuration."""
-        parts = [self.regime]
+        parts, regime = [self.regime], REGIMES[self.regime]
         for option in OPTIONS:
             value = getattr(self, option.name)
-            if option.fits(REGIMES[self.regime]) and not option.tag:
+            if option.fits(regime) and (not option.tag or option.name in regime.needs):
                 parts += [str(value)]
-            elif option.fits(REGIMES[self.regime]) and value != option.default:
+            elif option.fits(regime) and value != option.default:
                 parts += [f"{option.tag}-{value}"]
         parts += [f"rate-{self.learning_rate:g}", f"decay-{self.weight_decay:g}", f"seed-{self.seed}"]
         return "-".join(parts)
@@ -115,9 +115,10 @@ class Configuration:
         Options that are missing, or do not fit the regime, are as in a task without them.
         """
         regime = REGIMES[values["regime"]]
-        chosen = {option.name: option.absent(regime) for option in OPTIONS}
-        chosen |= {
-            option.name: values[option.name] for option in OPTIONS if option.fits(regime) and option.name in values
+        given = {option.name for option in OPTIONS if option.fits(regime)} & values.keys()
+        chosen = {
+            option.name: int(values[option.name] if option.name in given else option.absent(regime))
+            for option in OPTIONS
         }
         rounded = {name: float(f"{values[name]:.6g}") for name in ("learning_rate", "weight_decay")}
         return cls(regime=regime.name, options=tuple(chosen.items()), seed=values["seed"], **rounded)
@@ -138,7 +139,8 @@ class Space:
     """What is searched. Every axis is a list or, but for regimes and seeds, a `Range`; making one checks all values.
 
     options: axes of the options of all parts, such as `memory=[1, 5]` or `adapter_ranks=Range(0, 8)`; by default each
-    has its default alone.
+    has its default alone, that of the regime. trunk: the backbone, from which `ALL` is known; without it the space can
+    be checked, and has no configurations if one has `ALL` of something.
     """
 
     def __init__(
@@ -150,6 +152,7 @@ class Space:
         regimes: Axis = ("memory",),
         search: str = "grid",
         trials: int | None = None,
+        trunk: Trunk | None = None,
         **options: Axis,
     ) -> None:
         self.learning_rates, self.weight_decays, self.seeds, self.regimes = (
@@ -158,7 +161,8 @@ class Space:
             seeds,
             regimes,
         )
-        self.search, self.trials = search, trials
+        self.search, self.trials, self.trunk = search, trials, trunk
+        self.given = frozenset(options)
         self.options = {option.axis: options.pop(option.axis, (option.default,)) for option in OPTIONS}
         if options:
             known = ", ".join(self.options)
@@ -178,6 +182,7 @@ class Space:
             )
         for name, check in CHECKS.items():
             check_axis(name, self[name], check)
+        self.check_needs()
         if self.search == "grid":
             for name in CHECKS:
                 if isinstance(self[name], Range):
@@ -201,9 +206,32 @@ class Space:
                 argument="trials",
             )
 
+    def check_needs(self) -> None:
+        """MemtokError for a regime whose tasks need an option, and an axis on which that is none."""
+        for option in OPTIONS:
+            needing = [name for name in ends(self.regimes) if option.name in REGIMES[name].needs]
+            if needing and option.axis in self.given and option.least in ends(self[option.axis]):
+                raise MemtokError(
+                    f"expected {Argument(option.axis)} of {option.least + 1} or more in regime {needing[0]!r}, found "
+                    f"{option.least}; leave it out, or take regime 'head'",
+                    argument=option.axis,
+                )
+
     def axes(self) -> dict[str, Axis]:
-        """The axes by the field of a configuration, in the order of a grid."""
-        return {field: self[AXIS_OF[field]] for field in FIELDS}
+        """The axes by the field of a configuration, in the order of a grid; None where each regime has its default."""
+        optional = {option.axis for option in OPTIONS} - self.given
+        return {field: (None,) if AXIS_OF[field] in optional else self[AXIS_OF[field]] for field in FIELDS}
+
+    def made(self, values: Mapping[str, Any]) -> Configuration:
+        """The configuration of values by name, which may be None for the default, or `ALL`."""
+        regime, found = REGIMES[values["regime"]], dict(values)
+        for option in OPTIONS:
+            if found[option.name] is None:
+                found[option.name] = option.absent(regime)
+            if found[option.name] == ALL:
+                assert self.trunk is not None
+                found[option.name] = option.on(self.trunk, ALL)
+        return Configuration.of(found)
 
     @property
     def size(self) -> float:
@@ -223,14 +251,14 @@ class Space:
 
     def largest(self) -> list[Configuration]:
         """The configuration of each regime that takes the most memory."""
-        top = {field: max(ends(axis)) for field, axis in self.axes().items() if field != "regime"}
-        return [Configuration.of(top | {"regime": regime}) for regime in ends(self.regimes)]
+        top = {field: ALL if ALL in ends(axis) else max(ends(axis)) for field, axis in self.axes().items()}
+        return [self.made(top | {"regime": regime}) for regime in ends(self.regimes)]
 
     def grid(self) -> list[Configuration]:
         """All configurations, each once, in order: the seed runs fastest, the regime slowest."""
         axes = self.axes()
         product = itertools.product(*(axes[field] for field in FIELDS))  # type: ignore[arg-type]
-        return unique(Configuration.of(dict(zip(FIELDS, values, strict=True))) for values in product)
+        return unique(self.made(dict(zip(FIELDS, values, strict=True))) for values in product)
 
     def draw(self, seed: int) -> list[Configuration]:
         """`trials` different configurations, drawn with a seed; fewer trials give the first of them."""
@@ -239,7 +267,7 @@ class Space:
         found: dict[Configuration, None] = {}
         for _ in range(1000 * self.trials):
             drawn = {field: draw_value(generator, field, axis) for field, axis in self.axes().items()}
-            found[Configuration.of(drawn)] = None
+            found[self.made(drawn)] = None
             if len(found) == self.trials:
                 return list(found)
         raise MemtokError(
@@ -319,11 +347,13 @@ def check_numbers(name: str, axis: Axis) -> None:
 
 
 def check_counts(name: str, axis: Axis) -> None:
-    """Whole numbers: options from their least value on, seeds of 0 or more. Seeds are listed."""
-    least = next((option.least for option in OPTIONS if option.axis == name), 0)
+    """Whole numbers, options from their least value on or `ALL` where they know it, seeds of 0 or more, listed."""
+    least, most = next(((option.least, option.most) for option in OPTIONS if option.axis == name), (0, None))
     if name == "seeds" and isinstance(axis, Range):
         raise MemtokError(f"expected {Argument('seeds')} as a list, found the range {axis}; list them")
     for value in ends(axis):
+        if value == ALL and most is not None:
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise MemtokError(
                 f"expected {Argument(name)} as whole numbers of {least} or more, found {value!r}; change it"

@@ -51,7 +51,7 @@ def trace_tensors(backbone: Backbone, needs: Needs = EVERYTHING) -> Tensors:
     if needs.inputs:
         found["inputs"] = ("float16", (backbone.depth, backbone.tokens, backbone.dim))
     for name in sorted(needs.statistics):
-        found[OF_LEVELS + name] = ("float16", (backbone.depth + 1, backbone.vectors(name), backbone.dim))
+        found[OF_LEVELS + name] = ("float16", backbone.shape_of(name))
     return found
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "REGIMES": "memtok.regimes",
     "Regime": "memtok.regimes",
+    "FormChoice": "memtok.training.forms",
+    "choose_form": "memtok.training.forms",
     "train": "memtok.training.loop",
     "Progress": "memtok.training.progress",
     "RichProgress": "memtok.training.progress",
@@ -27,6 +29,7 @@ _HOMES = {
 __all__ = [
     "RECIPES",
     "REGIMES",
+    "FormChoice",
     "FullModel",
     "Progress",
     "Recipe",
@@ -34,6 +37,7 @@ __all__ = [
     "RichProgress",
     "RunInfo",
     "TrainResult",
+    "choose_form",
     "create",
     "train",
     "train_together",
@@ -41,6 +45,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from memtok.regimes import REGIMES, Regime
+    from memtok.training.forms import FormChoice, choose_form
     from memtok.training.loop import train
     from memtok.training.progress import Progress, RichProgress, RunInfo
     from memtok.training.recipes import RECIPES, Recipe

@@ -25,6 +25,7 @@ from memtok.data.splits import Indices
 from memtok.data.transforms import evaluation_pixels, training_pixels
 from memtok.display import shown_bytes
 from memtok.errors import Argument, MemtokError
+from memtok.regimes import COMPOSABLE
 from memtok.task import Task
 from memtok.traces import KeptBatch, Needs, OpenStores, TraceReader, describe
 from memtok.traces.manifest import MANIFEST, read_manifest
@@ -35,7 +36,7 @@ from memtok.training.device import Processes
 from memtok.training.plan import Plan
 from memtok.training.progress import Progress
 from memtok.training.regimes import Trainable
-from memtok.training.settings import Settings, default_workers
+from memtok.training.settings import GRADIENT, Settings, default_workers
 
 Batches = Iterator[tuple[Tensor | KeptBatch, Tensor, Tensor]]
 """Pixels (B, 3, H, W) uint8 or traces of images, labels (B,) int64, indices in the image set (B,) int64."""
@@ -94,8 +95,21 @@ class Feed:
             self.progress.validating(done, len(self.validated))
 
     def in_order(self) -> Batches:
-        """All training images once, in order and without augmentation."""
-        return batches(self.data.train, self.evaluation_pixels, batch_size=self.validation_size, workers=self.workers)
+        """All training images in order: once and without augmentation, or all views that the run has of them."""
+        varied = self.plan.views is not None and self.plan.augment != "none"
+        return batches(
+            self.data.train,
+            self.training_pixels if varied else self.evaluation_pixels,
+            batch_size=self.validation_size,
+            seed=self.plan.seed,
+            steps=self.plan.views_seen * self.order_steps if varied else None,
+            workers=self.workers,
+        )
+
+    @property
+    def order_steps(self) -> int:
+        """Batches of one view in `in_order`."""
+        return steps_per_epoch(self.plan.train_images, self.validation_size)
 
     def missing(self) -> int:
         """On how many images the trunk has to run for `in_order`."""
@@ -145,6 +159,9 @@ class KeptFeed(Feed):
     ) -> TraceReader:
         """The traces of one part of the data, in the store of the run. part: "train" or "validation"."""
         task, plan, device = self.task, self.plan, self.task.backbone.device
+        if images.part_of is not None:
+            images, places = images.part_of
+            indices = places if indices is None else places[indices]
         manifest = describe(
             task.backbone,
             task.preprocessing,
@@ -175,13 +192,15 @@ class KeptFeed(Feed):
         stores = self.train.store, self.held_out.store
         if all(store.allowed is not None for store in stores):
             return  # by an earlier run with the same stores
-        rows = np.arange(views_seen(self.plan) * self.plan.train_images), self.validated
+        rows = np.arange(self.plan.views_seen * len(self.train.images)), self.held_out.indices
         place, given = stores[0].place, self.settings.trace_limit
         folders = [Path(store.where) for store in stores]
         taken = sum(map(taken_bytes, folders)) if place == "disk" else 0
         device = self.task.backbone.device
         limit = default_limit(place, folders[0], device, taken) if given is None else int(given * GIGABYTE)
         size = [store.manifest.record_bytes for store in stores]
+        if stores[0] is stores[1]:  # both parts are folds of one set, which `rows[0]` has all of
+            stores[0].allow(rows[0], limit)
         held_out = stores[1].allow(rows[1], int(limit * VALIDATION_SHARE))
         train = stores[0].allow(rows[0], limit - held_out * size[1])
         images, views = stores[0].manifest.images, len(rows[0]) // stores[0].manifest.images
@@ -217,7 +236,8 @@ class KeptFeed(Feed):
         images = self.held_out.plan(batch_size=self.validation_size)
         self.held_out.fill(images, self.workers, self.progress.caching)
         if start_step < (self.plan.steps if end_step is None else end_step):
-            self.train.fill(self.steps(0, end_step), self.workers, self.progress.caching)
+            needed = self.steps(0, end_step) if self.plan.solver == GRADIENT else self.all_views()
+            self.train.fill(needed, self.workers, self.progress.caching)
 
     def training(self, start_step: int, end_step: int | None = None) -> Batches:
         yield from self.train.batches(self.steps(start_step, end_step), self.workers)
@@ -228,11 +248,15 @@ class KeptFeed(Feed):
 
     def in_order(self) -> Batches:
         """All views of all training images that the run comes to, view after view, in order."""
-        steps = views_seen(self.plan) * steps_per_epoch(self.plan.train_images, self.validation_size)
-        yield from self.train.batches(self.train.plan(batch_size=self.validation_size, steps=steps), self.workers)
+        yield from self.train.batches(self.all_views(), self.workers)
+
+    def all_views(self) -> BatchPlan:
+        """The batches of `in_order`."""
+        steps = self.plan.views_seen * self.order_steps
+        return self.train.plan(batch_size=self.validation_size, steps=steps)
 
     def missing(self) -> int:
-        rows = np.arange(views_seen(self.plan) * self.plan.train_images)
+        rows = self.train.all_rows(self.all_views())
         return int((~self.train.store.usable(rows)).sum())
 
     def record(self) -> dict[str, Any]:
@@ -302,11 +326,6 @@ def needs_of(task: Task) -> Needs:
     return Needs(inputs=task.queries > 0, statistics=task.reads.statistics)
 
 
-def views_seen(plan: Plan) -> int:
-    """How many views of an image a run comes to: one shorter than its views does not come to the last of them."""
-    return min(plan.views or 1, math.ceil(plan.steps / plan.steps_per_epoch))
-
-
 def traces_in_memory(backbone: Backbone, plan: Plan, settings: Settings, needs: Needs, device: torch.device) -> int:
     """Bytes that the kept traces of such a run take of the memory of `device`, on which it trains; at most.
 
@@ -319,7 +338,7 @@ def traces_in_memory(backbone: Backbone, plan: Plan, settings: Settings, needs: 
     if (settings.keep_traces, device.type) in (("ram", "cpu"), ("gpu", "cuda")):
         given = settings.trace_limit
         limit = default_limit(settings.keep_traces, None, device) if given is None else int(given * GIGABYTE)
-        room += min(limit, (views_seen(plan) * plan.train_images + plan.validation_images) * size)
+        room += min(limit, (plan.views_seen * plan.train_images + plan.validation_images) * size)
     return room
 
 
@@ -328,7 +347,7 @@ def check_traceable(trainables: Sequence[Trainable]) -> None:
     for trainable in trainables:
         if not (isinstance(trainable, Task) and trainable.composable):
             raise MemtokError(
-                f"expected a composable task (regime memory or head) where traces are kept, found {trainable.name!r} "
-                f"of regime {trainable.regime!r}, whose image tokens change as it trains; leave "
+                f"expected a composable task (regime {' or '.join(COMPOSABLE)}) where traces are kept, found "
+                f"{trainable.name!r} of regime {trainable.regime!r}, whose image tokens change as it trains; leave "
                 f"{Argument('keep_traces')} out"
             )

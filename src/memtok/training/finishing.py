@@ -7,7 +7,6 @@ from memtok.files import write_json
 from memtok.metrics import Score, score_of
 from memtok.task import Task
 from memtok.training.head_alone import HeadAlone, is_due, train_head
-from memtok.training.recipes import images_seen
 from memtok.training.regimes import FullModel, Trainable, count_parameters
 from memtok.training.result import TrainResult, make_record
 from memtok.training.setup import Setup
@@ -34,7 +33,7 @@ def finish(setup: Setup, trainer: Trainer, state: RunState, number: int) -> Trai
             setup.progress.message(f"warning: {warning} (best state, validation images)")
     head = None if setup.together else compare_head(setup, trainer)
     trained, total = count_parameters(task)
-    seen = images_seen(state.step, plan.train_images, plan.batch_size)
+    seen = plan.images_seen(state.step)
     return TrainResult(
         model=task,
         steps=state.step,

@@ -25,11 +25,10 @@ from memtok.parts import more_than_head
 from memtok.regimes import REGIMES
 from memtok.task import Task
 from memtok.traces import KeptBatch
-from memtok.training.feed import Feed, views_seen
+from memtok.training.feed import Feed
 from memtok.training.plan import Plan
-from memtok.training.recipes import images_seen
 from memtok.training.regimes import Trainable
-from memtok.training.settings import BALANCED
+from memtok.training.settings import BALANCED, GRADIENT
 from memtok.training.state import Validation
 from memtok.training.trainer import Trainer, found
 
@@ -77,11 +76,11 @@ def comparable(trainable: Trainable) -> bool:
 
 def is_due(wanted: bool | None, trainable: Trainable, plan: Plan, feed: Feed, processes: int) -> bool:
     """Whether a head is compared with: as `wanted` says, None where it costs little. By one process only."""
-    if wanted is False or processes > 1 or not comparable(trainable):
+    if wanted is False or processes > 1 or not comparable(trainable) or plan.solver != GRADIENT:
         return False
-    rows = views_seen(plan) * plan.train_images
+    rows = plan.views_seen * plan.train_images
     features = 4 * trainable.backbone.dim * rows if isinstance(trainable, Task) else 0
-    seen = images_seen(plan.steps, plan.train_images, plan.batch_size)
+    seen = plan.images_seen(plan.steps)
     return bool(wanted) or (features <= MOST_BYTES and feed.missing() <= MOST_IMAGES * seen)
 
 
@@ -97,7 +96,7 @@ def train_head(task: Task, plan: Plan, feed: Feed, trainer: Trainer) -> HeadAlon
     of_head = Trainer([head], [plan], trainer.processes, trainer.device)
     best: tuple[Validation, Right] | None = None
     order = BatchPlan(plan.train_images, plan.batch_size, plan.seed, True, 0, plan.steps, False, (0, 1))
-    views = views_seen(plan)
+    views = plan.views_seen
     for step, keys in enumerate(order):
         rows = torch.tensor([epoch % views * plan.train_images + index for epoch, index in keys])
         head_step(of_head, step, features[rows], labels[rows])

@@ -17,7 +17,7 @@ from memtok.training.result import TrainResult
 from memtok.training.run import Run
 from memtok.training.saving import check_replaces_nothing
 from memtok.training.settings import Settings
-from memtok.training.setup import check_start, set_up
+from memtok.training.setup import check_solvable, check_start, set_up
 from memtok.training.state import RunFolder
 
 Keywords = ParamSpec("Keywords")
@@ -60,6 +60,9 @@ def train(task: Trainable, data: str | DataSource | Any, settings: Settings) -> 
     device: "auto", "cpu" or "cuda". precision: "float32" or "bf16". workers: processes that load images.
     start: "zero" or "ridge", where a readout starts: at no change of the answers, or at the ridge regression of the
         labels on all that it reads, its strength chosen by cross-fitting; needs a task with a readout.
+    solver: "gradient" or "ridge": with the latter that ridge regression is the trained task, after one pass over the
+        images and no step. It needs a task that trains a readout and a head alone, such as one of regime "readout".
+        Images are looked at as they are unless augment, flip, views or keep_traces is given, then in all their views.
     augment: "inception", "crop" or "none"; flip: mirror one image in two. By default both as the data set has them.
     validate_every: steps between validations, by default a tenth of the run; validation_images: how many each looks
         at. log_every: steps between lines of metrics. save_every: steps between saved states (default: a minute).
@@ -70,8 +73,8 @@ def train(task: Trainable, data: str | DataSource | Any, settings: Settings) -> 
         step or more. on_bad_image, data_dir, split: as in `open_data`, for data given by name. progress: True for a
         bar, or an object with the hooks of `Progress`.
 
-    keep_traces: "ram", "disk" or "gpu" keeps the trunk's features of each image, so that it runs once; for tasks of
-        regimes memory and head. trace_dir: a folder for "disk" (default: one per data set and backbone in the user's
+    keep_traces: "ram", "disk" or "gpu" keeps the trunk's features of each image, so that it runs once; for tasks
+        that compose. trace_dir: a folder for "disk" (default: one per data set and backbone in the user's
         cache). trace_limit: gigabytes at most (default: half of what is free). views: how many ways each image is
         varied in, where it is varied (default 4): epoch e shows way e % views. See docs/traces.md.
     compile: True runs trunk and streams, or in other regimes the whole model, through `torch.compile`; a name is that
@@ -87,6 +90,7 @@ def train(task: Trainable, data: str | DataSource | Any, settings: Settings) -> 
     check_trainable(task)
     check_comparable(task, settings.compare_head)
     check_start(task, settings)
+    check_solvable(task, settings)
     if settings.keep_traces is not None:
         check_traceable([task])
     check_replaces_nothing(settings)

@@ -1,11 +1,11 @@
-"""Before the first step of a run: what readouts measure on training images, and where they start.
+"""Before the first step of a run: what readouts measure on training images, and where they start; or the only step.
 
 Letters for shapes: n images (views counted), F numbers that a readout reads, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -25,15 +25,16 @@ from memtok.training.trainer import Trainer
 IMAGES = 2048  # that mean and spread are measured on, more or less
 LEAST_SPREAD = 1e-3  # of a number that tells images apart; a class token is the same for all before the first layer
 MOST_BYTES = 4e9  # of features for the closed form; of what is beyond, later views are left out
+PART = 512  # rows that are wide at a time
 
 
 @torch.no_grad()
 def measure(setup: Setup, trainer: Trainer) -> None:
     """Lets the tasks of a fresh run measure the images of its first epoch, and starts them as the settings say."""
-    tasks = [task for task in setup.tasks if isinstance(task, Task) and task.reads]
+    tasks = [task for task in setup.tasks if isinstance(task, Task) and task.measurable]
     if not tasks:
         return
-    reads, plan = union(task.reads for task in tasks), setup.plan
+    reads, plan = union(reads_of(task) for task in tasks), setup.plan
     setup.progress.message("measuring mean and spread of what the readout reads")
     count = min(-(-IMAGES // plan.batch_size), plan.steps_per_epoch, plan.steps)
     first = islice(setup.feed.training(0, count), count)
@@ -41,11 +42,12 @@ def measure(setup: Setup, trainer: Trainer) -> None:
     for task in tasks:
         task.measure(found)
     if plan.start == RIDGE:
-        solved: dict[Reads, Ridge] = {}
-        for task in tasks:
-            if task.reads not in solved:
-                solved[task.reads] = solve(setup, trainer, task)
-            take(task, solved[task.reads])
+        start(setup, trainer, tasks)
+
+
+def reads_of(task: Task) -> Reads:
+    """The statistics that its readout reads."""
+    return readout.Readout().reads(task.form)
 
 
 def read(trainer: Trainer, batches: Batches, reads: Reads) -> Iterator[tuple[Statistics, Tensor, Tensor]]:
@@ -54,7 +56,7 @@ def read(trainer: Trainer, batches: Batches, reads: Reads) -> Iterator[tuple[Sta
     for batch, labels, indices in batches:
         placed = trainer.placed(batch)
         if isinstance(placed, KeptBatch):
-            yield placed.statistics, labels, indices
+            yield {name: placed.statistics[name] for name in reads.statistics}, labels, indices
         else:
             with trainer.processes.autocast():
                 found = backbone.trace(placed, keep=NOTHING, outputs=False, reads=reads).statistics
@@ -79,42 +81,123 @@ def moments(batches: Iterable[Statistics]) -> Moments:
     return found
 
 
-def solve(setup: Setup, trainer: Trainer, task: Task) -> Ridge:
-    """The ridge regression of the labels of all training images on what a task reads, standardised."""
-    features, labels, images = standardised(setup, trainer, task)
-    setup.progress.message(f"ridge regression of {len(labels):,} images on {features.shape[1]:,} numbers each")
-    found = fit_ridge(features, labels, len(task.classes), seed=setup.plan.seed, groups=images)
+@torch.no_grad()
+def solve(setup: Setup, trainer: Trainer, check: Callable[[], None]) -> None:
+    """Trains the tasks of a run by ridge regression, mean and spread of what they read included, in one pass.
+
+    check: called before each batch and each regression; may raise, and then no task has changed.
+    """
+    tasks = [task for task in setup.tasks if isinstance(task, Task)]
+    readers = {reads_of(task): task for task in reversed(tasks)}  # one for each readout
+    rows = gathered(setup, trainer, list(readers.values()), check)
+    solved: dict[Reads, tuple[dict[str, Tensor], Ridge]] = {}
+    for reads, task in readers.items():
+        check()
+        shape = task.named()["readout.weight"].shape[1:]
+        found = rows.moments(reads)
+        measured = {name: one.reshape(shape) for name, one in zip(task.measurable, found, strict=True)}
+        solved[reads] = measured, regression(setup, rows, task, measured)
+    for task in tasks:
+        task.measured, ridge = solved[reads_of(task)]
+        take(task, ridge)
+
+
+def start(setup: Setup, trainer: Trainer, tasks: Sequence[Task]) -> None:
+    """Starts tasks that have measured mean and spread at the ridge regression of what they read."""
+    readers = {reads_of(task): task for task in reversed(tasks)}
+    rows = gathered(setup, trainer, list(readers.values()), lambda: None)
+    solved = {reads: regression(setup, rows, task, task.measured) for reads, task in readers.items()}
+    for task in tasks:
+        take(task, solved[reads_of(task)])
+
+
+def regression(setup: Setup, rows: Rows, task: Task, measured: Mapping[str, Tensor]) -> Ridge:
+    """The ridge regression of the labels of all training images on what a task reads; rows are used up."""
+    features = rows.standardised(reads_of(task), measured["readout.mean"], measured["readout.spread"])
+    setup.progress.message(f"ridge regression of {len(features):,} images on {features.shape[1]:,} numbers each")
+    found = fit_ridge(features, rows.labels, len(task.classes), seed=setup.plan.seed, groups=rows.images)
     best = max(found.scores.values(), default=float("nan"))
     setup.progress.message(
-        f"the readout starts from a ridge regression of strength {found.strength:g}; cross-fitted balanced accuracy "
-        f"{100 * best:.1f} %"
+        f"a ridge regression of strength {found.strength:g}; cross-fitted balanced accuracy {100 * best:.1f} %"
     )
     if found.residual > TOLERANCE:
         setup.progress.message(f"the ridge regression was ended early, with a residual of {found.residual:.1g}")
     return found
 
 
-def standardised(setup: Setup, trainer: Trainer, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-    """What a task reads of all training images, (n, F) in half precision, their labels and their indices, (n,) each."""
-    measured, levels = task.measured, task.sizes["readout"]
-    size = 2 * measured["readout.mean"].numel()
-    features: list[Tensor] = []
-    answers: list[Tensor] = []
-    images: list[Tensor] = []
-    taken = 0
-    for statistics, labels, indices in read(trainer, setup.feed.in_order(), task.reads):
-        rows = readout.standardised(readout.read(statistics, task.words, levels).float(), measured)
-        features.append(rows.flatten(1).half().cpu())
-        answers.append(labels.cpu())
-        images.append(indices.cpu())
-        taken += len(labels)
-        if taken * size > MOST_BYTES and taken >= setup.plan.train_images:
+class Rows:
+    """What tasks read of all training images: for each readout (n, F) numbers in half precision, on the CPU.
+
+    labels, images: (n,) int64, the index of the image in the data. From every number that of the first batches' mean is
+    subtracted, `shift` (F,), so that rounding is small beside the spread.
+    """
+
+    def __init__(self, widths: Mapping[Reads, int], count: int) -> None:
+        self.values = {reads: torch.empty(count, width, dtype=torch.float16) for reads, width in widths.items()}
+        self.shift: dict[Reads, Tensor] = {}
+        self.labels, self.images = (torch.empty(count, dtype=torch.int64) for _ in range(2))
+        self.taken = 0
+
+    @property
+    def left(self) -> int:
+        """How many rows there is room for."""
+        return len(self.labels) - self.taken
+
+    def add(self, found: Mapping[Reads, Tensor], labels: Tensor, images: Tensor) -> None:
+        """Takes the numbers (B, F) of a batch, as far as there is room."""
+        count = min(len(labels), self.left)
+        part = slice(self.taken, self.taken + count)
+        for reads, values in found.items():
+            shift = self.shift.setdefault(reads, values.mean(dim=0).cpu())
+            self.values[reads][part] = values[:count].cpu() - shift
+        self.labels[part], self.images[part] = labels[:count].cpu(), images[:count].cpu()
+        self.taken += count
+
+    def moments(self, reads: Reads) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (F,) of each number; 1 in place of a deviation of nothing."""
+        whole = {"all": self.values[reads]}
+        ((mean, spread),) = moments({name: one[part] for name, one in whole.items()} for part in self.parts()).values()
+        return mean + self.shift[reads], spread
+
+    def standardised(self, reads: Reads, mean: Tensor, spread: Tensor) -> Tensor:
+        """(n, F) the numbers of a readout by their mean and spread, of F numbers each, in place of what they were."""
+        values = self.values.pop(reads)
+        offset, scale = self.shift[reads] - mean.flatten().cpu(), spread.flatten().cpu()
+        for part in self.parts():
+            values[part] = (values[part].float() + offset) / scale
+        return values
+
+    def parts(self) -> Iterator[slice]:
+        """Some rows at a time, which may be wider for a while."""
+        return (slice(start, start + PART) for start in range(0, len(self.labels), PART))
+
+
+def gathered(setup: Setup, trainer: Trainer, tasks: Sequence[Task], check: Callable[[], None]) -> Rows:
+    """What these tasks read of all training images, and of each of their views, in one pass."""
+    images = setup.plan.train_images
+    widths = {reads_of(task): task.named()["readout.weight"][0].numel() for task in tasks}
+    total, room = setup.plan.views_seen * images, int(MOST_BYTES / (2 * sum(widths.values())))
+    rows = Rows(widths, max(images, min(total, room)))
+    if rows.left < total:
+        setup.progress.message(
+            f"{rows.left:,} of {total:,} views of images are read, for {MOST_BYTES / 1e9:.0f} GB of features; others "
+            "are left out"
+        )
+    for statistics, labels, indices in read(trainer, setup.feed.in_order(), union(reads_of(task) for task in tasks)):
+        check()
+        found = {
+            reads_of(task): readout.read(statistics, task.words, task.sizes["readout"]).flatten(1).float()
+            for task in tasks
+        }
+        rows.add(found, labels, indices)
+        setup.progress.caching("looking at training images", rows.taken, rows.taken + rows.left)
+        if not rows.left:
             break
-    return torch.cat(features), torch.cat(answers), torch.cat(images)
+    return rows
 
 
 def take(task: Task, found: Ridge) -> None:
-    """Starts a task from what was found: its readout and bias answer, the rest of its head adds nothing at first."""
+    """Gives a task what was found: its readout and bias answer, the rest of its head adds nothing at first."""
     weight = task.named()["readout.weight"]
     weight.copy_(found.weight.reshape(weight.shape))
     task.head.weight.zero_()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import memtok.data
 from memtok.errors import Argument, MemtokError
 from memtok.regimes import REGIMES
-from memtok.training.recipes import Recipe, find_recipe
-from memtok.training.settings import BALANCED, FIXED, SETTINGS, VIEWS, Settings
+from memtok.training.recipes import Recipe, find_recipe, images_seen
+from memtok.training.settings import BALANCED, FIXED, GRADIENT, SETTINGS, VIEWS, Settings
 from memtok.values import MOST
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ VALIDATIONS = 10  # of a run, unless told otherwise
 # third of its time; but each looks at LEAST_VALIDATED images if there are so many.
 VALIDATION_SHARE = 0.5
 LEAST_VALIDATED = 1000
+# Not in the record of a run without gradient steps.
+OF_OPTIMIZER = ("learning_rate", "weight_decay", "optimizer", "momentum", "betas", "by_part", "clip_norm", "warmup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,8 @@ class Plan(Settings):
     """The settings of one run with nothing left open, and the numbers that follow from the recipe and the data.
 
     Those that are fixed, and these numbers, go into the record and must agree on resuming. select is None where the
-    last state is kept; views: those of an image whose traces are kept, rounded to half precision, else None.
+    last state is kept; views: those of an image whose traces are kept, rounded to half precision, or that is solved
+    for, else None. A run with the solver ridge has one step, that of all its images.
     """
 
     recipe: str
@@ -59,11 +62,26 @@ class Plan(Settings):
         """Images of a step that are computed at once: the larger ones of its `accumulate` parts."""
         return math.ceil(min(self.batch_size, self.train_images) / self.accumulate)
 
+    @property
+    def views_seen(self) -> int:
+        """How many views of an image the run comes to: one shorter than its views does not come to the last of them."""
+        views = self.views or 1
+        return views if self.solver != GRADIENT else min(views, math.ceil(self.steps / self.steps_per_epoch))
+
+    def images_seen(self, step: int) -> int:
+        """Images that the first `step` steps look at, repetitions counted."""
+        if self.solver != GRADIENT:
+            return step * self.views_seen * self.train_images
+        return images_seen(step, self.train_images, self.batch_size)
+
     def to_dict(self) -> dict[str, Any]:
         """What goes into the record, as JSON has it; without those that are None."""
         names = (*FIXED, *(each.name for each in fields(self) if each.name not in SETTINGS))
-        values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in (values | {"betas": list(self.betas)}).items() if value is not None}
+        left_out = () if self.solver == GRADIENT else OF_OPTIMIZER
+        values = {name: getattr(self, name) for name in names if name not in left_out}
+        if "betas" in values:
+            values["betas"] = list(self.betas)
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
@@ -77,9 +95,10 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
             f"{batch_size} images; lower it"
         )
     steps = run_length(settings, recipe, data, batch_size)
+    trained = steps * batch_size if settings.solver == GRADIENT else images
     validate_every = settings.validate_every or math.ceil(steps / VALIDATIONS)
     peak = recipe.full_learning_rate if REGIMES[regime].whole else recipe.learning_rate
-    augment = settings.augment or data.augment
+    augment = augmentation(settings, data)
     found = {
         "recipe": name,
         "steps": steps,
@@ -90,7 +109,7 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
         "augment": augment,
         "flip": augment != "none" and (data.flip if settings.flip is None else settings.flip),
         "validate_every": validate_every,
-        "validation_images": validated_images(settings, data, steps * batch_size, math.ceil(steps / validate_every)),
+        "validation_images": validated_images(settings, data, trained, math.ceil(steps / validate_every)),
         "log_every": settings.log_every or min(max(steps // 100, 1), 50),
         "select": settings.select or BALANCED,
         "views": kept_views(settings, augment),
@@ -111,6 +130,8 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
 def run_length(settings: Settings, recipe: Recipe, data: DataSource, batch_size: int) -> int:
     """Steps of the run."""
     images = len(data.train)
+    if settings.solver != GRADIENT:
+        return 1
     if settings.steps is not None:
         return settings.steps
     if settings.epochs is None:
@@ -121,9 +142,20 @@ def run_length(settings: Settings, recipe: Recipe, data: DataSource, batch_size:
     return steps
 
 
+def augmentation(settings: Settings, data: DataSource) -> str:
+    """How training images are varied: as the data have it unless told otherwise.
+
+    What is solved for and not kept is looked at once, as it is, unless something is said of how it is varied.
+    """
+    told = (settings.flip, settings.views, settings.keep_traces) != (None, None, None)
+    if settings.solver != GRADIENT and settings.augment is None and not told:
+        return "none"
+    return settings.augment or data.augment
+
+
 def kept_views(settings: Settings, augment: str) -> int | None:
-    """Fixed views of every image of a run that keeps traces: one where images are not varied. None: nothing is kept."""
-    if settings.keep_traces is None:
+    """Fixed views of every image of a run that keeps traces or solves: one where images are not varied. Else None."""
+    if settings.keep_traces is None and settings.solver == GRADIENT:
         return None
     if augment != "none":
         return VIEWS if settings.views is None else settings.views

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from memtok.meter import Meter, print_line
+from memtok.training.settings import GRADIENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class RunInfo:
     batch_size: int
     learning_rate: float
     recipe: str
+    solver: str
     augment: str
     device: str
     precision: str
@@ -37,11 +39,16 @@ class RunInfo:
     def lines(self) -> list[str]:
         """The same for people."""
         share = 100 * self.trainable_parameters / self.total_parameters
+        how = (
+            f"{self.steps:,} steps of {self.batch_size} ({self.epochs:.3g} epochs), recipe {self.recipe}, learning "
+            f"rate {self.learning_rate:g}"
+        )
+        if self.solver != GRADIENT:
+            how = f"{self.epochs:.0f} {'view' if self.epochs == 1 else 'views'} of each, solver {self.solver}"
         lines = [
             f"{self.name}: regime {self.regime}, {self.classes} classes, training {self.trainable_parameters:,} of "
             f"{self.total_parameters:,} parameters ({share:.3g} %)",
-            f"{self.train_images:,} images, {self.steps:,} steps of {self.batch_size} ({self.epochs:.3g} epochs), "
-            f"recipe {self.recipe}, learning rate {self.learning_rate:g}, augmentation {self.augment}; validation on "
+            f"{self.train_images:,} images, {how}, augmentation {self.augment}; validation on "
             f"{self.validation_images:,} images; {self.device}, {self.precision}",
         ]
         if self.start_step:
@@ -59,7 +66,7 @@ class Progress:
         """Something that the user should know."""
 
     def caching(self, what: str, done: int, total: int) -> None:
-        """Before the first step: so many traces are checked, or computed and cached; `what` says which."""
+        """So many traces are checked, or computed and cached, or images are looked at; `what` says which."""
 
     def start(self, info: RunInfo) -> None:
         """The run begins, or goes on."""
@@ -122,7 +129,8 @@ class RichProgress(Progress):
         self.close()
         for text in info.lines():
             self.message(text)
-        self.meter = Meter(self.console, "training", info.steps, info.start_step)
+        if info.solver == GRADIENT:  # else the pass over the images has a bar of its own
+            self.meter = Meter(self.console, "training", info.steps, info.start_step)
 
     def step(self, step: int) -> None:
         if self.meter is not None:

@@ -15,7 +15,6 @@ from memtok.errors import MemtokError
 from memtok.intervals import Right
 from memtok.metrics import Score
 from memtok.task import Task
-from memtok.training.recipes import images_seen
 from memtok.training.regimes import FullModel, Trainable, count_parameters
 from memtok.training.setup import Setup
 from memtok.training.state import RunState, Validation
@@ -87,7 +86,7 @@ def make_record(setup: Setup, state: RunState, number: int, stored: Validation) 
     trainable, data, plan = setup.tasks[number], setup.data, setup.plans[number]
     diverged = state.tasks[number].diverged
     trained, total = count_parameters(trainable)
-    seen = images_seen(state.step, plan.train_images, plan.batch_size)
+    seen = plan.images_seen(state.step)
     metrics = {"step": stored.step, **stored.row(), "validation_images": plan.validation_images}
     hyperparameters = plan.to_dict()
     return {

@@ -18,10 +18,10 @@ from memtok.training.clock import Clock
 from memtok.training.finishing import finish
 from memtok.training.interrupts import Interrupted, Interrupts
 from memtok.training.logbook import Logbook, Row
-from memtok.training.measure import measure
-from memtok.training.recipes import images_seen
+from memtok.training.measure import measure, solve
 from memtok.training.result import TrainResult
 from memtok.training.saving import Saving
+from memtok.training.settings import GRADIENT
 from memtok.training.setup import Setup
 from memtok.training.state import RunState, Validation
 from memtok.training.trainer import Trainer, load, snapshot
@@ -65,7 +65,7 @@ class Run:
         self.state = saved or self.state
         self.clock = Clock(self.state, self.images)
         self.setup.feed.prepare(self.state.step, self.until)
-        if saved is None:
+        if saved is None and self.setup.plan.solver == GRADIENT:
             measure(self.setup, self.trainer)
         self.saving.prepare(self.state, resumed=saved is not None)
         self.progress.start(self.setup.info(self.state.step, self.until))
@@ -82,7 +82,7 @@ class Run:
     @property
     def images(self) -> int:
         """Images seen so far."""
-        return images_seen(self.state.step, self.setup.plan.train_images, self.setup.plan.batch_size)
+        return self.setup.plan.images_seen(self.state.step)
 
     def train_steps(self) -> None:
         """All steps that are left, with what is due after each."""
@@ -93,11 +93,27 @@ class Run:
         if self.state.step == self.until:
             return
         self.clock.go_on()
+        if self.setup.plan.solver != GRADIENT:
+            self.solve()
+            return
         for batch, labels, _ in self.setup.feed.training(self.state.step, self.until):
             self.state.pending.append(self.trainer.step(self.state.step, batch, labels))
             self.state.step += 1
             self.progress.step(self.state.step)
             self.after_step()
+
+    def solve(self) -> None:
+        """The only step of a run that takes none along the gradient. Interrupted, it begins anew."""
+        while self.state.step == 0:
+            try:
+                solve(self.setup, self.trainer, self.interrupts.check)
+                self.state.step = self.setup.plan.steps
+            except Interrupted:
+                self.interrupts.deliver()
+        self.progress.step(self.state.step)
+        self.clock.pause()
+        self.validate()
+        self.save()
 
     def after_step(self) -> None:
         """Log, validate and save, each when it is due. Nothing is written before the losses since were checked."""

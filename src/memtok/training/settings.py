@@ -28,6 +28,20 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
 TRACE_PLACES = ("ram", "disk", "gpu")
 STARTS = ZERO, RIDGE = "zero", "ridge"
+GRADIENT = "gradient"
+SOLVERS = (GRADIENT, RIDGE)
+# What a run without gradient steps has no use for. It validates once, so there is nothing to select either.
+OF_STEPS: tuple[str, ...] = (
+    "recipe",
+    "steps",
+    "epochs",
+    "learning_rate",
+    "weight_decay",
+    "start",
+    "validate_every",
+    "log_every",
+)
+OF_STEPS += ("save_every", "select", "compare_head")
 SELECT = TOP1, BALANCED, LOSS = "top1", "balanced", "loss"
 VIEWS = 4  # of every image that is varied, where its traces are kept
 MOST_VIEWS = 1000  # an epoch shows one
@@ -99,6 +113,13 @@ class Settings:
         SWEEP,
         fixed=True,
     )
+    solver: str = setting(
+        GRADIENT,
+        OneOf(SOLVERS),
+        "how it is trained: by steps along the gradient, or at once by the ridge regression of the labels on a readout",
+        SWEEP,
+        fixed=True,
+    )
     validate_every: int | None = setting(
         None, Whole(1), "steps between validations", unset="a tenth of the run", fixed=True, alone=True
     )
@@ -152,7 +173,9 @@ class Settings:
     trace_limit: float | None = setting(
         None, Number(above_zero=True, unit="GB"), "maximum size of the cache", ALL, "half of what is free"
     )
-    views: int | None = setting(None, Whole(1), "augmented views cached per image", ALL, str(VIEWS), fixed=True)
+    views: int | None = setting(
+        None, Whole(1), "augmented views cached per image, or solved for", ALL, str(VIEWS), fixed=True
+    )
     compile: bool | str = setting(
         False, Switch(also=object), "run the model through torch.compile; needs a C++ compiler", SWEEP
     )
@@ -173,6 +196,7 @@ class Settings:
                 declared.values.check(name, value)
         find_recipe(self.recipe)
         check_pairs(self)
+        check_solver(self)
         check_traces(self)
         check_machine(self)
         if self.task_file is not None:
@@ -218,9 +242,24 @@ def check_pairs(settings: Settings) -> None:
         )
 
 
+def check_solver(settings: Settings) -> None:
+    """MemtokError for settings of gradient steps where there are none."""
+    if settings.solver == GRADIENT:
+        return
+    for name in OF_STEPS:
+        value = getattr(settings, name)
+        if value != DEFAULTS[name] and not (name == "compare_head" and value is False):
+            raise MemtokError(
+                f"expected no {Argument(name)} with {Argument('solver', settings.solver)}, which takes no steps along "
+                "the gradient, found one; leave one of them out",
+                argument=name,
+            )
+
+
 def check_traces(settings: Settings) -> None:
     """MemtokError for settings of kept traces that make no sense together, or for views without end."""
-    for name in ("trace_limit", "views"):
+    needing = ("trace_limit", "views") if settings.solver == GRADIENT else ("trace_limit",)
+    for name in needing:
         if getattr(settings, name) is not None and settings.keep_traces is None:
             raise MemtokError(
                 f"expected {Argument(name)} where traces are kept, found no {Argument('keep_traces')}; give both or "

@@ -27,7 +27,7 @@ from memtok.training.feed import Feed, make_feed
 from memtok.training.plan import Plan
 from memtok.training.progress import Progress, RichProgress, RunInfo
 from memtok.training.regimes import Trainable, count_parameters, frozen_parts
-from memtok.training.settings import ZERO, Settings
+from memtok.training.settings import GRADIENT, ZERO, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +76,11 @@ class Setup:
             validation_images=plan.validation_images,
             steps=end_step,
             start_step=start_step,
-            epochs=plan.steps / plan.steps_per_epoch,
+            epochs=plan.steps / plan.steps_per_epoch if plan.solver == GRADIENT else plan.views_seen,
             batch_size=plan.batch_size,
             learning_rate=max(each.learning_rate for each in self.plans),
             recipe=plan.recipe,
+            solver=plan.solver,
             augment=plan.augment,
             device=self.device.type,
             precision=plan.precision,
@@ -138,11 +139,25 @@ def set_up(
 
 def check_start(task: Trainable, settings: Settings) -> None:
     """MemtokError for a start that is that of a readout where there is none."""
-    if settings.start != ZERO and not (isinstance(task, Task) and task.reads):
+    if settings.start != ZERO and not (isinstance(task, Task) and task.measurable):
         raise MemtokError(
             f"expected a task with a readout for {Argument('start', settings.start)}, found {task.name!r} without; "
             f"give {Argument('readout')}, or leave {Argument('start')} out",
             argument="start",
+        )
+
+
+def check_solvable(task: Trainable, settings: Settings) -> None:
+    """MemtokError for a solver that knows a readout and a head only, where something else trains."""
+    if settings.solver == GRADIENT:
+        return
+    trains = {name.partition(".")[0] for name, tensor in task.named_parameters() if tensor.numel()}
+    if not isinstance(task, Task) or not task.reads or not trains <= {"head", "readout"}:
+        raise MemtokError(
+            f"expected a task that trains a readout and nothing else for {Argument('solver', settings.solver)}, found "
+            f"{task.name!r} of regime {task.regime!r}, which trains {', '.join(sorted(trains))}; use "
+            f"{Argument('regime', 'readout')}",
+            argument="solver",
         )
 
 

@@ -22,8 +22,8 @@ from memtok.training.progress import Progress
 from memtok.training.regimes import check_trainable
 from memtok.training.result import TrainResult
 from memtok.training.run import Run
-from memtok.training.settings import ALONE, Settings
-from memtok.training.setup import set_up
+from memtok.training.settings import ALONE, GRADIENT, Settings
+from memtok.training.setup import check_solvable, set_up
 from memtok.training.state import RunState
 
 
@@ -45,9 +45,9 @@ def train_together(
 
     learning_rates, weight_decays: one per task, else as the recipe has them. state: a file that the run is saved to
     now and then and goes on from if it is there; removed by nobody. shared: arguments of `train`, the same for all:
-    recipe, steps or epochs, batch_size, accumulate, seed, device, precision, workers, augment, flip, validation_images,
-    log_every, on_bad_image, data_dir, keep_traces, trace_dir, trace_limit, views, compile. The tasks are validated
-    once, after the last step, and keep their last state.
+    recipe, steps or epochs, batch_size, accumulate, seed, device, precision, workers, augment, flip, start, solver,
+    validation_images, log_every, on_bad_image, data_dir, keep_traces, trace_dir, trace_limit, views, compile. The tasks
+    are validated once, after the last step, and keep their last state.
     until: stop after that many steps of the run, as if it went on: rates are those of the whole run. begun: the state
     of these tasks from which to go on, where `state` has none, such as `read_run(path).pick(...)` of a run until there.
     stores: stores of kept traces that stay open for later runs, `memtok.traces.OpenStores`; who made them closes them.
@@ -60,7 +60,16 @@ def train_together(
         if name in shared:
             raise MemtokError(f"expected no {Argument(name)} for tasks trained together, found one; leave it out")
     settings = Settings(progress=progress, **shared)
-    check_together(tasks, {"learning_rates": learning_rates, "weight_decays": weight_decays})
+    per_task = {"learning_rates": learning_rates, "weight_decays": weight_decays}
+    check_together(tasks, per_task)
+    for task in tasks:
+        check_solvable(task, settings)
+    if settings.solver != GRADIENT and any(values is not None for values in per_task.values()):
+        raise MemtokError(
+            f"expected no learning_rates and weight_decays with {Argument('solver', settings.solver)}, which takes no "
+            "steps along the gradient, found some; leave them out",
+            argument="solver",
+        )
 
     def plans(source: DataSource) -> list[Plan]:
         common = replace(make_plan(settings, tasks[0].regime, source), select=None)  # they keep their last state

@@ -1,0 +1,177 @@
+"""Which form a task gets where nobody says: the cheapest one that cross-validation cannot tell from the best.
+
+All forms train together on all but one fold of the training images and answer that fold, fold after fold, so that every
+image is answered once by each form, and forms are compared image by image (`memtok.intervals.paired`). The trunk runs
+once per image, for what it leaves is kept in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from memtok.backbone import Backbone
+from memtok.checks import check_count
+from memtok.data import DataSource
+from memtok.data.splits import stratified_order
+from memtok.errors import Argument, MemtokError
+from memtok.intervals import Difference, Right, paired
+from memtok.parts import cost
+from memtok.task import Task
+from memtok.traces import OpenStores
+from memtok.training.progress import Progress
+from memtok.training.together import train_together
+
+FORMS: Mapping[str, Mapping[str, Any]] = {
+    "readout": {"regime": "readout"},
+    "side": {"regime": "side"},
+    "readout+side": {"regime": "readout", "side": 16},
+}
+"""The keywords of `Task.create` for each form to choose from."""
+
+FOLDS = 3
+IMAGES = 3000  # training images that are looked at, at most; 3,000 answers tell 2 points apart
+STEPS = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormScore:
+    """What one form came to. accuracy: in [0, 1], of the images that were held out. behind: the best form minus it."""
+
+    name: str
+    accuracy: float
+    behind: Difference
+    cost: int
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able; cost: multiply-adds per image beside the trunk."""
+        return {"name": self.name, "accuracy": self.accuracy, "behind": self.behind.to_json(), "cost": self.cost}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormChoice:
+    """The form that was chosen, and the scores of all, best first.
+
+    options: the keywords of `Task.create`. images, folds, steps: of the cross-validation.
+    """
+
+    name: str
+    options: dict[str, Any]
+    scores: tuple[FormScore, ...]
+    images: int
+    folds: int
+    steps: int
+
+    @property
+    def tied(self) -> tuple[str, ...]:
+        """The forms that cannot be told from the best one, itself among them, best first."""
+        return tuple(score.name for score in self.scores if score is self.scores[0] or score.behind.tied)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "name": self.name,
+            "scores": [score.to_json() for score in self.scores],
+            "images": self.images,
+            "folds": self.folds,
+            "steps": self.steps,
+        }
+
+    def __str__(self) -> str:
+        """In one line."""
+        found = ", ".join(f"{score.name} {100 * score.accuracy:.1f} %" for score in self.scores)
+        why = "the best" if len(self.tied) == 1 else f"the cheapest of {len(self.tied)} that cannot be told apart"
+        return (
+            f"form {self.name}, {why}; top-1 of {self.images:,} training images in {self.folds}-fold cross-validation "
+            f"of {self.steps} steps: {found}"
+        )
+
+
+def choose_form(
+    backbone: Backbone,
+    data: DataSource,
+    *,
+    steps: int = STEPS,
+    images: int = IMAGES,
+    folds: int = FOLDS,
+    seed: int = 0,
+    progress: bool | Progress = False,
+    **shared: Any,
+) -> FormChoice:
+    """Chooses among `FORMS` by cross-validation on the training images of `data`, without augmentation.
+
+    steps: of each form on each fold. images: training images that are looked at, at most, classes in proportion. folds:
+    2 or more. shared: arguments of `train` that hold for all, such as batch_size, recipe, device, precision, workers,
+    start and trace_limit. Deterministic for a seed. Raises MemtokError for bad arguments and for fewer images than
+    folds; a form that diverged is not chosen, and where all did the error says so.
+    """
+    check_count("folds", folds, 2)
+    check_count("images", images, folds)
+    chosen = data.train.take(images, seed)
+    if len(chosen) < folds:
+        raise MemtokError(f"expected {folds} training images or more, found {len(chosen)}; lower {Argument('folds')}")
+    right: dict[str, Right] = {name: np.zeros(len(chosen), dtype=np.bool_) for name in FORMS}
+    tasks: list[Task] = []
+    fold_of = np.empty(len(chosen), dtype=np.int64)
+    fold_of[stratified_order(chosen.labels, seed)] = np.arange(len(chosen)) % folds
+    lost: set[str] = set()
+    with OpenStores() as stores:
+        for fold in range(folds):
+            held_out = np.flatnonzero(fold_of == fold)
+            source = replace(
+                data, train=chosen.fold(np.flatnonzero(fold_of != fold)), validation=chosen.fold(held_out), left_out=()
+            )
+            tasks = [
+                Task.create(backbone, name=name, classes=data.classes, seed=seed, **options)
+                for name, options in FORMS.items()
+            ]
+            results = train_together(
+                tasks,
+                source,
+                steps=steps,
+                seed=seed,
+                augment="none",
+                validation_images=len(held_out),
+                keep_traces="ram",
+                stores=stores,
+                progress=progress,
+                **shared,
+            )
+            for task, result in zip(tasks, results, strict=True):
+                if result.diverged_at is not None or result.validation_right is None:
+                    lost.add(task.name)
+                else:
+                    right[task.name][held_out] = result.validation_right
+    costs = {task.name: cost(backbone, task.form) for task in tasks}
+    return chosen_form({name: rows for name, rows in right.items() if name not in lost}, costs, folds, steps)
+
+
+def chosen_form(right: Mapping[str, Right], costs: Mapping[str, int], folds: int, steps: int) -> FormChoice:
+    """The choice, from what each form answered right."""
+    if not right:
+        raise MemtokError(
+            f"expected a form whose loss stays finite, found none of {', '.join(FORMS)}; lower the learning rate"
+        )
+    order = sorted(right, key=lambda name: (-right[name].mean(), costs[name]))
+    scores = tuple(
+        FormScore(
+            name=name,
+            accuracy=float(right[name].mean()),
+            behind=paired([right[order[0]]], [right[name]]),
+            cost=costs[name],
+        )
+        for name in order
+    )
+    tied = [score for score in scores if score is scores[0] or score.behind.tied]
+    name = min(tied, key=lambda score: score.cost).name
+    return FormChoice(
+        name=name,
+        options=dict(FORMS[name]),
+        scores=scores,
+        images=len(right[name]),
+        folds=folds,
+        steps=steps,
+    )

@@ -1,0 +1,71 @@
+"""Which form a task gets where nobody says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import memtok
+from memtok.training import Progress, choose_form
+from memtok.training.forms import FORMS, chosen_form
+from tests.tiny import bytes_of, tiny_backbone
+
+SETTINGS: dict[str, Any] = {"steps": 12, "images": 60, "device": "cpu", "workers": 0}
+
+
+class Passes(Progress):
+    """Counts what is cached."""
+
+    def __init__(self) -> None:
+        self.cached = 0
+
+    def caching(self, what: str, done: int, total: int) -> None:
+        if what == "caching traces" and done == total:
+            self.cached += total
+
+
+def test_all_forms_answer_every_image_once_and_the_trunk_runs_once() -> None:
+    backbone, data, passes = tiny_backbone(depth=3), memtok.open_data("digits").only(["0", "1", "2"]), Passes()
+    before = bytes_of(backbone)
+    found = choose_form(backbone, data, progress=passes, **SETTINGS)
+    assert passes.cached == found.images == 60
+    assert bytes_of(backbone) == before
+    assert {score.name for score in found.scores} == set(FORMS)
+    assert [score.accuracy for score in found.scores] == sorted((s.accuracy for s in found.scores), reverse=True)
+    assert all(score.accuracy > 0.5 for score in found.scores)  # chance is a third
+    assert found.options == FORMS[found.name]
+    assert found.name in found.tied
+    again = choose_form(backbone, data, **SETTINGS)
+    assert again == found
+
+
+def answers(right: int, of: int = 1000) -> Any:
+    return np.arange(of) < right
+
+
+@pytest.mark.parametrize(
+    ("right", "name", "tied"),
+    [
+        ((900, 850, 898), "readout+side", {"readout", "readout+side"}),
+        ((900, 899, 898), "side", set(FORMS)),
+        ((900, 700, 700), "readout", {"readout"}),
+    ],
+)
+def test_the_cheapest_that_is_not_beaten_wins(right: tuple[int, ...], name: str, tied: set[str]) -> None:
+    costs = {"readout": 3, "side": 1, "readout+side": 2}
+    found = chosen_form(dict(zip(FORMS, map(answers, right), strict=True)), costs, 3, 10)
+    assert (found.name, set(found.tied)) == (name, tied)
+
+
+def test_of_no_form_none_is_chosen() -> None:
+    with pytest.raises(memtok.MemtokError):
+        chosen_form({}, {}, 3, 10)
+
+
+@pytest.mark.parametrize("wrong", [{"folds": 1}, {"images": 1}])
+def test_wrong_numbers_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(memtok.MemtokError) as caught:
+        choose_form(tiny_backbone(), memtok.open_data("digits"), **wrong)
+    assert caught.value.argument in wrong
