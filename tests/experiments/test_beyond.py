@@ -104,6 +104,7 @@ def test_every_column_on_two_rows(backbone: Backbone, tmp_path: Path) -> None:
         assert all(cell.test_images == 20 and 0 <= cell.mean <= 1 and cell.bytes > 0 for cell in own.values())
         assert own["head"].cost < own["readout"].cost < 1 < own["memory-5"].cost < own["full"].cost
         assert own["full"].cost < own["memory-5-unmasked"].cost < own["vpt-deep"].cost
+        assert own["readout"].cost < own["both"].cost < own["both-memory"].cost < own["full"].cost
         assert own["head"].parameters == 330
         assert own["readout"].parameters == 330 + 10 * 3 * 6 * 32
         assert own["lora-qv"].parameters == 330 + 2 * 2 * 8 * (32 + 32)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from memtok.errors import MemtokError
-from memtok.regimes import FULL, REGIMES
+from memtok.regimes import ALL, FULL, REGIMES
 from memtok.sweeps.settings import usual_rates
 from memtok.training.recipes import RECIPES
 
@@ -26,7 +26,7 @@ Make = Callable[["Backbone", str, Sequence[str], int], "Trainable"]
 CELLS = 5  # of memory in every layer
 PROMPTS = 10  # of VPT, in every layer
 RANK = 8  # of LoRA
-LEVELS = "levels"  # as the size of a part: all levels of the backbone
+SIDE = 16  # width of a side stream
 TASK_RATE, FULL_RATE = RECIPES["default"].learning_rate, RECIPES["default"].full_learning_rate
 
 
@@ -58,7 +58,7 @@ def make_task(
     """A task, or with regime `full` a copy of the backbone."""
     from memtok.training import create
 
-    options: Any = {part: backbone.depth + 1 if size == LEVELS else size for part, size in sizes.items()}
+    options: Any = sizes
     return create(backbone, regime=regime, name=name, classes=classes, seed=seed, **options)
 
 
@@ -97,8 +97,11 @@ COLUMNS: dict[str, Column] = {
         Column(name="logistic", title="logistic regression, last level"),
         Column(name="logistic-levels", title="logistic regression, all levels"),
         Column(name="ridge", title="ridge, all levels"),
-        task("readout", "readout", "head", readout=LEVELS),
-        task("readout-memory", "readout + memory", "memory", readout=LEVELS, memory=CELLS),
+        task("readout", "readout", "readout"),
+        task("readout-memory", "readout + memory", "memory", readout=ALL, memory=CELLS),
+        task("side", "side stream", "side", side=SIDE),
+        task("both", "readout + side stream", "readout", side=SIDE),
+        task("both-memory", "readout + side stream + memory", "memory", readout=ALL, side=SIDE, memory=CELLS),
         Column(
             name="full",
             title="full fine-tuning",

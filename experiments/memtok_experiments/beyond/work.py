@@ -341,9 +341,9 @@ def remove_models(place: Place, *, keep: bool) -> None:
     for path in place.folder.glob(f"*/*seed-{place.seed}.safetensors"):
         record = TrialRecord.read(path.with_suffix(".json"))
         tested = (place.folder / "tests" / path.parent.name / f"{path.stem}.json").exists()
-        column = COLUMNS[record.column]
+        column = COLUMNS.get(record.column)
         shutil.rmtree(path.with_suffix(".run"), ignore_errors=True)  # left by a kill after the record
-        if not tested or not (column.composes or keep):
+        if not tested or not (keep or (column and column.composes)):
             path.unlink()
 
 
