@@ -204,6 +204,7 @@ def test_made_folders_are_mirrored_as_their_kind_allows(tmp_path: Path) -> None:
         ({"lengths": (1, 1)}, "lengths"),
         ({"equal_time": "full"}, "equal_time"),
         ({"rates": 0}, "rates"),
+        ({"views": 2}, "views"),
     ],
 )
 def test_settings_that_make_no_sense(tmp_path: Path, changes: dict[str, Any], word: str) -> None:

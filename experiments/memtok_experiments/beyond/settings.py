@@ -76,7 +76,12 @@ class BeyondSettings:
             check_whole("lengths", length, least=1)
         for seed in self.seeds:
             Settings(**self.training(seed), **self.traces("", varied=self.augment != "none"))
-        if self.equal_time is not None and (self.equal_time not in names):
+        if self.views is not None and self.augment == "none":
+            raise MemtokError(
+                f"expected {Argument('views')} where images are varied, found {Argument('augment', 'none')}; leave one "
+                "of them out"
+            )
+        if self.equal_time is not None and self.equal_time not in names:
             raise MemtokError(
                 f"expected one of the columns for {Argument('equal_time')} ({', '.join(names)}), found "
                 f"{self.equal_time!r}; choose one of them"

@@ -186,6 +186,7 @@ def trials_csv(found: Sequence[Found]) -> str:
     lines: list[list[object]] = []
     for one in found:
         record = {name: value for name, value in asdict(one.record).items() if name not in left_out}
+        record["backbone"] = Path(one.record.backbone).name  # a path is of this machine
         record["test"] = "" if one.test is None else f"{one.test.top1:.4f}"
         lines.append(["" if value is None else value for value in record.values()])
         heads = list(record)

@@ -7,7 +7,7 @@ FOLDER/tests/COLUMN/NAME.json     how it answered the test images, of chosen tri
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -132,18 +132,14 @@ class Place:
 class TrialRuns(Runs[Trial]):
     """The trials of one place that have one length, and images varied or not. stores: shared by all lengths."""
 
-    def __init__(
-        self, place: Place, *, varied: bool, steps: int | None, stores: OpenStores, listener: Listener
-    ) -> None:
-        settings = place.settings
-        training: Mapping[str, Any] = settings.training(place.seed) | (
-            {} if steps is None else {"steps": steps, "epochs": None}
-        )
+    listener: Listener
+
+    def __init__(self, place: Place, *, varied: bool, steps: int, stores: OpenStores, listener: Listener) -> None:
+        training = place.settings.training(place.seed) | {"steps": steps, "epochs": None}
         if not varied:
-            training = {**training, "augment": "none", "flip": None}
+            training |= {"augment": "none", "flip": None}
         super().__init__(place.folder, place.backbone, place.source, place.row.name, training, listener)
-        self.place, self.varied, self.listener, self.stores = place, varied, listener, stores
-        self.listener: Listener
+        self.place, self.varied, self.stores = place, varied, stores
 
     def create(self, run: Trial) -> Trainable:
         name = run.name if run.column.composes else run.column.name
