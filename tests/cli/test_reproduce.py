@@ -77,7 +77,7 @@ def test_concat_and_extension(photos: Path, run: Run) -> None:
 def test_beyond(photos: Path, run: Run) -> None:
     words = (
         *("beyond", "--backbone", "tiny.safetensors", "--rows", "folder:photos", "letters", "--split", "80-20"),
-        *("--columns", "head", "ridge", "full", "--seeds", "0", "--rates", "1", "--lengths", "1"),
+        *("--columns", "head", "ridge", "full", "--seeds", "0", "--rates", "1", "--more-rates", "0", "--lengths", "1"),
         *("--augment", "none", "--steps", "2", "--batch-size", "4", "--device", "cpu", "--out", "grid"),
     )
     found = run("reproduce", *words, "--json", "result.json")

@@ -41,6 +41,7 @@ def settings(out: Path, **changes: Any) -> BeyondSettings:
         "columns": ("head", "ridge", "readout", "lora-qv"),
         "seeds": (0,),
         "rates": 1,
+        "more_rates": 0,
         "lengths": (1,),
         "augment": "none",
         "steps": 2,
@@ -153,6 +154,28 @@ def test_the_choice_is_made_with_the_first_seed_and_only_it_is_tested(backbone: 
     kept = sorted(path.name for path in tmp_path.glob("runs/*/readout/*.safetensors"))
     assert len(kept) == 2  # the chosen ones
     assert not list(tmp_path.glob("traces/*"))
+
+
+def test_further_rates_are_tried_while_the_best_is_the_outermost(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(best_at: float, folder: str) -> list[float]:
+        """The rates that are tried where accuracy falls with the distance from a rate."""
+        keep, found = TrialRecord.write, []
+
+        def write(record: TrialRecord, path: Path) -> None:
+            assert record.rate is not None
+            found.append(record.rate)
+            keep(replace(record, validation=1 / (1.1 + abs(np.log(record.rate / best_at)))), path)
+
+        monkeypatch.setattr(TrialRecord, "write", write)
+        Work(settings(tmp_path / folder, columns=("head",), more_rates=3), backbone).run()
+        monkeypatch.setattr(TrialRecord, "write", keep)
+        return found
+
+    assert trained(0.033, "up") == [0.01, 0.033, 0.11]
+    assert trained(0.001, "down") == [0.01, 0.033, 0.003, 0.0009]  # up, then down
+    assert trained(10.0, "far") == [0.01, 0.033, 0.11, 0.37]
 
 
 def test_of_equal_choices_the_cheaper_one_is_taken(backbone: Backbone, tmp_path: Path) -> None:

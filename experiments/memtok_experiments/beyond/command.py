@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from memtok_experiments.beyond.table import Cell
     from memtok_experiments.beyond.trials import Listener, Trial
 
-OWN = ("rows", "sets", "rates", "lengths", "equal_time")  # options that no other experiment has
+OWN = ("rows", "sets", "rates", "more_rates", "lengths", "equal_time")  # options that no other experiment has
 NOT_TAKEN = ("preset", "data", "memory", "learning_rates", "full_learning_rates", "validation_images")
 RESULTS = ("beyond.json", "beyond.csv", "beyond.md", "trials.csv")
 
@@ -34,6 +34,8 @@ def configure(parser: Parser) -> None:
     add_list(parser, "--rows", "ROW", rows)
     add(parser, "--sets", text("--sets"), "DIR", "for beyond: the folders of python -m memtok_experiments.beyond.sets")
     add(parser, "--rates", whole("--rates", 1), "N", "for beyond: learning rates per column, of three (default: 3)")
+    more = "for beyond: further rates, as long as the best is the outermost of those that were tried (default: 2)"
+    add(parser, "--more-rates", whole("--more-rates"), "N", more)
     lengths = "for beyond: lengths of full fine-tuning to choose among, as multiples of the steps (default: 1 2)"
     add_list(parser, "--lengths", "N", lengths, whole("--lengths", 1))
     timed = "for beyond: a second table, in which every column has the training time of this one"

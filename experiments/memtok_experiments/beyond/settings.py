@@ -21,12 +21,14 @@ class BeyondSettings:
     """One backbone, some rows, some columns, some seeds.
 
     rows, columns: as in rows.py and columns.py. seeds: of initial values, order, augmentation, and of the images that a
-    smaller row draws; everything is chosen with the first one. sets: holds the folders of sets.py. rates: how many
-    learning rates of each column are tried, from the middle one on. lengths: of full fine-tuning, as multiples of the
-    steps, among which it is chosen too. equal_time: the column whose training time all others get in a second table;
-    None for no such table. augment: "none" tries images as they are only; else they are also tried varied, as the
-    data set has it unless this says how. test_images: None for all. keep_traces: where the trunk's features are cached
-    for columns that compose. The others are arguments of `memtok.train`.
+    smaller row draws; everything is chosen with the first one. sets: holds the folders of sets.py.
+    rates: how many learning rates of each column are tried, from the middle one on. more_rates: how many further ones,
+    one after the other, as long as the best is the largest or the smallest of those that were tried. lengths: of full
+    fine-tuning, as multiples of the steps, among which it is chosen too. augment: "none" tries images as they are only;
+    else they are also tried varied, as the data set has it unless this says how.
+    equal_time: the column whose training time all others get in a second table; None for no such table. test_images:
+    None for all. keep_traces: where the trunk's features are cached for columns that compose. The others are arguments
+    of `memtok.train`.
     """
 
     backbone: str
@@ -36,6 +38,7 @@ class BeyondSettings:
     seeds: tuple[int, ...] = (0, 1, 2)
     sets: Path | None = None
     rates: int = 3
+    more_rates: int = 2
     lengths: tuple[int, ...] = (1, 2)
     equal_time: str | None = None
     test_images: int | None = None
@@ -72,6 +75,7 @@ class BeyondSettings:
                 raise MemtokError(f"expected {Argument(what)}, each once, found {found}; name some, each once")
         for name in ("test_images", "together", "rates", *(["steps"] if self.steps is not None else [])):
             check_whole(name, getattr(self, name), least=1)
+        check_whole("more_rates", self.more_rates, least=0)
         for length in self.lengths:
             check_whole("lengths", length, least=1)
         for seed in self.seeds:

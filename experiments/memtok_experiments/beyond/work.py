@@ -4,7 +4,8 @@ OUT/grid.json              what all trials share
 OUT/runs/ROW/              trials of a row, see trials.py; trunk.json has the seconds of the trunk
 OUT/traces/                cached features, removed once a row is done
 
-Everything about a column is chosen with the first seed, by top-1 on the validation part: rate, augmentation, length.
+Everything about a column is chosen with the first seed, by top-1 on the validation part: rate, augmentation, length. If
+the best rate is the outermost one that was tried, further ones are tried.
 Of equal ones the shorter, the one without augmentation, the smaller rate. The other seeds train that alone, and only
 what was chosen is tested. After a kill the same call goes on.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,7 @@ from memtok_experiments.beyond.trials import (
 from memtok_experiments.runs import ALONE
 
 TIMED_IMAGES = 512  # over which the trunk is timed
+FACTOR = 10 / 3  # from one learning rate to a further one
 MOST_LENGTH = 4  # times the steps of the table: what equal time gives a cheap column at most
 
 
@@ -129,11 +132,30 @@ class Work:
 
     def chosen(self, row: Row, column: Column, seed: int) -> Trial:
         """The choice with the best validation accuracy of the first seed, for another seed."""
-        first = self.settings.seeds[0]
-        paths = sorted(self.folder(row).glob(f"{column.name}/*seed-{first}.json"))
-        records = [record for record in map(TrialRecord.read, paths) if not record.timed]
-        best = best_of(records)
+        best = best_of(self.records(row, column))
         return Trial(column, best.rate or 0.0, best.varied, best.steps, seed)
+
+    def further(self, place: Place) -> list[Trial]:
+        """A next learning rate for each column whose best one is the outermost of those that were tried."""
+        found = []
+        for column in self.columns:
+            if column.fitted:
+                continue
+            best = self.chosen(place.row, column, place.seed)
+            records = self.records(place.row, column)
+            alike = [one.rate for one in records if (one.varied, one.steps) == (best.varied, best.steps)]
+            rates = sorted(rate for rate in alike if rate is not None)
+            validation = TrialRecord.read(place.path(best)).validation
+            outermost = best.learning_rate in (rates[0], rates[-1]) and 0 < validation < 1
+            if outermost and len(rates) < len(self.settings.tried(column)) + self.settings.more_rates:
+                factor = FACTOR if best.learning_rate == rates[-1] else 1 / FACTOR
+                found.append(replace(best, learning_rate=float(f"{best.learning_rate * factor:.2g}")))
+        return found
+
+    def records(self, row: Row, column: Column) -> list[TrialRecord]:
+        """The trials of a column with the first seed, the timed ones left out."""
+        paths = sorted(self.folder(row).glob(f"{column.name}/*seed-{self.settings.seeds[0]}.json"))
+        return [record for record in map(TrialRecord.read, paths) if not record.timed]
 
     def left(self, rows: Sequence[tuple[Row, DataSource]]) -> None:
         """Tells about how much is left to train, as `memtok.runs.cost` counts it."""
@@ -167,6 +189,8 @@ class Work:
                 if not column.fitted
             ]
             self.train(place, wanted)
+            while seed == first and (further := self.further(place)):
+                self.train(place, further)
             if self.settings.equal_time is not None:
                 self.train(place, self.timed(place))
             self.test(place)
