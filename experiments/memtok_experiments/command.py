@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -26,8 +25,10 @@ from memtok.cli.options import (
     whole,
 )
 from memtok.cli.output import check_apart, check_outputs, note, say, table, write_result
-from memtok.display import duration, percent
+from memtok.display import percent
 from memtok.launch import check_launch
+from memtok_experiments.beyond import command as beyond
+from memtok_experiments.progress import TimeLeft, steps_shown
 
 if TYPE_CHECKING:
     from memtok_experiments.presets import Preset
@@ -40,6 +41,7 @@ EXPERIMENTS = {
     "architectures": "the same on several backbones",
     "concat": "tasks trained separately and composed, with and without the mask",
     "extension": "tasks that extend others, mixed with concatenation",
+    "beyond": "what composes against full fine-tuning, LoRA and VPT, on many data sets",
 }
 
 USAGE = f"{{{','.join(EXPERIMENTS)}}} --out DIR"
@@ -48,6 +50,7 @@ EXAMPLES = """
   memtok reproduce table2 --backbone small --data digits mnist --columns all --recipe default --steps 300 --out small
   memtok reproduce table2 --data cifar100 --columns memory-1 --recipe reproduction --split 80-20 --out reproduction
   memtok reproduce concat --backbone small --data digits mnist --recipe default --steps 300 --out small
+  memtok reproduce beyond --backbone small --rows digits digits@5-per-class --seeds 0 --rates 1 --steps 300 --out beyond
 """
 
 PAPER_DATA = ("sun397", "inaturalist2017", "cifar100", "places365")
@@ -87,6 +90,7 @@ def configure(parser: Parser) -> None:
     add(parser, "--test-images", whole("--test-images", 1), "N", images)
     add(parser, "--together", whole("--together", 1), "N", "configurations that share a pass of the trunk, at most", 24)
     add_switch(parser, "--keep-models", "keep the fully fine-tuned models too, not only the task files")
+    beyond.configure(parser)
     add(parser, "--out", None, "DIR", "the folder for all that is written; the same command goes on where it stopped")
     add_json(parser)
 
@@ -98,6 +102,7 @@ def run(options: Namespace) -> int:
         raise UsageError(
             f"expected an experiment ({', '.join(EXPERIMENTS)}), found {found}; see the examples of --help"
         )
+    beyond.check_options(options)
     composes = options.experiment in ("concat", "extension")
     wrong = ("--columns", options.columns) if composes else ("--memory", options.memory)
     if wrong[1] is not None:
@@ -108,6 +113,8 @@ def run(options: Namespace) -> int:
     check_launch()
     check_places(options)
     check_apart(options.data or (), out=options.out, trace_dir=options.trace_dir)
+    if options.experiment == "beyond":
+        return beyond.run(options)
     preset = apply_preset(options)
     with arguments():
         plans = settings_of(options)
@@ -265,22 +272,17 @@ def compositions(options: Namespace, plan: GridSettings, preset: Preset | None) 
 
 def console_listener() -> Listener:
     """Notes on standard error: finished runs, their accuracy, and the time left."""
-    from memtok.training import Progress, RichProgress
+    from memtok.training import Progress
     from memtok_experiments.runs import Listener, Run
 
     class Console(Listener):
         """The listener of the command line."""
 
         def __init__(self) -> None:
-            self.begun: tuple[float, float] | None = None  # the time of the first report, and the amount left then
+            self.time = TimeLeft()
 
         def left(self, amount: float) -> None:
-            now = time.perf_counter()
-            if self.begun is None or amount > self.begun[1]:
-                self.begun = now, amount
-            spent, done = now - self.begun[0], self.begun[1] - amount
-            if amount and done > 0:
-                note(f"about {duration(spent * amount / done)} left for training")
+            self.time.note(amount)
 
         def done(self, data: str, runs: Sequence[Run], records: Sequence[RunRecord]) -> None:
             for run, record in zip(runs, records, strict=True):
@@ -293,12 +295,6 @@ def console_listener() -> Listener:
                     note(f"{data}: {run}: {percent(record.test.top1)} on {record.test.images:,} test images")
 
         def training(self, runs: Sequence[Any], start: int, until: int) -> Progress:
-            return Steps()
-
-    class Steps(RichProgress):
-        """The progress of a training, without the lines that describe it."""
-
-        def message(self, text: str) -> None:
-            pass
+            return steps_shown()
 
     return Console()

@@ -74,6 +74,27 @@ def test_concat_and_extension(photos: Path, run: Run) -> None:
         assert (photos / "grid" / f"{experiment}.png").exists()
 
 
+def test_beyond(photos: Path, run: Run) -> None:
+    words = (
+        *("beyond", "--backbone", "tiny.safetensors", "--rows", "folder:photos", "letters", "--split", "80-20"),
+        *("--columns", "head", "ridge", "full", "--seeds", "0", "--rates", "1", "--more-rates", "0", "--lengths", "1"),
+        *("--augment", "none", "--steps", "2", "--batch-size", "4", "--device", "cpu", "--out", "grid"),
+    )
+    found = run("reproduce", *words, "--json", "result.json")
+    assert found.code == 0, found.err
+    assert "letters: left out" in found.err
+    cells = json.loads(Path("result.json").read_text())["cells"]
+    assert [cell["column"] for cell in cells] == ["head", "ridge", "full"]
+    assert set(cells[0]["compared"]) == {"full"}
+    assert json.loads(Path("grid/beyond.json").read_text())["cells"] == cells
+    for name in ("beyond.csv", "beyond.md", "trials.csv", "commands.txt"):
+        assert (photos / "grid" / name).stat().st_size > 20
+    again = run("reproduce", *words)
+    assert again.code == 0, again.err
+    assert "validation part" not in again.err  # nothing was left to do
+    assert again.out == found.out
+
+
 def test_a_preset_that_does_not_fit_the_backbone(photos: Path, run: Run) -> None:
     found = run("reproduce", "table2", "--preset", "paper-cifar100", "--image-size", "32", *QUICK, "--out", "grid")
     assert found.code == 1
@@ -126,7 +147,7 @@ def test_what_a_preset_spells_is_what_it_fills_in(workspace: Path, name: str) ->
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ((), "expected an experiment (table2, architectures, concat, extension), found none"),
+        ((), "expected an experiment (table2, architectures, concat, extension, beyond), found none"),
         (("table3", "--out", "x"), "found 'table3'"),
         (("table2",), "expected --out"),
         (("table2", "--out", "x/y", "--data", "folder:x"), "--out outside the folder of images"),
@@ -149,6 +170,13 @@ def test_what_a_preset_spells_is_what_it_fills_in(workspace: Path, name: str) ->
         (("concat", "--out", "x", "--columns", "head"), "no --columns for concat"),
         (("table2", "--out", "x", "--seeds", "one"), "expected --seeds as a whole number"),
         (("table2", "--out", "x", "--steps", "5", "--epochs", "1"), "--steps or --epochs"),
+        (("table2", "--out", "x", "--rows", "digits"), "no --rows for table2"),
+        (("concat", "--out", "x", "--equal-time", "head"), "no --equal-time for concat"),
+        (("beyond", "--out", "x", "--data", "digits"), "no --data for beyond"),
+        (("beyond", "--out", "x", "--rows", "digts"), "found 'digts'"),
+        (("beyond", "--out", "x", "--columns", "memory-1"), "found 'memory-1'"),
+        (("beyond", "--out", "x", "--backbone", "a", "b"), "one --backbone"),
+        (("beyond", "--out", "x/y", "--rows", "folder:x@3"), "--out outside the folder of images"),
     ],
 )
 def test_wrong_arguments(workspace: Path, run: Run, words: tuple[str, ...], expected: str) -> None:
