@@ -31,6 +31,7 @@ from memtok.parts import (
     Moments,
     Options,
     choose,
+    combined,
     contributions,
     folded,
     made_of,
@@ -156,6 +157,9 @@ class Task(nn.Module):
         readout_rank: how many numbers it answers through, for many classes (default: 0, its full width).
         side: the width of a side stream over the patches (default: 0, none; in regime "side" 16).
 
+        A regime without class tokens that is asked for some, or for memory, becomes regime "memory" with the parts of
+        both, as regime "side" with memory=5.
+
         Memory is drawn from N(0, 0.02). The first class token is a copy of the base one, further ones are copies with
         N(0, 0.02) added; see `Backbone.start_token` for backbones without class token. Raises MemtokError for values
         that make no task.
@@ -166,8 +170,8 @@ class Task(nn.Module):
                 "memtok.load_backbone(model)",
                 argument="backbone",
             )
-        rules = task_regime(regime)
-        chosen, choices = choose(rules, options)
+        rules, given = combined(task_regime(regime), options)
+        chosen, choices = choose(rules, given)
         sizes = made_of(backbone, rules, chosen)
         for part in PARTS:
             part.check(backbone, {**sizes, **choices})
@@ -184,7 +188,7 @@ class Task(nn.Module):
             name=name,
             classes=classes,
             tensors=tensors,
-            regime=regime,
+            regime=rules.name,
             choices=choices,
             extends=extends,
             preprocessing=preprocessing or preprocessing_of(name, extends),

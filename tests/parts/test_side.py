@@ -194,6 +194,16 @@ def test_it_trains_from_images_and_from_kept_features_alone_and_together(
         assert not tensor.numel() or not torch.equal(fresh.named()[name], tensor)
 
 
+@pytest.mark.parametrize("regime", ["side", "readout"])
+def test_with_memory_it_is_a_task_of_regime_memory(backbone: memtok.Backbone, regime: str) -> None:
+    task = memtok.Task.create(backbone, name="pets", classes=CLASSES, regime=regime, memory=3, seed=0)
+    assert (task.regime, task.queries, task.cells) == ("memory", 1, 3)
+    assert (task.sizes["side"], task.sizes["readout"]) == ((16, 0) if regime == "side" else (0, 4))
+    queries = memtok.Task.create(backbone, name="pets", classes=CLASSES, regime=regime, queries=2, side=8, seed=0)
+    assert (queries.regime, queries.queries, queries.cells, queries.sizes["side"]) == ("memory", 2, 0, 8)
+    assert memtok.Task.create(backbone, name="pets", classes=CLASSES, regime=regime, memory=0).regime == regime
+
+
 def test_kept_features_are_patches_of_every_second_level(backbone: memtok.Backbone) -> None:
     read = backbone.trace(tiny_images(2), reads=tiny_task(backbone, side=2).reads).statistics
     assert {name: tuple(one.shape) for name, one in read.items()} == {

@@ -32,7 +32,7 @@ from memtok.cli.output import check_apart, check_outputs, note_left_out, recall_
 from memtok.display import percent, shown_bytes
 from memtok.errors import MemtokError
 from memtok.launch import check_launch, is_first_process
-from memtok.parts import CHOICES, OPTIONS, choose, more_than_head
+from memtok.parts import CHOICES, OPTIONS, choose, combined, more_than_head
 from memtok.preprocessing import check_range
 from memtok.regimes import COMPOSABLE, REGIMES
 from memtok.training.recipes import GRADIENT
@@ -133,9 +133,12 @@ def check_regime(options: Namespace) -> None:
                 "one; leave it out, or name a regime"
             )
         return
-    regime = REGIMES[options.regime]
+    regime, parts = combined(REGIMES[options.regime], part_options(options))
+    options.regime = regime.name
+    for name, value in parts.items():
+        options[name] = value
     with arguments():
-        sizes, _ = choose(regime, part_options(options))
+        sizes, _ = choose(regime, parts)
     without = " with a side stream" if sizes["side"] else "" if regime.class_token else " without a readout"
     if options.solver != GRADIENT and (regime.class_token or not sizes["readout"] or sizes["side"]):
         raise UsageError(

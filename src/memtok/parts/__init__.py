@@ -14,7 +14,7 @@ from memtok.parts.head import Head
 from memtok.parts.memory import Memory
 from memtok.parts.readout import Readout
 from memtok.parts.side import Side
-from memtok.regimes import Regime
+from memtok.regimes import REGIMES, Regime
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,7 @@ __all__ = [
     "Together",
     "Trunk",
     "choose",
+    "combined",
     "contributions",
     "cost",
     "folded",
@@ -72,6 +73,20 @@ class Options(TypedDict, total=False):
     side: int | None
     placement: str | None
     statistics: str | None
+
+
+def combined(regime: Regime, given: Mapping[str, Any]) -> tuple[Regime, dict[str, Any]]:
+    """A regime and options with class tokens, where a regime without any is asked for them; else the same.
+
+    A side stream with memory cells, say, is a task of regime `memory` with a side stream. It has no memory cells unless
+    they are asked for.
+    """
+    streams = REGIMES["memory"]
+    wanted = [one.name for one in OPTIONS if one.fits(streams) and not one.fits(regime) and given.get(one.name)]
+    if not regime.needs or not wanted:
+        return regime, dict(given)
+    told = {name: value for name, value in given.items() if value is not None}
+    return streams, {"memory": 0, **regime.needs, **told}
 
 
 def choose(regime: Regime, given: Mapping[str, Any]) -> tuple[dict[str, int | str], dict[str, str]]:
