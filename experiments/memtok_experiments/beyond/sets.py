@@ -22,6 +22,7 @@ import io
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -171,10 +172,12 @@ def collected(classes: dict[str, Sequence[Path]]) -> Pictures:
 
 
 def readable(content: bytes) -> Image.Image | None:
-    """The picture in RGB, what is transparent in white; None if it cannot be read."""
+    """The picture in RGB, what is transparent in white; None if it cannot be read, or is huge."""
     try:
-        picture = Image.open(io.BytesIO(content)).convert("RGBA")
-    except (OSError, ValueError, Image.DecompressionBombError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(content)).convert("RGBA")
+    except (OSError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError):
         return None
     paper = Image.new("RGBA", picture.size, "white")
     paper.alpha_composite(picture)

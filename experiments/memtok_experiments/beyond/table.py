@@ -65,6 +65,9 @@ def make_cells(found: Iterable[Found], first_seed: int) -> list[Cell]:
     for one in found:
         if one.record.column in COLUMNS:
             by_cell.setdefault((one.record.row, one.record.column, one.record.timed), []).append(one)
+    for row, column, timed in list(by_cell):
+        if timed:  # those of a choice that further rates have replaced do not count
+            by_cell[row, column, True] = of_choice(by_cell[row, column, True], by_cell[row, column, False], first_seed)
     chosen = {key: tested for key, some in by_cell.items() if (tested := tested_choice(some, first_seed))}
     order = {name: place for place, name in enumerate(COLUMNS)}
     rows = list(dict.fromkeys(row for row, _, _ in chosen))
@@ -80,6 +83,12 @@ def tested_choice(found: Sequence[Found], first_seed: int) -> list[Found]:
     best = best_of(candidates)
     same = [one for one in found if one.test is not None and choice(one) == (best.rate, best.varied, best.steps)]
     return sorted(same, key=lambda one: one.record.seed)
+
+
+def of_choice(timed: Sequence[Found], untimed: Sequence[Found], first_seed: int) -> list[Found]:
+    """The timed trials at the rate and augmentation that were chosen at equal steps."""
+    best = best_of(one.record for one in untimed if one.record.seed == first_seed)
+    return [one for one in timed if choice(one)[:2] == (best.rate, best.varied)]
 
 
 def choice(found: Found) -> tuple[float | None, bool, int]:
