@@ -20,7 +20,8 @@ from memtok.training.settings import DEFAULTS, settings_of
 from tests.cli.conftest import Run
 
 BACKBONE = ("--backbone", "tiny.safetensors")
-QUICK = (*BACKBONE, "--data", "folder:photos", "--steps", "2", "--batch-size", "4", "--device", "cpu")
+ANY_LENGTH = (*BACKBONE, "--data", "folder:photos", "--batch-size", "4", "--device", "cpu")
+QUICK = (*ANY_LENGTH, "--steps", "2")
 
 
 def load_json(path: str | Path) -> Any:
@@ -70,10 +71,19 @@ def test_train_chooses_a_form(workspace: Path, run: Run) -> None:
     assert chosen["steps"] == 2
     sizes = memtok.load_task("new.safetensors", memtok.load_backbone("tiny.safetensors")).sizes
     assert [part for part in ("readout", "side") if sizes[part]] == chosen["name"].split("+")
-    for more in (("--memory", "3"), ("--extends", "pets.safetensors")):
+    for more in (("--memory", "3"), ("--extends", "pets.safetensors"), ("--solver", "ridge")):
         refused = run("train", *words, *more)
         assert refused.code == 2
         assert more[0] in refused.error
+
+
+@pytest.mark.slow
+def test_train_may_choose_to_solve(workspace: Path, run: Run) -> None:
+    found = run("train", *ANY_LENGTH, "--regime", "auto", "--out", "new.safetensors", "--json", "new.json")
+    assert found.code == 0, found.err
+    result = load_json("new.json")
+    assert {score["name"] for score in result["form"]["scores"]} == {"ridge", "readout", "side", "readout+side"}
+    assert (result["steps"] == 1) == (result["form"]["name"] == "ridge")
 
 
 def test_the_commands_that_train_suggests_work(workspace: Path, run: Run) -> None:

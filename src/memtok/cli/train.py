@@ -36,6 +36,7 @@ from memtok.parts import CHOICES, OPTIONS, choose, combined, more_than_head
 from memtok.preprocessing import check_range
 from memtok.regimes import COMPOSABLE, REGIMES
 from memtok.training.recipes import GRADIENT
+from memtok.training.settings import DEFAULTS, OF_STEPS
 
 if TYPE_CHECKING:
     from memtok.backbone import Backbone
@@ -116,6 +117,7 @@ def run(options: Namespace) -> int:
 
     check_compiler(options)
     trainable, data, choice = prepare(options)
+    settings |= {} if choice is None else {"solver": choice.solver}
     result = train(trainable, data, progress=True, **settings)
     if is_first_process():  # the first of several processes speaks for all
         write_result(options.json, summary(trainable, result, choice))
@@ -127,10 +129,11 @@ def check_regime(options: Namespace) -> None:
     """UsageError for options that the regime does not have."""
     if options.regime == AUTO:
         given = [name for name, value in part_options(options).items() if value is not None]
+        given += [name for name in ("solver", "start") if options[name] != DEFAULTS[name]]
         for name in [*given, *(["extends"] if options.extends else [])]:
             raise UsageError(
-                f"expected no --{name.replace('_', '-')} with --regime {AUTO}, which chooses what a task has, found "
-                "one; leave it out, or name a regime"
+                f"expected no --{name.replace('_', '-')} with --regime {AUTO}, which chooses what a task has and how "
+                "it is trained, found one; leave it out, or name a regime"
             )
         return
     regime, parts = combined(REGIMES[options.regime], part_options(options))
@@ -225,13 +228,15 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource, FormChoice | Non
 def take_form(options: Namespace, backbone: Backbone, data: DataSource) -> FormChoice:
     """Chooses regime and parts, and sets these options."""
     from memtok.training import choose_form
-    from memtok.training.forms import STEPS
+    from memtok.training.forms import FORMS, STEPS
 
     names = ("seed", "recipe", "batch_size", "device", "precision", "workers", "trace_limit")
     shared = {name: options[name] for name in names if options[name] is not None}
     steps = STEPS if options.steps is None else min(STEPS, options.steps)
-    choice = choose_form(backbone, data, steps=steps, progress=True, **shared)
-    for name, value in choice.options.items():
+    of_steps = [name for name in OF_STEPS if name in options and options[name] != DEFAULTS[name]]
+    forms = [name for name, form in FORMS.items() if form.solver == GRADIENT or not of_steps]
+    choice = choose_form(backbone, data, steps=steps, forms=forms, progress=True, **shared)
+    for name, value in {**choice.options, "solver": choice.solver}.items():
         options[name] = value
     say(str(choice))
     return choice

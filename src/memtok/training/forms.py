@@ -7,14 +7,16 @@ once per image, for what it leaves is kept in memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
 
 from memtok.backbone import Backbone
-from memtok.checks import check_count
+from memtok.checks import check_choice, check_count
 from memtok.data import DataSource
 from memtok.data.splits import stratified_order
 from memtok.errors import Argument, MemtokError
@@ -22,15 +24,28 @@ from memtok.intervals import Difference, Right, paired
 from memtok.parts import cost
 from memtok.task import Task
 from memtok.traces import OpenStores
+from memtok.training.feed import needs_of
 from memtok.training.progress import Progress
+from memtok.training.recipes import GRADIENT
+from memtok.training.settings import OF_STEPS, RIDGE
 from memtok.training.together import train_together
 
-FORMS: Mapping[str, Mapping[str, Any]] = {
-    "readout": {"regime": "readout"},
-    "side": {"regime": "side"},
-    "readout+side": {"regime": "readout", "side": 16},
+
+@dataclass(frozen=True)
+class Form:
+    """What a task is made of, the keywords of `Task.create`, and how it is trained, the `solver` of `train`."""
+
+    options: Mapping[str, Any]
+    solver: str = GRADIENT
+
+
+FORMS: Mapping[str, Form] = {
+    "ridge": Form({"regime": "readout"}, RIDGE),
+    "readout": Form({"regime": "readout"}),
+    "side": Form({"regime": "side"}),
+    "readout+side": Form({"regime": "readout", "side": 16}),
 }
-"""The keywords of `Task.create` for each form to choose from."""
+"""Those to choose from; of equal cost in a forward pass the one that is trained faster comes first."""
 
 FOLDS = 3
 IMAGES = 3000  # training images that are looked at, at most; 3,000 answers tell 2 points apart
@@ -55,11 +70,12 @@ class FormScore:
 class FormChoice:
     """The form that was chosen, and the scores of all, best first.
 
-    options: the keywords of `Task.create`. images, folds, steps: of the cross-validation.
+    options: the keywords of `Task.create`. solver: that of `train`. images, folds, steps: of the cross-validation.
     """
 
     name: str
     options: dict[str, Any]
+    solver: str
     scores: tuple[FormScore, ...]
     images: int
     folds: int
@@ -98,54 +114,58 @@ def choose_form(
     images: int = IMAGES,
     folds: int = FOLDS,
     seed: int = 0,
+    forms: Sequence[str] = tuple(FORMS),
     progress: bool | Progress = False,
     **shared: Any,
 ) -> FormChoice:
     """Chooses among `FORMS` by cross-validation on the training images of `data`, without augmentation.
 
     steps: of each form on each fold. images: training images that are looked at, at most, classes in proportion. folds:
-    2 or more. shared: arguments of `train` that hold for all, such as batch_size, recipe, device, precision, workers,
-    start and trace_limit. Deterministic for a seed. Raises MemtokError for bad arguments and for fewer images than
-    folds; a form that diverged is not chosen, and where all did the error says so.
+    2 or more. forms: names of those to choose from. shared: arguments of `train` that hold for all, such as batch_size,
+    recipe, device, precision, workers and trace_limit. Deterministic for a seed. Raises MemtokError for bad arguments
+    and for fewer images than folds; a form that diverged is not chosen, and where all did the error says so.
     """
     check_count("folds", folds, 2)
     check_count("images", images, folds)
+    for name in forms:
+        check_choice("forms", name, tuple(FORMS))
     chosen = data.train.take(images, seed)
     if len(chosen) < folds:
         raise MemtokError(f"expected {folds} training images or more, found {len(chosen)}; lower {Argument('folds')}")
-    right: dict[str, Right] = {name: np.zeros(len(chosen), dtype=np.bool_) for name in FORMS}
-    tasks: list[Task] = []
+    right: dict[str, Right] = {name: np.zeros(len(chosen), dtype=np.bool_) for name in forms}
+    costs: dict[str, int] = {}
     fold_of = np.empty(len(chosen), dtype=np.int64)
     fold_of[stratified_order(chosen.labels, seed)] = np.arange(len(chosen)) % folds
     lost: set[str] = set()
-    with OpenStores() as stores:
+    fresh = partial(Task.create, backbone, classes=data.classes, seed=seed)
+    needs = reduce(or_, (needs_of(fresh(name=name, **FORMS[name].options)) for name in forms))
+    with OpenStores(needs) as stores:
         for fold in range(folds):
             held_out = np.flatnonzero(fold_of == fold)
             source = replace(
                 data, train=chosen.fold(np.flatnonzero(fold_of != fold)), validation=chosen.fold(held_out), left_out=()
             )
-            tasks = [
-                Task.create(backbone, name=name, classes=data.classes, seed=seed, **options)
-                for name, options in FORMS.items()
-            ]
-            results = train_together(
-                tasks,
-                source,
-                steps=steps,
-                seed=seed,
-                augment="none",
-                validation_images=len(held_out),
-                keep_traces="ram",
-                stores=stores,
-                progress=progress,
-                **shared,
-            )
-            for task, result in zip(tasks, results, strict=True):
-                if result.diverged_at is not None or result.validation_right is None:
-                    lost.add(task.name)
-                else:
-                    right[task.name][held_out] = result.validation_right
-    costs = {task.name: cost(backbone, task.form) for task in tasks}
+            for solver in dict.fromkeys(FORMS[name].solver for name in forms):
+                tasks = [fresh(name=name, **FORMS[name].options) for name in forms if FORMS[name].solver == solver]
+                given = {"steps": steps, **shared}
+                results = train_together(
+                    tasks,
+                    source,
+                    seed=seed,
+                    solver=solver,
+                    augment="none",
+                    validation_images=len(held_out),
+                    keep_traces="ram",
+                    stores=stores,
+                    progress=progress,
+                    **{name: value for name, value in given.items() if solver == GRADIENT or name not in OF_STEPS},
+                )
+                for task, result in zip(tasks, results, strict=True):
+                    costs[task.name] = cost(backbone, task.form)
+                    if result.diverged_at is not None or result.validation_right is None:
+                        lost.add(task.name)
+                    else:
+                        right[task.name][held_out] = result.validation_right
     return chosen_form({name: rows for name, rows in right.items() if name not in lost}, costs, folds, steps)
 
 
@@ -166,10 +186,11 @@ def chosen_form(right: Mapping[str, Right], costs: Mapping[str, int], folds: int
         for name in order
     )
     tied = [score for score in scores if score is scores[0] or score.behind.tied]
-    name = min(tied, key=lambda score: score.cost).name
+    name = min(tied, key=lambda score: (score.cost, list(FORMS).index(score.name))).name
     return FormChoice(
         name=name,
-        options=dict(FORMS[name]),
+        options=dict(FORMS[name].options),
+        solver=FORMS[name].solver,
         scores=scores,
         images=len(right[name]),
         folds=folds,
