@@ -93,6 +93,7 @@ INFO = RunInfo(
     batch_size=64,
     learning_rate=0.01,
     recipe="default",
+    solver="gradient",
     augment="none",
     device="cpu",
     precision="float32",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from memtok.cli import sweep
+from memtok.parts import OPTIONS
 from memtok.sweeps import Range
 from tests.cli.conftest import Run
 
@@ -185,4 +186,5 @@ def test_an_interrupted_sweep_says_how_it_goes_on(run: Run, monkeypatch: pytest.
 def test_lists_and_ranges() -> None:
     assert sweep.numbers("--x", above_zero=True).convert("1e-4..1e-1") == Range(1e-4, 1e-1)
     assert sweep.numbers("--x", above_zero=False).convert("0") == 0
-    assert sweep.counts("--x").convert("0..20") == Range(0, 20)
+    (memory,) = (option for option in OPTIONS if option.name == "memory")
+    assert sweep.counts("--x", memory).convert("0..20") == Range(0, 20)

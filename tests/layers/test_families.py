@@ -28,12 +28,13 @@ def small_backbone(name: str, size: int = 32, dtype: torch.dtype = torch.float32
 
 def several(backbone: memtok.Backbone) -> list[memtok.Task]:
     first = tiny_task(backbone, name="a", memory=3, seed=1)
-    return [
+    tasks = [
         first,
         tiny_task(backbone, name="b", memory=0, queries=2, seed=2),
-        tiny_task(backbone, name="c", memory=2, adapter_rank=2, queries=2, extends=[first], readout=2, side=2, seed=3),
-        tiny_task(backbone, name="d", regime="head", memory=0, readout=1, side=3, seed=4),
+        tiny_task(backbone, name="c", memory=2, adapter_rank=2, queries=2, extends=[first], readout=2, side=8, seed=3),
+        tiny_task(backbone, name="d", regime="head", memory=0, readout=1, side=8, seed=4),
     ]
+    return [task.to(backbone.dtype) for task in tasks]
 
 
 @every_family

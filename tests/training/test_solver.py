@@ -39,6 +39,14 @@ def counted(backbone: Backbone) -> Iterator[list[int]]:
         hook.remove()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where a shell has it ignored, as in its background jobs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Signals(Recorder):
     """Ctrl-C during the pass over the images."""
 
@@ -104,7 +112,7 @@ def test_kept_features_give_the_same(backbone: Backbone, data: DataSource, more:
 
 
 def test_a_stopped_pass_is_run_again_and_a_finished_one_is_done(
-    backbone: Backbone, data: DataSource, out: Path
+    backbone: Backbone, data: DataSource, out: Path, interruptible: None
 ) -> None:
     whole, stopped, resumed, done = (reading(backbone, data) for _ in range(4))
     train(whole, data, **RUN)
