@@ -82,7 +82,9 @@ def combined(regime: Regime, given: Mapping[str, Any]) -> tuple[Regime, dict[str
     they are asked for.
     """
     streams = REGIMES["memory"]
-    wanted = [one.name for one in OPTIONS if one.fits(streams) and not one.fits(regime) and given.get(one.name)]
+    wanted = any(
+        one.fits(streams) and not one.fits(regime) and given.get(one.name) not in (None, one.least) for one in OPTIONS
+    )
     if not regime.needs or not wanted:
         return regime, dict(given)
     told = {name: value for name, value in given.items() if value is not None}
