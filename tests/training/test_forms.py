@@ -39,6 +39,10 @@ def test_all_forms_answer_every_image_once_and_the_trunk_runs_once() -> None:
     assert found.name in found.tied
     again = choose_form(backbone, data, **SETTINGS)
     assert again == found
+    slow = choose_form(backbone, data, learning_rate=1e-7, label_smoothing=0.2, **SETTINGS)
+    before, after = ({score.name: score.accuracy for score in one.scores} for one in (found, slow))
+    assert before["ridge"] == after["ridge"]  # it takes no steps
+    assert after["side"] < before["side"]
 
 
 def answers(right: int, of: int = 1000) -> Any:

@@ -58,6 +58,17 @@ AUGMENTATIONS = ("inception", "light", "crop", "none")
 SELECT = ("balanced", "top1", "loss")
 
 AUTO = "auto"  # in place of a regime: one that cross-validation chooses
+# The options that hold for that choice as for the run; others are about views, validations, files, or the length.
+OF_CHOICE: tuple[str, ...] = (
+    "seed",
+    "recipe",
+    "batch_size",
+    "accumulate",
+    "learning_rate",
+    "label_smoothing",
+    "balance",
+)
+OF_CHOICE += ("device", "precision", "workers", "trace_limit", "compile")
 
 
 def configure(parser: Parser) -> None:
@@ -230,8 +241,7 @@ def take_form(options: Namespace, backbone: Backbone, data: DataSource) -> FormC
     from memtok.training import choose_form
     from memtok.training.forms import FORMS, STEPS
 
-    names = ("seed", "recipe", "batch_size", "device", "precision", "workers", "trace_limit")
-    shared = {name: options[name] for name in names if options[name] is not None}
+    shared = {name: options[name] for name in OF_CHOICE if options[name] is not None}
     steps = STEPS if options.steps is None else min(STEPS, options.steps)
     of_steps = [name for name in OF_STEPS if name in options and options[name] != DEFAULTS[name]]
     forms = [name for name, form in FORMS.items() if form.solver == GRADIENT or not of_steps]

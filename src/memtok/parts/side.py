@@ -187,27 +187,11 @@ def by_task(state: Tensor, matrices: Tensor) -> Tensor:
 
 
 def pooled(state: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(K, B, 17, r) the mean of a state (B, g h, K, r) and its means over windows that share the image equally."""
-    weights = windows(grid).to(state)  # (17, g h)
-    batch, patches, tasks, width = state.shape
-    means = weights @ state.reshape(batch, patches, tasks * width)  # (B, 17, K r)
-    return means.reshape(batch, READ, tasks, width).permute(2, 0, 1, 3)
-
-
-def windows(grid: tuple[int, int]) -> Tensor:
-    """(17, g h) the weights of the patches in the mean of all, and in that of each of 4 x 4 windows, row by row.
-
-    Windows are those of adaptive pooling: where 4 does not divide a side they overlap.
-    """
+    """(K, B, 17, r) the mean of a state (B, g h, K, r), and its means over 4 x 4 windows, row by row."""
     import torch
+    from torch.nn import functional as F
 
-    def shares(size: int) -> Tensor:
-        found = torch.zeros(GRID, size)
-        for window in range(GRID):
-            start, end = window * size // GRID, -(-(window + 1) * size // GRID)
-            found[window, start:end] = 1 / (end - start)
-        return found
-
-    rows, columns = map(shares, grid)
-    of_grid = torch.einsum("ag,bh->abgh", rows, columns).reshape(GRID * GRID, -1)
-    return torch.cat([torch.full((1, of_grid.shape[1]), 1 / of_grid.shape[1]), of_grid])
+    batch, _, tasks, width = state.shape
+    image = state.reshape(batch, *grid, tasks * width).permute(0, 3, 1, 2)  # a view, as in `mixed`
+    means = torch.cat([image.mean(dim=(2, 3)).unsqueeze(2), F.adaptive_avg_pool2d(image, GRID).flatten(2)], dim=2)
+    return means.reshape(batch, tasks, width, READ).permute(1, 0, 3, 2)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
+from itertools import product
 from operator import or_
 from typing import Any
 
@@ -50,6 +51,7 @@ FORMS: Mapping[str, Form] = {
 FOLDS = 3
 IMAGES = 3000  # training images that are looked at, at most; 3,000 answers tell 2 points apart
 STEPS = 300
+NOT_SOLVED = (*OF_STEPS, "learning_rates")  # arguments that say nothing to a ridge regression
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,15 +117,17 @@ def choose_form(
     folds: int = FOLDS,
     seed: int = 0,
     forms: Sequence[str] = tuple(FORMS),
+    learning_rate: float | None = None,
     progress: bool | Progress = False,
     **shared: Any,
 ) -> FormChoice:
     """Chooses among `FORMS` by cross-validation on the training images of `data`, without augmentation.
 
     steps: of each form on each fold. images: training images that are looked at, at most, classes in proportion. folds:
-    2 or more. forms: names of those to choose from. shared: arguments of `train` that hold for all, such as batch_size,
-    recipe, device, precision, workers and trace_limit. Deterministic for a seed. Raises MemtokError for bad arguments
-    and for fewer images than folds; a form that diverged is not chosen, and where all did the error says so.
+    2 or more. forms: names of those to choose from. learning_rate, and shared: arguments of `train` that hold
+    for all, such as batch_size, recipe, balance, device, precision, workers and trace_limit. Deterministic for a
+    seed. Raises MemtokError for bad arguments and for fewer images than folds; a form that diverged is not chosen, and
+    where all did the error says so.
     """
     check_count("folds", folds, 2)
     check_count("images", images, folds)
@@ -132,41 +136,38 @@ def choose_form(
     chosen = data.train.take(images, seed)
     if len(chosen) < folds:
         raise MemtokError(f"expected {folds} training images or more, found {len(chosen)}; lower {Argument('folds')}")
-    right: dict[str, Right] = {name: np.zeros(len(chosen), dtype=np.bool_) for name in forms}
-    costs: dict[str, int] = {}
     fold_of = np.empty(len(chosen), dtype=np.int64)
     fold_of[stratified_order(chosen.labels, seed)] = np.arange(len(chosen)) % folds
-    lost: set[str] = set()
     fresh = partial(Task.create, backbone, classes=data.classes, seed=seed)
-    needs = reduce(or_, (needs_of(fresh(name=name, **FORMS[name].options)) for name in forms))
-    with OpenStores(needs) as stores:
-        for fold in range(folds):
+    right: dict[str, Right] = {name: np.zeros(len(chosen), dtype=np.bool_) for name in forms}
+    costs: dict[str, int] = {}
+    with OpenStores(reduce(or_, (needs_of(fresh(name=name, **FORMS[name].options)) for name in forms))) as stores:
+        for fold, solver in product(range(folds), dict.fromkeys(FORMS[name].solver for name in forms)):
             held_out = np.flatnonzero(fold_of == fold)
-            source = replace(
-                data, train=chosen.fold(np.flatnonzero(fold_of != fold)), validation=chosen.fold(held_out), left_out=()
+            rest = chosen.fold(np.flatnonzero(fold_of != fold))
+            tasks = [fresh(name=name, **FORMS[name].options) for name in forms if FORMS[name].solver == solver]
+            given: dict[str, Any] = {"steps": steps} | shared
+            if learning_rate is not None:
+                given["learning_rates"] = [learning_rate] * len(tasks)
+            results = train_together(
+                tasks,
+                replace(data, train=rest, validation=chosen.fold(held_out), left_out=()),
+                seed=seed,
+                solver=solver,
+                augment="none",
+                validation_images=len(held_out),
+                keep_traces="ram",
+                stores=stores,
+                progress=progress,
+                **{name: value for name, value in given.items() if solver == GRADIENT or name not in NOT_SOLVED},
             )
-            for solver in dict.fromkeys(FORMS[name].solver for name in forms):
-                tasks = [fresh(name=name, **FORMS[name].options) for name in forms if FORMS[name].solver == solver]
-                given = {"steps": steps, **shared}
-                results = train_together(
-                    tasks,
-                    source,
-                    seed=seed,
-                    solver=solver,
-                    augment="none",
-                    validation_images=len(held_out),
-                    keep_traces="ram",
-                    stores=stores,
-                    progress=progress,
-                    **{name: value for name, value in given.items() if solver == GRADIENT or name not in OF_STEPS},
-                )
-                for task, result in zip(tasks, results, strict=True):
-                    costs[task.name] = cost(backbone, task.form)
-                    if result.diverged_at is not None or result.validation_right is None:
-                        lost.add(task.name)
-                    else:
-                        right[task.name][held_out] = result.validation_right
-    return chosen_form({name: rows for name, rows in right.items() if name not in lost}, costs, folds, steps)
+            for task, result in zip(tasks, results, strict=True):
+                costs[task.name] = cost(backbone, task.form)
+                if result.diverged_at is not None or result.validation_right is None:
+                    right.pop(task.name, None)
+                elif task.name in right:
+                    right[task.name][held_out] = result.validation_right
+    return chosen_form(right, costs, folds, steps)
 
 
 def chosen_form(right: Mapping[str, Right], costs: Mapping[str, int], folds: int, steps: int) -> FormChoice:
