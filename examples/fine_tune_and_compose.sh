@@ -5,13 +5,13 @@
 #
 # Everything that it needs comes with memtok; fine_tune_and_compose.py does the same in Python. `memtok` and its
 # `python` must be on the PATH (in a checkout: PATH="$PWD/.venv/bin:$PATH"). With your own data and backbone,
-# leave out "${short[@]}": the defaults are meant for that.
+# leave out "${short[@]}": the defaults are meant for that, and choose what a task reads by themselves.
 set -euo pipefail
 
 out="${1:-runs/example}"
 steps="${2:-200}"
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-short=(--steps "$steps" --batch-size 32 --learning-rate 0.03 --augment none --overwrite)
+short=(--regime memory --steps "$steps" --batch-size 32 --learning-rate 0.03 --augment none --overwrite)
 
 # A folder of images, one folder per class. Take your own instead.
 python "$here/make_folder.py" "$out/photos"

@@ -33,6 +33,11 @@ class Difference:
         """Whether the difference is not significant: the interval contains 0."""
         return self.low <= 0 <= self.high
 
+    @property
+    def near(self) -> bool:
+        """Whether the difference is one standard error at most, of which the interval has 1.96 on each side."""
+        return 2 * CONFIDENCE * abs(self.value) <= self.high - self.low
+
     def __neg__(self) -> Difference:
         """The other accuracy minus this one."""
         return Difference(-self.value, -self.high, -self.low)

@@ -16,6 +16,7 @@ import torch
 
 import memtok
 from memtok.header import read_header
+from memtok.training.forms import FORMS
 from memtok.training.settings import DEFAULTS, settings_of
 from tests.cli.conftest import Run
 
@@ -79,11 +80,51 @@ def test_train_chooses_a_form(workspace: Path, run: Run) -> None:
 
 @pytest.mark.slow
 def test_train_may_choose_to_solve(workspace: Path, run: Run) -> None:
-    found = run("train", *ANY_LENGTH, "--regime", "auto", "--out", "new.safetensors", "--json", "new.json")
+    found = run("train", *ANY_LENGTH, "--out", "new.safetensors", "--json", "new.json")
     assert found.code == 0, found.err
     result = load_json("new.json")
-    assert {score["name"] for score in result["form"]["scores"]} == {"ridge", "readout", "side", "readout+side"}
-    assert (result["steps"] == 1) == (result["form"]["name"] == "ridge")
+    assert {score["name"] for score in result["form"]["scores"]} == set(FORMS)
+    assert (result["steps"] == 1) == (FORMS[result["form"]["name"]].solver == "ridge")
+
+
+@pytest.mark.parametrize(
+    ("words", "regime"),
+    [
+        ((), None),
+        (("--memory", "3"), "memory"),
+        (("--extends", "pets.safetensors"), "memory"),
+        (("--recipe", "paper"), "memory"),
+        (("--compare-head",), "memory"),
+        (("--readout", "2", "--regime", "head"), "head"),
+    ],
+)
+def test_a_regime_is_chosen_unless_more_is_said(
+    words: tuple[str, ...], regime: str | None, workspace: Path, run: Run
+) -> None:
+    found = run("train", *QUICK, *words, "--out", "new.safetensors", "--json", "new.json")
+    assert found.code == 0, found.err
+    result = load_json("new.json")
+    assert (result["form"] is None) == (regime is not None)
+    assert result["regime"] in ((regime,) if regime else ("readout", "side"))
+
+
+def test_a_run_goes_on_with_the_form_that_it_began_with(
+    workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("train", *QUICK, "--out", "new.safetensors")
+    assert run(*words).code == 0
+    regime = read_header("new.safetensors")[0]["regime"]
+    monkeypatch.delattr("memtok.training.forms.train_together")  # nothing is chosen again
+    again = run(*words, "--resume", "--json", "new.json")
+    assert again.code == 0, again.err
+    assert load_json("new.json")["regime"] == regime
+    refused = run(*words)
+    assert refused.code == 1
+    assert "--resume" in refused.error
+    assert run("train", *QUICK, "--regime", "memory", "--out", "more-memory.safetensors").code == 0
+    named = run("train", *QUICK, "--out", "more-memory.safetensors", "--resume", "--json", "more.json")
+    assert named.code == 0, named.err
+    assert load_json("more.json")["regime"] == "memory"
 
 
 def test_the_commands_that_train_suggests_work(workspace: Path, run: Run) -> None:
@@ -499,7 +540,7 @@ def test_verify_without_tasks(workspace: Path, run: Run) -> None:
 
 
 def test_inspect_says_all_of_a_task(workspace: Path, run: Run) -> None:
-    assert run("train", *QUICK, "--out", "new.safetensors").code == 0
+    assert run("train", *QUICK, "--regime", "memory", "--out", "new.safetensors").code == 0
     found = run("inspect", "new.safetensors", "--json", "i.json")
     assert found.code == 0
     (header,) = read_header("new.safetensors")

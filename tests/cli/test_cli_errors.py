@@ -478,7 +478,7 @@ def test_training_over_an_unfinished_run(workspace: Path, run: Run, monkeypatch:
             raise KeyboardInterrupt
         return original(self, step, *more)  # type: ignore[arg-type]
 
-    quick = (*TRAIN, "--steps", "4", "--batch-size", "4")
+    quick = (*TRAIN, "--regime", "memory", "--steps", "4", "--batch-size", "4")
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", interrupted)
         patch.setattr("memtok.training.plan.VALIDATIONS", 4)
@@ -590,7 +590,7 @@ def test_a_signal_saves_the_training(
         if step == 3:
             signal.raise_signal(number)
 
-    quick = (*TRAIN, "--steps", "9", "--batch-size", "4")
+    quick = (*TRAIN, "--regime", "memory", "--steps", "9", "--batch-size", "4")
     with monkeypatch.context() as patch:
         patch.setattr("memtok.training.plan.VALIDATIONS", 2)
         patch.setattr(RichProgress, "step", stop)

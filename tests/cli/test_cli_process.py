@@ -131,7 +131,7 @@ def test_a_terminal_without_accents(workspace: Path) -> None:
 def test_an_interrupted_training_goes_on(original: Path, tmp_path: Path) -> None:
     out = tmp_path / "new.safetensors"
     words = ["train", "--backbone", str(original / "tiny.safetensors"), "--data", "digits", "--device", "cpu"]
-    words += ["--steps", "100000", "--out", str(out)]
+    words += ["--regime", "memory", "--steps", "100000", "--out", str(out)]
     environment = {**os.environ, "MEMTOK_DATA": str(tmp_path / "data")}
     with subprocess.Popen(
         [*MEMTOK, *words],

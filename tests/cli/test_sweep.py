@@ -77,7 +77,7 @@ def test_traces_are_kept_for_all_passes_and_for_later_runs(workspace: Path, run:
     assert found.err.count("keeping traces (traces)") == 1
     assert "2 configurations in 2 passes" in found.err
     assert (workspace / "traces" / "manifest.json").exists()
-    alone = run("train", *QUICK, *traces, "--split", "80-20", "--out", "alone.safetensors")
+    alone = run("train", *QUICK, *traces, "--regime", "memory", "--split", "80-20", "--out", "alone.safetensors")
     assert alone.code == 0, alone.err
     assert "; 0 were there before" not in alone.out
     assert "were there before" in alone.out

@@ -27,6 +27,7 @@ CELLS = 5  # of memory in every layer
 PROMPTS = 10  # of VPT, in every layer
 RANK = 8  # of LoRA
 SIDE = 16  # width of a side stream
+DEFAULT = "default"  # the column of `memtok train` without options
 TASK_RATE, FULL_RATE = RECIPES["default"].learning_rate, RECIPES["default"].full_learning_rate
 
 
@@ -35,8 +36,8 @@ class Column:
     """One method.
 
     title: for tables. create: makes what is trained; None for what is solved on features of the frozen trunk, see
-    `fitted.FITS`. composes: whether it is a task that shares the trunk's pass with others. rates: the peak learning
-    rates to choose among. lengths: of the run, as multiples of the steps of the table.
+    `fitted.FITS`, and for `DEFAULT`. composes: whether it is a task that shares the trunk's pass with others. rates:
+    the peak learning rates to choose among. lengths: of the run, as multiples of the steps of the table.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Column:
 
     @property
     def fitted(self) -> bool:
-        """Whether it is solved on features, without steps."""
+        """Whether there is nothing to choose: no rate, length or augmentation."""
         return self.create is None
 
 
@@ -97,6 +98,7 @@ COLUMNS: dict[str, Column] = {
         Column(name="logistic", title="logistic regression, last level"),
         Column(name="logistic-levels", title="logistic regression, all levels"),
         Column(name="ridge", title="ridge, all levels"),
+        Column(name=DEFAULT, title="memtok train, no options", composes=True),
         task("readout", "readout", "readout"),
         task("readout-memory", "readout + memory", "memory", readout=ALL, memory=CELLS),
         task("side", "side stream", "side", side=SIDE),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,8 +33,10 @@ class Sealed:
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> Self:
-        """ValueError for other fields than its own."""
-        if set(value) != {field.name for field in fields(cls)}:
+        """ValueError for other fields than its own; those with a default may be missing, in records of before."""
+        own = fields(cls)
+        needed = {field.name for field in own if field.default is MISSING}
+        if not needed <= set(value) <= {field.name for field in own}:
             raise ValueError("other fields than those of a record")
         return cls(**value)
 
@@ -44,7 +46,8 @@ class TrialRecord(Sealed):
     """One method on one row at one choice of settings with one seed.
 
     rate: the peak learning rate, None for what is fitted; strength: C of the logistic regression or the strength of the
-    ridge, None for what is trained. varied: whether training images were augmented. timed: whether `steps` follow from
+    ridge, None for what is trained. form: what was chosen among `memtok.training.forms.FORMS`, None for columns that
+    say themselves what is made. varied: whether training images were augmented. timed: whether `steps` follow from
     a budget of time. validation: top-1 accuracy there, in [0, 1]; 0 if it `diverged`. parameters: that train, head
     included. bytes: of the file of the result. seconds: of its steps, or of the fit; of runs that share a pass
     (`together`) an equal share of the time of all. trunk_seconds: of the pass over the training images whose features
@@ -77,6 +80,7 @@ class TrialRecord(Sealed):
     content: str
     device: str
     versions: dict[str, str]
+    form: str | None = None
 
     def __post_init__(self) -> None:
         require(is_number(self.validation) and 0 <= self.validation <= 1, "validation in [0, 1]", self.validation)

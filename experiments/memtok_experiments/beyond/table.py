@@ -32,7 +32,8 @@ NONE = "–"
 class Cell:
     """A column on a row.
 
-    timed: in the time of another column, in place of as many steps. rate, varied, steps, strength: what was chosen.
+    timed: in the time of another column, in place of as many steps. rate, varied, steps, strength, forms: what was
+    chosen, forms with each seed anew.
     mean, std: top-1 of the test images over `seeds`; std None for one seed. balanced: mean recall. compared: with the
     columns `REFERENCES`, this minus that, where both were tested. seconds: of training from images to the result,
     mean over the seeds; tried: of choices.
@@ -50,6 +51,7 @@ class Cell:
     compared: dict[str, Difference]
     rate: float | None
     strength: float | None
+    forms: tuple[str, ...]
     varied: bool
     steps: int
     tried: int
@@ -119,6 +121,7 @@ def make_cell(key: tuple[str, str, bool], chosen: Mapping[tuple[str, str, bool],
         compared={name: compare(own, others) for name, others in references.items()},
         rate=first.rate,
         strength=first.strength,
+        forms=tuple(one.record.form for one in own if one.record.form is not None),
         varied=first.varied,
         steps=first.steps,
         tried=tried,
@@ -159,7 +162,18 @@ def bootstrap(ones: Sequence[Right], others: Sequence[Right], *, draws: int = DR
 HEADS = (
     *("row", "column", "budget", "seeds", "test_images", "top1", "std", "balanced", "validation"),
     *(f"minus_{name}{end}" for name in REFERENCES for end in ("", "_low", "_high")),
-    *("rate", "strength", "augmented", "steps", "tried", "parameters", "bytes", "seconds", "cost_class_tokens"),
+    *(
+        "rate",
+        "strength",
+        "forms",
+        "augmented",
+        "steps",
+        "tried",
+        "parameters",
+        "bytes",
+        "seconds",
+        "cost_class_tokens",
+    ),
 )
 
 
@@ -184,6 +198,7 @@ def csv_line(cell: Cell) -> list[object]:
         *compared,
         "" if cell.rate is None else f"{cell.rate:g}",
         "" if cell.strength is None else f"{cell.strength:g}",
+        " ".join(cell.forms),
         *(int(cell.varied), cell.steps, cell.tried, cell.parameters, cell.bytes),
         *(f"{cell.seconds:.2f}", f"{cell.cost:.4f}"),
     ]
@@ -270,6 +285,8 @@ def costs(cells: Sequence[Cell]) -> Iterable[str]:
 
 def chosen_words(cell: Cell) -> str:
     """rate 0.01, augmented, 500 steps."""
+    if cell.forms:
+        return ", ".join(dict.fromkeys(cell.forms))
     if cell.rate is None:
         return f"strength {cell.strength:g}"
     return f"rate {cell.rate:g}, {'augmented' if cell.varied else 'plain'}, {cell.steps:,} steps"

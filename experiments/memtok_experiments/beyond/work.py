@@ -28,12 +28,14 @@ from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
 from memtok.files import write_json
 from memtok.folders import check_fixed, locked, read_settings, slug
+from memtok.intervals import Right
 from memtok.runs import cost as cost_together
 from memtok.traces import OpenStores
 from memtok.training.plan import make_plan
-from memtok.training.regimes import forward_of
+from memtok.training.regimes import Trainable, forward_of
 from memtok.training.settings import DEFAULTS, Settings, default_workers
-from memtok_experiments.beyond.columns import COLUMNS, Column, find_columns
+from memtok_experiments.beyond.columns import COLUMNS, DEFAULT, Column, find_columns
+from memtok_experiments.beyond.default import train_default
 from memtok_experiments.beyond.fitted import FITS, Features, features
 from memtok_experiments.beyond.records import AnswersRecord, Found, TrialRecord, best_of
 from memtok_experiments.beyond.rows import Row, find_rows
@@ -249,6 +251,11 @@ class Work:
         ]
         if not missing:
             return
+        for trial in [trial for trial in missing if trial.column.name == DEFAULT]:
+            missing.remove(trial)
+            self.take_default(place, trial)
+        if not missing:
+            return
         levels = any(FITS[trial.column.name][0] for trial in missing)
         parts = place.source.train, place.source.validation, place.source.test
         read = [features(self.backbone, part, batch_size=64, workers=self.workers, levels=levels) for part in parts]
@@ -287,6 +294,15 @@ class Work:
         self.listener.done(place.row.name, trial, record)
         self.listener.tested(place.row.name, trial, tested.top1, tested.images)
 
+    def take_default(self, place: Place, trial: Trial) -> None:
+        """What `memtok train` makes where nobody says what: writes the task, its test, then its record."""
+        task, record = train_default(place, trial, self.steps(place.source))
+        tested = AnswersRecord.of(self.right_of(task, place), place.source.test.labels)
+        tested.write(place.test_path(trial))
+        record.write(place.path(trial))
+        self.listener.done(place.row.name, trial, record)
+        self.listener.tested(place.row.name, trial, tested.top1, tested.images)
+
     def timed(self, place: Place) -> list[Trial]:
         """The chosen trials again, each with as many steps as the time of the column `equal_time` allows.
 
@@ -315,7 +331,6 @@ class Work:
 
     # Testing
 
-    @torch.no_grad()
     def test(self, place: Place) -> None:
         """Tests the chosen trials of a seed, and the timed ones, that were not tested yet."""
         trials = [self.chosen(place.row, column, place.seed) for column in self.columns if not column.fitted]
@@ -331,9 +346,13 @@ class Work:
             tested.write(place.test_path(trial))
             self.listener.tested(place.row.name, trial, tested.top1, tested.images)
 
-    def answered_right(self, trial: Trial, place: Place) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """(test images,) bool: which are answered right."""
-        model = load(trial, place)
+    def answered_right(self, trial: Trial, place: Place) -> Right:
+        """(test images,) bool: which a trial answers right."""
+        return self.right_of(load(trial, place), place)
+
+    @torch.no_grad()
+    def right_of(self, model: Trainable, place: Place) -> Right:
+        """(test images,) bool: which it answers right."""
         model.eval()
         forward = forward_of([model])
         normalise = Normaliser(self.backbone.preprocessing)

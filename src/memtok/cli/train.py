@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from memtok.cli.options import (
 from memtok.cli.output import check_apart, check_outputs, note_left_out, recall_words, say, table, write_result
 from memtok.display import percent, shown_bytes
 from memtok.errors import MemtokError
-from memtok.launch import check_launch, is_first_process
+from memtok.launch import check_launch, is_first_process, launched_processes
 from memtok.parts import CHOICES, OPTIONS, choose, combined, more_than_head
 from memtok.preprocessing import check_range
 from memtok.regimes import COMPOSABLE, REGIMES
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from memtok.backbone import Backbone
     from memtok.data import DataSource
     from memtok.training import FormChoice, TrainResult
+    from memtok.training.forms import Form
     from memtok.training.regimes import Trainable
 
 USAGE = "--backbone SRC --data SPEC --out FILE.safetensors"
@@ -58,6 +60,7 @@ AUGMENTATIONS = ("inception", "light", "crop", "none")
 SELECT = ("balanced", "top1", "loss")
 
 AUTO = "auto"  # in place of a regime: one that cross-validation chooses
+NAMED = "memory"  # the regime of a command that says what a task has, but names none
 # The options that hold for that choice as for the run; others are about views, validations, files, or the length.
 OF_CHOICE: tuple[str, ...] = (
     "seed",
@@ -86,7 +89,8 @@ def configure(parser: Parser) -> None:
     add(parser, "--name", None, "NAME", "what the task is called (default: FILE without its ending)")
     regimes = "; ".join(f"{regime.name}: {regime.trains}" for regime in REGIMES.values())
     regimes += f"; {AUTO}: readout, side or both, whichever cross-validation favours"
-    add(parser, "--regime", one_of("--regime", (*REGIMES, AUTO)), "R", regimes, "memory")
+    regimes += f" (default: {AUTO}; {NAMED} with options that it does not choose among)"
+    add(parser, "--regime", one_of("--regime", (*REGIMES, AUTO)), "R", regimes)
     for option in OPTIONS:
         flag = f"--{option.name.replace('_', '-')}"
         values = option.values
@@ -117,6 +121,7 @@ def run(options: Namespace) -> int:
     check_outputs(options.json, options.out, inputs=inputs, pictures=[options.data])
     check_outputs(options.json, inputs=[options.backbone])
     check_apart([options.data], out=Path(options.out).with_suffix(".run"), trace_dir=options.trace_dir)
+    options.regime = options.regime or usual_regime(options)
     check_regime(options)
     if options.pixel_range is not None:
         with arguments():
@@ -127,8 +132,8 @@ def run(options: Namespace) -> int:
     from memtok.training import train
 
     check_compiler(options)
-    trainable, data, choice = prepare(options)
-    settings |= {} if choice is None else {"solver": choice.solver}
+    trainable, data, choice = prepare(options, settings)
+    settings["solver"] = options.solver
     result = train(trainable, data, progress=True, **settings)
     if is_first_process():  # the first of several processes speaks for all
         write_result(options.json, summary(trainable, result, choice))
@@ -136,12 +141,33 @@ def run(options: Namespace) -> int:
     return 0
 
 
+def usual_regime(options: Namespace) -> str:
+    """That of a command which names none; of a run that goes on, the one that it began with."""
+    began = str(begun_run(options).get("regime", AUTO))
+    if began not in (AUTO, "readout", "side"):
+        return began
+    named = said_of_task(options) or options.compare_head or options.recipe != "default" or launched_processes() > 1
+    return NAMED if named else AUTO
+
+
+def begun_run(options: Namespace) -> dict[str, Any]:
+    """The configuration of the run that goes on, empty where there is none."""
+    path = Path(options.out).with_suffix(".run") / "config.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if options.resume and path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def said_of_task(options: Namespace) -> list[str]:
+    """The options given of what a task has and how it is trained, which `auto` chooses."""
+    given = [name for name, value in part_options(options).items() if value is not None]
+    given += [name for name in ("solver", "start") if options[name] != DEFAULTS[name]]
+    return [*given, *(["extends"] if options.extends else [])]
+
+
 def check_regime(options: Namespace) -> None:
     """UsageError for options that the regime does not have."""
     if options.regime == AUTO:
-        given = [name for name, value in part_options(options).items() if value is not None]
-        given += [name for name in ("solver", "start") if options[name] != DEFAULTS[name]]
-        for name in [*given, *(["extends"] if options.extends else [])]:
+        for name in said_of_task(options):
             raise UsageError(
                 f"expected no --{name.replace('_', '-')} with --regime {AUTO}, which chooses what a task has and how "
                 "it is trained, found one; leave it out, or name a regime"
@@ -199,11 +225,13 @@ def check_compiler(options: Namespace) -> None:
     check_inductor(torch.device("cuda" if gpu else "cpu"))
 
 
-def prepare(options: Namespace) -> tuple[Trainable, DataSource, FormChoice | None]:
+def prepare(options: Namespace, settings: dict[str, Any]) -> tuple[Trainable, DataSource, FormChoice | None]:
     """What is to be trained, new, its data, and the choice of its form where that was asked for."""
     from memtok.cli.sources import open_backbone, read_files, revived
     from memtok.task import check_extends
     from memtok.training import RichProgress, create
+    from memtok.training.saving import check_replaces_nothing
+    from memtok.training.settings import Settings
 
     stored = read_files(options.extends or [])
     backbone: Backbone = open_backbone(
@@ -220,7 +248,11 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource, FormChoice | Non
     if options.regime != AUTO:  # before the data is opened and its split written
         check_extends(options.name, backbone, REGIMES[options.regime], extends)
     data = open_shown(options, RichProgress())
-    choice = take_form(options, backbone, data) if options.regime == AUTO else None
+    if options.regime == AUTO:
+        check_replaces_nothing(Settings(**settings))  # before the time that a choice takes
+        choice = take_form(options, backbone, data)
+    else:
+        choice = None
     trainable = create(
         backbone,
         regime=options.regime,
@@ -236,20 +268,30 @@ def prepare(options: Namespace) -> tuple[Trainable, DataSource, FormChoice | Non
     return trainable, data, choice
 
 
-def take_form(options: Namespace, backbone: Backbone, data: DataSource) -> FormChoice:
-    """Chooses regime and parts, and sets these options."""
+def take_form(options: Namespace, backbone: Backbone, data: DataSource) -> FormChoice | None:
+    """Chooses regime and parts, and sets these options; None where a run goes on with what it has."""
     from memtok.training import choose_form
-    from memtok.training.forms import FORMS, STEPS
+    from memtok.training.forms import FORMS, STEPS, form_of_run
 
+    begun = form_of_run(begun_run(options), backbone, data.classes)
+    if begun is not None:
+        take(options, FORMS[begun])
+        say(f"form {begun}, as this run began")
+        return None
     shared = {name: options[name] for name in OF_CHOICE if options[name] is not None}
     steps = STEPS if options.steps is None else min(STEPS, options.steps)
     of_steps = [name for name in OF_STEPS if name in options and options[name] != DEFAULTS[name]]
     forms = [name for name, form in FORMS.items() if form.solver == GRADIENT or not of_steps]
     choice = choose_form(backbone, data, steps=steps, forms=forms, progress=True, **shared)
-    for name, value in {**choice.options, "solver": choice.solver}.items():
-        options[name] = value
+    take(options, FORMS[choice.name])
     say(str(choice))
     return choice
+
+
+def take(options: Namespace, form: Form) -> None:
+    """Sets the options that make a form."""
+    for name, value in {**form.options, "solver": form.solver}.items():
+        options[name] = value
 
 
 def open_shown(options: Namespace, progress: Any) -> DataSource:

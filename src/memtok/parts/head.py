@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HEAD_STD = 0.02
+BESIDE_SIDE = 0.1  # rate beside a side stream, over that of class tokens
 
 
 class Head(Part):
@@ -44,11 +45,15 @@ class Head(Part):
         return None if len(tensors["class_tokens"]) else ("features", ())
 
     def rate(self, trunk: Trunk, form: Form) -> float:
-        """That of a readout where it reads the base class token only, which is one vector more among those.
+        """Where it reads the base class token only, that of a readout beside it, or less beside a side stream.
 
-        At a rate of its own a head moves the answers more than all that the readout reads: docs/training.md.
+        At a rate of its own a head moves the answers more than all else that is read: docs/training.md.
         """
-        return 1.0 if form["queries"] or not form["readout"] else rate_of_features(trunk, form)
+        if form["queries"]:
+            return 1.0
+        if form["readout"]:
+            return rate_of_features(trunk, form)
+        return BESIDE_SIDE if form["side"] else 1.0
 
     def cost(self, trunk: Trunk, form: Form) -> int:
         return int(inputs(trunk, form) * form["classes"])

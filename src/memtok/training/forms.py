@@ -1,4 +1,7 @@
-"""Which form a task gets where nobody says: the cheapest one that cross-validation cannot tell from the best.
+"""Which form a task gets where nobody says: the cheapest one as good as the best within one standard error.
+
+That rule is of Breiman et al., Classification and Regression Trees, 1984, section 3.4.3. A 95 % interval, which is
+twice as wide, let cheap forms win that were 2 points behind.
 
 All forms train together on all but one fold of the training images and answer that fold, fold after fold, so that every
 image is answered once by each form, and forms are compared image by image (`memtok.intervals.paired`). The trunk runs
@@ -22,11 +25,12 @@ from memtok.data import DataSource
 from memtok.data.splits import stratified_order
 from memtok.errors import Argument, MemtokError
 from memtok.intervals import Difference, Right, paired
+from memtok.meter import Meter
 from memtok.parts import cost
 from memtok.task import Task
 from memtok.traces import OpenStores
 from memtok.training.feed import needs_of
-from memtok.training.progress import Progress
+from memtok.training.progress import Progress, RichProgress, RunInfo
 from memtok.training.recipes import GRADIENT
 from memtok.training.settings import OF_STEPS, RIDGE
 from memtok.training.together import train_together
@@ -41,12 +45,14 @@ class Form:
 
 
 FORMS: Mapping[str, Form] = {
+    "ridge-class-mean": Form({"regime": "readout", "statistics": "class+mean"}, RIDGE),
     "ridge": Form({"regime": "readout"}, RIDGE),
     "readout": Form({"regime": "readout"}),
     "side": Form({"regime": "side"}),
     "readout+side": Form({"regime": "readout", "side": 16}),
 }
 """Those to choose from; of equal cost in a forward pass the one that is trained faster comes first."""
+
 
 FOLDS = 3
 IMAGES = 3000  # training images that are looked at, at most; 3,000 answers tell 2 points apart
@@ -85,8 +91,8 @@ class FormChoice:
 
     @property
     def tied(self) -> tuple[str, ...]:
-        """The forms that cannot be told from the best one, itself among them, best first."""
-        return tuple(score.name for score in self.scores if score is self.scores[0] or score.behind.tied)
+        """The forms within one standard error of the best one, itself among them, best first."""
+        return tuple(score.name for score in self.scores if score is self.scores[0] or score.behind.near)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able."""
@@ -101,11 +107,34 @@ class FormChoice:
     def __str__(self) -> str:
         """In one line."""
         found = ", ".join(f"{score.name} {100 * score.accuracy:.1f} %" for score in self.scores)
-        why = "the best" if len(self.tied) == 1 else f"the cheapest of {len(self.tied)} that cannot be told apart"
+        count = len(self.tied)
+        why = "the best" if count == 1 else f"the cheapest of {count} within one standard error of the best"
         return (
             f"form {self.name}, {why}; top-1 of {self.images:,} training images in {self.folds}-fold cross-validation "
             f"of {self.steps} steps: {found}"
         )
+
+
+class Folds(RichProgress):
+    """A bar for each run of the cross-validation; what they have to say, the run that follows says again."""
+
+    def __init__(self, runs: int) -> None:
+        super().__init__()
+        self.runs, self.begun = runs, 0
+
+    def message(self, text: str) -> None:
+        if not self.begun:
+            super().message(text)
+
+    def start(self, info: RunInfo) -> None:
+        self.close()
+        self.begun += 1
+        if info.solver == GRADIENT:
+            what = f"choosing a form, run {self.begun} of {self.runs}"
+            self.meter = Meter(self.console, what, info.steps, info.start_step)
+
+    def validation(self, row: Mapping[str, Any], best: bool) -> None:
+        """Shown at the end, of all folds together."""
 
 
 def choose_form(
@@ -141,8 +170,10 @@ def choose_form(
     fresh = partial(Task.create, backbone, classes=data.classes, seed=seed)
     right: dict[str, Right] = {name: np.zeros(len(chosen), dtype=np.bool_) for name in forms}
     costs: dict[str, int] = {}
+    solvers = list(dict.fromkeys(FORMS[name].solver for name in forms))
+    shown = Folds(folds * len(solvers)) if progress is True else progress
     with OpenStores(reduce(or_, (needs_of(fresh(name=name, **FORMS[name].options)) for name in forms))) as stores:
-        for fold, solver in product(range(folds), dict.fromkeys(FORMS[name].solver for name in forms)):
+        for fold, solver in product(range(folds), solvers):
             held_out = np.flatnonzero(fold_of == fold)
             rest = chosen.fold(np.flatnonzero(fold_of != fold))
             tasks = [fresh(name=name, **FORMS[name].options) for name in forms if FORMS[name].solver == solver]
@@ -158,7 +189,7 @@ def choose_form(
                 validation_images=len(held_out),
                 keep_traces="ram",
                 stores=stores,
-                progress=progress,
+                progress=shown,
                 **{name: value for name, value in given.items() if solver == GRADIENT or name not in NOT_SOLVED},
             )
             for task, result in zip(tasks, results, strict=True):
@@ -186,7 +217,7 @@ def chosen_form(right: Mapping[str, Right], costs: Mapping[str, int], folds: int
         )
         for name in order
     )
-    tied = [score for score in scores if score is scores[0] or score.behind.tied]
+    tied = [score for score in scores if score is scores[0] or score.behind.near]
     name = min(tied, key=lambda score: (score.cost, list(FORMS).index(score.name))).name
     return FormChoice(
         name=name,
@@ -197,3 +228,14 @@ def chosen_form(right: Mapping[str, Right], costs: Mapping[str, int], folds: int
         folds=folds,
         steps=steps,
     )
+
+
+def form_of_run(config: Mapping[str, Any], backbone: Backbone, classes: Sequence[str]) -> str | None:
+    """The name of the form that a run began with, by its `config.json`; None for another task or an empty config."""
+    for name, form in FORMS.items():
+        task = Task.create(backbone, name=name, classes=classes, seed=0, **form.options)
+        shapes = {key: list(parameter.shape) for key, parameter in task.named_parameters()}
+        wanted = {"regime": task.regime, "shapes": shapes, "solver": form.solver, **task.choices}
+        if all(config.get(key) == value for key, value in wanted.items()):
+            return name
+    return None
