@@ -83,7 +83,7 @@ def test_train_may_choose_to_solve(workspace: Path, run: Run) -> None:
     found = run("train", *ANY_LENGTH, "--out", "new.safetensors", "--json", "new.json")
     assert found.code == 0, found.err
     result = load_json("new.json")
-    assert {score["name"] for score in result["form"]["scores"]} == set(FORMS)
+    assert {score["name"] for score in result["form"]["scores"]} == set(FORMS) - {"ridge-low-rank"}  # for more classes
     assert (result["steps"] == 1) == (FORMS[result["form"]["name"]].solver == "ridge")
 
 

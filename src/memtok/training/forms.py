@@ -45,13 +45,17 @@ class Form:
 
 
 FORMS: Mapping[str, Form] = {
+    "ridge-low-rank": Form({"regime": "readout", "statistics": "class+mean", "readout_rank": 32}, RIDGE),
     "ridge-class-mean": Form({"regime": "readout", "statistics": "class+mean"}, RIDGE),
     "ridge": Form({"regime": "readout"}, RIDGE),
     "readout": Form({"regime": "readout"}),
     "side": Form({"regime": "side"}),
     "readout+side": Form({"regime": "readout", "side": 16}),
 }
-"""Those to choose from; of equal cost in a forward pass the one that is trained faster comes first."""
+"""Those to choose from; of equal cost in a forward pass the one that is trained faster comes first.
+
+A rank above half the number of classes saves little, and is not tried.
+"""
 
 
 FOLDS = 3
@@ -153,15 +157,14 @@ def choose_form(
     """Chooses among `FORMS` by cross-validation on the training images of `data`, without augmentation.
 
     steps: of each form on each fold. images: training images that are looked at, at most, classes in proportion. folds:
-    2 or more. forms: names of those to choose from. learning_rate, and shared: arguments of `train` that hold
-    for all, such as batch_size, recipe, balance, device, precision, workers and trace_limit. Deterministic for a
-    seed. Raises MemtokError for bad arguments and for fewer images than folds; a form that diverged is not chosen, and
-    where all did the error says so.
+    2 or more. forms: names of those to choose from; one of a rank above half the classes is left out.
+    learning_rate, and shared: arguments of `train` that hold for all, such as batch_size, recipe, balance, device,
+    precision, workers and trace_limit. Deterministic for a seed. Raises MemtokError for bad arguments and for fewer
+    images than folds; a form that diverged is not chosen, and where all did the error says so.
     """
     check_count("folds", folds, 2)
     check_count("images", images, folds)
-    for name in forms:
-        check_choice("forms", name, tuple(FORMS))
+    forms = fitting(forms, len(data.classes))
     chosen = data.train.take(images, seed)
     if len(chosen) < folds:
         raise MemtokError(f"expected {folds} training images or more, found {len(chosen)}; lower {Argument('folds')}")
@@ -199,6 +202,19 @@ def choose_form(
                 elif task.name in right:
                     right[task.name][held_out] = result.validation_right
     return chosen_form(right, costs, folds, steps)
+
+
+def fitting(forms: Sequence[str], classes: int) -> list[str]:
+    """Those of the forms that are worth a try with so many classes; MemtokError for unknown ones, and if none is."""
+    for name in forms:
+        check_choice("forms", name, tuple(FORMS))
+    found = [name for name in forms if 2 * FORMS[name].options.get("readout_rank", 0) <= classes]
+    if not found:
+        raise MemtokError(
+            f"expected {Argument('forms')} for {classes} classes, found {', '.join(forms) or 'none'}; name others",
+            argument="forms",
+        )
+    return found
 
 
 def chosen_form(right: Mapping[str, Right], costs: Mapping[str, int], folds: int, steps: int) -> FormChoice:
