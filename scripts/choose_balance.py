@@ -19,7 +19,7 @@ import numpy as np
 
 import memtok
 from memtok.data import DataSource, ImageSet
-from memtok.training.settings import BALANCE
+from memtok.training.recipes import BALANCE
 
 LARGEST, HELD_OUT, TESTED = 600, 100, 1000  # training and validation images of the first class; test images
 FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # options of the task, settings of its training

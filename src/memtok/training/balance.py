@@ -1,8 +1,9 @@
 """Classes with unequal numbers of images: what training does so that the large ones do not decide alone.
 
 weights: each image counts in the loss by one over the images of its class. sampling: each class is shown equally often,
-see `memtok.data.batches`. logits: the logarithm of each class's share of the images is added to its logit, in the loss
-of training only (Menon et al., ICLR 2021, arXiv:2007.07314, equation 10 with tau = 1). Validation counts as it is.
+see `memtok.data.batches`. logits: the logarithm of each class's share of the images, up to a constant, is added to its
+logit, in the loss of training only (Menon et al., ICLR 2021, arXiv:2007.07314, equation 10 with tau = 1). Validation
+counts as it is.
 
 Letters for shapes: B images of a batch, C classes.
 """
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from memtok.data.splits import Indices
 from memtok.training.plan import Plan
-from memtok.training.settings import LOGITS, SAMPLING, WEIGHTS
+from memtok.training.recipes import LOGITS, SAMPLING, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,12 @@ def class_weights(labels: Indices, classes: int) -> Tensor:
 
 
 def log_shares(labels: Indices, classes: int) -> Tensor:
-    """(C,) float32: the logarithm of each class's share of the images; a class without any counts as one image."""
-    return (counts(labels, classes).clamp(min=1) / len(labels)).log().float()
+    """(C,) float32: the logarithm of each class's share of the images over the largest one; 0 where all are equal.
+
+    A class without any images counts as one image.
+    """
+    images = counts(labels, classes).clamp(min=1)
+    return (images / images.max()).log().float()
 
 
 def closed_form_weights(balance: str, labels: Indices, classes: int) -> Tensor | None:

@@ -35,9 +35,9 @@ from memtok.training.compiler import Compiler
 from memtok.training.device import Processes
 from memtok.training.plan import Plan
 from memtok.training.progress import Progress
-from memtok.training.recipes import GRADIENT
+from memtok.training.recipes import GRADIENT, SAMPLING
 from memtok.training.regimes import Trainable
-from memtok.training.settings import SAMPLING, Settings, default_workers
+from memtok.training.settings import Settings, default_workers
 
 Batches = Iterator[tuple[Tensor | KeptBatch, Tensor, Tensor]]
 """Pixels (B, 3, H, W) uint8 or traces of images, labels (B,) int64, indices in the image set (B,) int64."""

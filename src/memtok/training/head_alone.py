@@ -27,9 +27,9 @@ from memtok.task import Task
 from memtok.traces import KeptBatch
 from memtok.training.feed import Feed
 from memtok.training.plan import Plan
-from memtok.training.recipes import GRADIENT
+from memtok.training.recipes import GRADIENT, SAMPLING
 from memtok.training.regimes import Trainable
-from memtok.training.settings import BALANCED, SAMPLING
+from memtok.training.settings import BALANCED
 from memtok.training.state import Validation
 from memtok.training.trainer import Trainer, found
 

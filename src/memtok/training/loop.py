@@ -62,7 +62,8 @@ def train(task: Trainable, data: str | DataSource | Any, settings: Settings) -> 
     start: "zero" or "ridge", where a readout starts: at no change of the answers, or at the ridge regression of the
         labels on all that it reads, its strength chosen by cross-fitting; needs a task with a readout.
     balance: "none", or for classes of unequal size "weights" (one over the images of a class, in the loss), "sampling"
-        (an epoch shows each class equally often) or "logits" (logit adjustment, in the loss); see docs/training.md.
+        (an epoch shows each class equally often) or "logits" (logit adjustment, in the loss); by default what the
+        recipe says, "default" of the recipes has "logits". See docs/training.md.
     solver: "gradient" or "ridge": with the latter that ridge regression is the trained task, after one pass over the
         images and no step. It needs a task that trains a readout and a head alone, such as one of regime "readout".
         Images are looked at as they are unless augment, flip, views or keep_traces is given, then in all their views.

@@ -20,8 +20,9 @@ from memtok.task import Task
 from memtok.traces import KeptBatch
 from memtok.training.balance import closed_form_weights, log_shares
 from memtok.training.feed import Batches
+from memtok.training.recipes import LOGITS
 from memtok.training.ridge import TOLERANCE, Ridge, fit_ridge
-from memtok.training.settings import LOGITS, RIDGE
+from memtok.training.settings import RIDGE
 from memtok.training.setup import Setup
 from memtok.training.trainer import Trainer
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import memtok.data
 from memtok.errors import Argument, MemtokError
 from memtok.regimes import REGIMES
-from memtok.training.recipes import GRADIENT, Recipe, find_recipe, images_seen
-from memtok.training.settings import BALANCED, FIXED, SAMPLING, SETTINGS, VIEWS, Settings
+from memtok.training.recipes import GRADIENT, SAMPLING, Recipe, find_recipe, images_seen
+from memtok.training.settings import BALANCED, FIXED, SETTINGS, VIEWS, Settings
 from memtok.values import MOST
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Plan(Settings):
     learning_rate: float
     weight_decay: float
     label_smoothing: float
+    balance: str
     augment: str
     flip: bool
     validate_every: int
@@ -125,6 +126,7 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
         "learning_rate": peak if settings.learning_rate is None else float(settings.learning_rate),
         "weight_decay": recipe.weight_decay if settings.weight_decay is None else float(settings.weight_decay),
         "label_smoothing": smoothing,
+        "balance": settings.balance or recipe.balance,
         "seed": int(settings.seed),
         "augment": augment,
         "flip": data.variation is None

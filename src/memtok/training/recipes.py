@@ -13,6 +13,7 @@ import memtok.data
 from memtok.errors import MemtokError
 
 GRADIENT = "gradient"  # the solver that a recipe is for
+BALANCE = UNBALANCED, WEIGHTS, SAMPLING, LOGITS = "none", "weights", "sampling", "logits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +22,11 @@ class Recipe:
 
     optimizer: "sgd" (with `momentum`) or "adamw" (with `betas`). learning_rate: the peak, for tasks;
     full_learning_rate: the peak where the whole backbone trains. weight_decay: of matrices; class tokens, memory,
-    biases and norms never decay. label_smoothing: the share of every target that is spread over all classes. augment:
-    what stands in place of an augmentation that a data set has by default. by_part: each part of a task has a rate of
-    its own, learning_rate times what `Part.rate` says. clip_norm: largest norm of the gradient. warmup_steps,
-    warmup_share: linear warm-up, in steps and as a share of the run; the longer one holds. batch_size: images per step.
+    biases and norms never decay. label_smoothing: the share of every target that is spread over all classes. balance:
+    what is done about classes of unequal size, see `train`. augment: what stands in place of an augmentation that a
+    data set has by default. by_part: each part of a task has a rate of its own, learning_rate times what `Part.rate`
+    says. clip_norm: largest norm of the gradient. warmup_steps, warmup_share: linear warm-up, in steps and as a share
+    of the run; the longer one holds. batch_size: images per step.
     steps: length of the run; None means `steps_by_data` where the data set has its own length there, else `epochs`
     over the data, but between least_steps and most_steps.
     """
@@ -34,6 +36,7 @@ class Recipe:
     full_learning_rate: float
     weight_decay: float
     label_smoothing: float = 0.0
+    balance: str = UNBALANCED
     augment: Mapping[str, str] = field(default_factory=dict, hash=False)
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
@@ -106,6 +109,7 @@ RECIPES: dict[str, Recipe] = {
         full_learning_rate=3e-5,
         weight_decay=0.01,
         label_smoothing=0.1,
+        balance=LOGITS,
         augment={"inception": "light"},
         by_part=True,
         clip_norm=1.0,
@@ -137,6 +141,11 @@ def check_recipe(recipe: Recipe) -> None:
         raise MemtokError(
             f"expected the optimizer sgd or adamw, found {recipe.optimizer!r}; choose one of these",
             argument="optimizer",
+        )
+    if recipe.balance not in BALANCE:
+        raise MemtokError(
+            f"expected a recipe whose balance is one of {', '.join(BALANCE)}, found {recipe.balance!r}; choose one",
+            argument="balance",
         )
     positive = {
         "learning_rate": recipe.learning_rate,

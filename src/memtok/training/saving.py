@@ -170,12 +170,12 @@ def as_it_began(plans: list[Plan], settings: Settings, saved: RunState | None) -
 def before(config: Mapping[str, Any], *, alone: bool) -> dict[str, Any]:
     """What held in a saved run whose configuration does not say so.
 
-    Version 0.1 chose by top-1, where a task trained alone, had one rate for all parts and smoothed no labels. Runs
-    without gradient steps came later, and have neither.
+    Version 0.1 chose by top-1, where a task trained alone, had one rate for all parts, smoothed no labels and counted
+    all images alike. Runs without gradient steps came later, and have none of these.
     """
     if config.get("solver", GRADIENT) != GRADIENT:
         return {}
-    had = {"by_part": False, "label_smoothing": 0.0} | ({"select": TOP1} if alone else {})
+    had = {"by_part": False, "label_smoothing": 0.0, "balance": "none"} | ({"select": TOP1} if alone else {})
     return {name: value for name, value in had.items() if name not in config}
 
 

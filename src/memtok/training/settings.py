@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from memtok.data.choices import AUGMENTATIONS, ON_BAD_IMAGE, SPLITS
 from memtok.errors import Argument, MemtokError
-from memtok.training.recipes import GRADIENT, RECIPES, Recipe, find_recipe
+from memtok.training.recipes import BALANCE, GRADIENT, RECIPES, Recipe, find_recipe
 from memtok.values import Number, OneOf, Place, Switch, Values, Whole, YesNo
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
 TRACE_PLACES = ("ram", "disk", "gpu")
 STARTS = ZERO, RIDGE = "zero", "ridge"
-BALANCE = UNBALANCED, WEIGHTS, SAMPLING, LOGITS = "none", "weights", "sampling", "logits"
 SOLVERS = GRADIENT, RIDGE
 # What a run without gradient steps has no use for. It validates once, so there is nothing to select either.
 OF_STEPS: tuple[str, ...] = (
@@ -111,12 +110,13 @@ class Settings:
         None, OneOf(AUGMENTATIONS), "how training images are varied", ALL, BY_DATA, fixed=True
     )
     flip: bool | None = setting(None, YesNo(), "mirror one training image in two, or none", ALL, BY_DATA, fixed=True)
-    balance: str = setting(
-        UNBALANCED,
+    balance: str | None = setting(
+        None,
         OneOf(BALANCE),
         "classes of unequal size: weight them in the loss, show each equally often, or add the logarithms of their "
         "shares to the logits in training",
         SWEEP,
+        BY_RECIPE,
         fixed=True,
     )
     start: str = setting(
