@@ -87,7 +87,7 @@ def test_beyond(photos: Path, run: Run) -> None:
     assert [cell["column"] for cell in cells] == ["head", "ridge", "full"]
     assert set(cells[0]["compared"]) == {"full"}
     assert json.loads(Path("grid/beyond.json").read_text())["cells"] == cells
-    for name in ("beyond.csv", "beyond.md", "trials.csv"):
+    for name in ("beyond.csv", "beyond.md", "trials.csv", "beyond.png"):
         assert (photos / "grid" / name).stat().st_size > 20
     assert (photos / "grid" / "commands.txt").read_text().startswith("memtok")
     again = run("reproduce", *words)

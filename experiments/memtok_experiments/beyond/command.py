@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OWN = ("rows", "sets", "rates", "more_rates", "lengths", "equal_time")  # options that no other experiment has
 NOT_TAKEN = ("preset", "data", "memory", "learning_rates", "full_learning_rates", "validation_images")
-RESULTS = ("beyond.json", "beyond.csv", "beyond.md", "trials.csv")
+RESULTS = ("beyond.json", "beyond.csv", "beyond.md", "trials.csv", "beyond.png")
 
 
 def configure(parser: Parser) -> None:
@@ -54,6 +54,7 @@ def check_options(options: Namespace) -> None:
 
 def run(options: Namespace) -> int:
     """Checks, runs what is missing, prints and writes the table."""
+    from memtok_experiments.beyond.picture import draw
     from memtok_experiments.beyond.rows import find_rows
     from memtok_experiments.beyond.settings import BeyondSettings
     from memtok_experiments.beyond.table import save, to_json
@@ -77,6 +78,9 @@ def run(options: Namespace) -> int:
         print(shlex.join(["memtok", *sys.argv[1:]]), file=file)
     cells, paths = save(work.run(), settings.seeds[0], out)
     show(cells)
+    if any(not cell.timed for cell in cells):
+        draw(cells, out / "beyond.png")
+        paths.append(out / "beyond.png")
     for path in paths:
         say(f"wrote {path}")
     write_result(options.json, to_json(cells))
