@@ -42,7 +42,10 @@ FILES = {
     *(f"images/{digit}.png" for digit in range(10)),
     *(
         f"comparison/{name}.safetensors"
-        for name in ("head-only", "head-class-token", "memory-1-cell", "memory-5-cells", "memory-10-cells")
+        for name in (
+            *("head-only", "head-class-token", "memory-1-cell", "memory-5-cells", "memory-10-cells"),
+            "readout-of-all-levels",
+        )
     ),
 }
 
@@ -208,6 +211,7 @@ def test_numbers_can_be_measured_again(result: QuickstartResult, folder: Path, m
         "memory, 1 cell": True,
         "memory, 5 cells": True,
         "memory, 10 cells": True,
+        "readout of all levels": True,
     }
 
 
@@ -334,14 +338,14 @@ def test_names_are_escaped(result: QuickstartResult, model: memtok.MemoryViT, tm
     read = Reader((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "b" not in read.tags
     assert nasty in read.text
-    assert [row[0] for row in read.tables[2][1:]] == [nasty] * 5
+    assert [row[0] for row in read.tables[2][1:]] == [nasty] * 6
 
 
 def test_listener_hears_everything_in_order(result: QuickstartResult, heard: Heard) -> None:
-    assert heard.steps == heard.ahead == 7 * SETTINGS.steps
+    assert heard.steps == heard.ahead == 8 * SETTINGS.steps
     assert [word.split(":")[0].split(" ")[0] for word in heard.words] == [
         *("training", "training", "putting", "measuring", "verifying"),
-        *["comparing"] * 5,
+        *["comparing"] * 6,
         "predicting",
     ]
     assert heard.results[-1] is result
@@ -456,7 +460,7 @@ def test_failed_proof_is_said(result: QuickstartResult, model: memtok.MemoryViT,
     assert "NOT verified" in read.text
     assert [row[2] for row in checks[1:]] == ["FAILED", "FAILED", "ok", "FAILED", "FAILED"]
     assert checks[4][1] == "nan"
-    assert [row[-1] for row in comparison[1:]].count("FAILED: changed") == 4
+    assert [row[-1] for row in comparison[1:]].count("FAILED: changed") == 5
     assert not re.search(r"bitwise the same|answers bit for bit as|each as it does alone", read.text)
 
 

@@ -45,7 +45,7 @@ LIGHT = Theme(
     tint="#f1f3f3",
     good="#1b7a3d",
     bad="#b3261e",
-    series=("#2f6fb2", "#b8560f", "#1a7d65", "#9a4f9c", "#8a6d00"),
+    series=("#2f6fb2", "#b8560f", "#1a7d65", "#9a4f9c", "#8a6d00", "#c02a55"),
 )
 DARK = Theme(
     ink="#e4e7e9",
@@ -55,7 +55,7 @@ DARK = Theme(
     tint="#1e2327",
     good="#6bcf8e",
     bad="#ff8a80",
-    series=("#7fb2ea", "#f0a063", "#63c9af", "#d49ad6", "#d8bd55"),
+    series=("#7fb2ea", "#f0a063", "#63c9af", "#d49ad6", "#d8bd55", "#f48aa6"),
 )
 INK, MUTED, LINE, PAPER = LIGHT.ink, LIGHT.muted, LIGHT.line, LIGHT.paper
 DPI = 160

@@ -82,7 +82,7 @@ class RichListener(Listener):
 
     def finish(self, result: QuickstartResult) -> None:
         self.close()
-        print(f"\nFive regimes on all ten digits, {result.settings.steps} steps of {result.settings.batch_size} each:")
+        print(f"\nSix regimes on all ten digits, {result.settings.steps} steps of {result.settings.batch_size} each:")
         print(text_table(*comparison_table(result)))
         print(comparison_words(result.comparison))
         print("\nThree of the images, both tasks and the backbone's own answer in one pass:")

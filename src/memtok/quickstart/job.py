@@ -47,6 +47,7 @@ REGIMES: dict[str, tuple[str, int | None]] = {
     "memory, 1 cell": ("memory", 1),
     "memory, 5 cells": ("memory", 5),
     "memory, 10 cells": ("memory", 10),
+    "readout of all levels": ("readout", None),
 }
 
 

@@ -167,7 +167,10 @@ def choose_form(
     forms = fitting(forms, len(data.classes))
     chosen = data.train.take(images, seed)
     if len(chosen) < folds:
-        raise MemtokError(f"expected {folds} training images or more, found {len(chosen)}; lower {Argument('folds')}")
+        raise MemtokError(
+            f"expected {folds} training images or more to choose a form by cross-validation, found {len(chosen)}; add "
+            f"images, or name a {Argument('regime')}"
+        )
     fold_of = np.empty(len(chosen), dtype=np.int64)
     fold_of[stratified_order(chosen.labels, seed)] = np.arange(len(chosen)) % folds
     fresh = partial(Task.create, backbone, classes=data.classes, seed=seed)
