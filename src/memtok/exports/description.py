@@ -19,6 +19,7 @@ EXTRA_FILE = "memtok.json"
 VERSION = 1
 INPUT, BASE, EMBEDDING = "images", "base", "embedding"
 FORMATS = ("onnx", "torch")
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}  # of the files that the command line writes
 WEIGHTS = ("float32", "float16", "int8")
 SCORES = ("logits", "probabilities")
 

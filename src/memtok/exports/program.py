@@ -8,6 +8,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export import export as export_program
 
 from memtok.backbone import CHANNELS
+from memtok.checkpoint import portable_source
 from memtok.errors import Argument, MemtokError
 from memtok.evaluation import classes_of, undisturbed
 from memtok.exports.description import BASE, EMBEDDING, INPUT, Description, ExportedTask
@@ -66,7 +67,7 @@ def describe(
         weights=weights,
         scores="probabilities" if probabilities else "logits",
         preprocessing=model.preprocessing,
-        backbone=model.backbone.source,
+        backbone=portable_source(model.backbone.source),
         fingerprint=model.backbone.fingerprint,
         tasks=tuple(
             ExportedTask(

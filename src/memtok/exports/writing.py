@@ -95,8 +95,7 @@ def export(
     """
     check_arguments(format, weights, images, tolerance)
     check_model(model)
-    if format == "onnx":
-        check_packages()
+    check_packages(format)
     model = MemoryViT(model.backbone, model.tasks, preprocessing=model.preprocessing).select(model.names)  # uncompiled
     description = describe(model, weights=weights, probabilities=probabilities, base=base, embedding=embedding)
     check_outputs(description)
@@ -178,9 +177,9 @@ def check_model(model: MemoryViT) -> None:
         )
 
 
-def check_packages() -> None:
-    """MemtokError without the packages that write and run ONNX."""
-    missing = [name for name in PACKAGES if find_spec(name) is None]
+def check_packages(form: str) -> None:
+    """MemtokError without the packages that write and run ONNX, where that is asked for."""
+    missing = [name for name in PACKAGES if find_spec(name) is None] if form == "onnx" else []
     if missing:
         raise MemtokError(
             f"expected {', '.join(PACKAGES)} to be installed for ONNX, found no {' and no '.join(missing)}; {NEEDED}"
