@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch.export import ExportedProgram
 
@@ -32,6 +33,7 @@ def onnx_bytes(program: ExportedProgram, description: Description, names: Sequen
     with quiet():
         written: Any = torch.onnx.export(program, dynamo=True, input_names=[INPUT], verbose=False)
     graph = written.model.graph
+    fold_transposes(graph)
     trunk = trunk_products(graph, names)
     tidy(written.model, description, names)
     check_size(sum(value.const_value.nbytes for value in graph.initializers.values()), of="float32")
@@ -56,6 +58,22 @@ def check_size(size: int, of: str) -> None:
         )
 
 
+def fold_transposes(graph: Any) -> None:
+    """Stores weights as products read them, in place; the exporter leaves large ones to be transposed at run time."""
+    from onnx_ir import Value, tensor
+
+    for node in list(graph):
+        if node.op_type != "Transpose" or not node.inputs[0].is_initializer():
+            continue
+        (turned,) = node.outputs
+        order = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
+        values = np.ascontiguousarray(node.inputs[0].const_value.numpy().transpose(order))
+        constant = Value(name=f"{turned.name}_stored", shape=turned.shape, type=turned.type, const_value=tensor(values))
+        graph.register_initializer(constant)
+        turned.replace_all_uses_with(constant)
+        graph.remove(node, safe=True)
+
+
 def trunk_products(graph: Any, names: Sequence[str]) -> list[str]:
     """The names of the matrix products of the trunk: those of a constant matrix that the output TRUNK depends on.
 
@@ -73,6 +91,11 @@ def trunk_products(graph: Any, names: Sequence[str]) -> list[str]:
         waiting += [value.producer() for value in node.inputs if value is not None]
         if node.op_type == "MatMul" and node.inputs[1].is_initializer() and len(node.inputs[1].shape) == 2:
             found.append(node.name)
+    if not found:
+        raise MemtokError(
+            "expected products of the trunk to quantise, found none in the exported graph; take "
+            f"{Argument('weights', 'float32')}"
+        )
     return sorted(found)
 
 

@@ -103,7 +103,7 @@ class OnnxModel:
         has fewer). base: also the backbone's own classes, where the file has them. on_bad_image: "skip" leaves out what
         cannot be read, lists it and logs a warning; "fail" raises. Raises MemtokError as `memtok.predict` does.
         """
-        self.check(top, batch_size, on_bad_image, base)
+        self._check(top, batch_size, on_bad_image, base)
         pictures, left_out = gather(images)
         if left_out and on_bad_image == "fail":
             raise UnreadableImageError(*left_out[0])
@@ -112,14 +112,14 @@ class OnnxModel:
         unreadable: list[LeftOut] = []
         peaks: list[float] = []
         for batch in read_batches(pictures, self.preprocessing, batch_size, on_bad_image, unreadable, peaks):
-            rows += self.rows(batch, wanted, top)
+            rows += self._rows(batch, wanted, top)
         warn_if_dark(max(peaks, default=None), self.preprocessing, "these")
         left_out += unreadable
         if left_out:
             logger.warning("%s", summary(left_out))
         return Predictions(tuple(rows), tuple(left_out))
 
-    def check(self, top: int, batch_size: int, on_bad_image: str, base: bool) -> None:
+    def _check(self, top: int, batch_size: int, on_bad_image: str, base: bool) -> None:
         """MemtokError for values that `predict` cannot take."""
         for name, value in (("top", top), ("batch_size", batch_size)):
             if value < 1:
@@ -136,17 +136,17 @@ class OnnxModel:
         if not self.names and not base:
             raise MemtokError("expected a file with a task, found none; ask for the base classes with base=True")
 
-    def rows(self, batch: Mapping[str, Pixels], wanted: Sequence[str], top: int) -> Iterator[Prediction]:
+    def _rows(self, batch: Mapping[str, Pixels], wanted: Sequence[str], top: int) -> Iterator[Prediction]:
         """The predictions of one batch of pixels (C, H, W) by the name of the image."""
         outputs = self(normalised_array(np.stack(list(batch.values())), self.preprocessing))
-        found = {name: self.probabilities(name, outputs[name]) for name in wanted}
+        found = {name: self._probabilities(name, outputs[name]) for name in wanted}
         for index, path in enumerate(batch):
             for name in wanted:
                 row, classes = found[name][index], self.classes[name]
                 order = np.argsort(-row, kind="stable")[:top]
                 yield Prediction(path, name, tuple((classes[number], float(row[number])) for number in order))
 
-    def probabilities(self, name: str, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _probabilities(self, name: str, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """(B, classes) of an output of the file; MemtokError for what is not finite."""
         if not np.isfinite(scores).all():
             raise MemtokError(f"expected finite scores of {name!r}, found others; export the model again in float32")

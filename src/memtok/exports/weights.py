@@ -44,8 +44,6 @@ def as_int8(model: onnx.ModelProto, products: Sequence[str]) -> onnx.ModelProto:
     others multiply with too, as the tasks' class tokens do with those of the trunk, is stored once: they read the same
     int8 numbers as float32.
     """
-    if not products:
-        return model
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     prepared = model.metadata_props.add()
