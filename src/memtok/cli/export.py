@@ -21,7 +21,7 @@ from memtok.cli.options import (
     require_backbone,
     whole,
 )
-from memtok.cli.output import check_outputs, progress, say, table, write_result
+from memtok.cli.output import check_outputs, say, table, write_result
 from memtok.display import shown_bytes
 from memtok.exports.description import ENDINGS, FORMATS, WEIGHTS
 from memtok.values import Number
@@ -55,7 +55,7 @@ def configure(parser: Parser) -> None:
         "--tolerance",
         Kind("--tolerance", Number().expected, Number().read),
         "T",
-        "write nothing if an answer differs by more, relative to the largest (default: by the weights, 0.0001, 0.02 or "
+        "write nothing if an answer differs by more, relative to the largest (default: by the weights, 0.0001, 0.01 or "
         "0.25)",
     )
     add_data_options(parser, workers=False)
@@ -86,22 +86,20 @@ def run(options: Namespace) -> int:
     stored = read_files(options.files)
     backbone = open_backbone(options.backbone, stored, results=[options.out, options.json])
     model = MemoryViT(backbone, revived(stored, backbone))
-    with progress("compare") as report:
-        result = export(
-            model,
-            options.out,
-            format=options.format,
-            weights=options.weights,
-            probabilities=options.probabilities,
-            base=options.base or not model.names,
-            embedding=options.embedding,
-            parity=options.parity,
-            images=options.images,
-            tolerance=options.tolerance,
-            data_dir=options.data_dir,
-            on_bad_image=options.on_bad_image,
-            progress=report,
-        )
+    result = export(
+        model,
+        options.out,
+        format=options.format,
+        weights=options.weights,
+        probabilities=options.probabilities,
+        base=options.base or not model.names,
+        embedding=options.embedding,
+        parity=options.parity,
+        images=options.images,
+        tolerance=options.tolerance,
+        data_dir=options.data_dir,
+        on_bad_image=options.on_bad_image,
+    )
     write_result(options.json, result.to_json())
     show(result, options.parity)
     return 0

@@ -87,7 +87,7 @@ def export(
     Before the file takes the place of `path` it is compared with PyTorch, on `images` images of `parity`: a spec or
     source, of whose test part they are taken; (B, 3, height, width) normalised images; None takes the digits that
     memtok brings along. tolerance: how far an answer may be from PyTorch's, relative to the largest one (absolute with
-    probabilities); None is 0.0001 for float32, 0.02 for float16 and 0.25 for int8.
+    probabilities); None is 0.0001 for float32, 0.01 for float16 and 0.25 for int8.
 
     Raises MemtokError, and leaves no file, for a model beyond that, one that is not in float32 on the CPU, one without
     an output to write, a task with the name of another output, a file of more than 2 GiB, and without the packages of
