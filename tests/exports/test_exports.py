@@ -293,18 +293,11 @@ def test_probabilities_in_a_program_of_torch(tmp_path: Path) -> None:
         torch.testing.assert_close(found["pets"], model(tiny_images(count))["pets"].softmax(dim=1))
 
 
-def test_float16_weights_are_half_the_file_and_beyond_the_bound_there_is_none(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_float16_weights_of_all_that_is_large(tmp_path: Path) -> None:
     backbone = shallow()
     model = memtok.MemoryViT(backbone, [tiny_task(backbone, "pets", regime="head")])
     path = tmp_path / "model.onnx"
-    path.write_text("as it was")
-    with pytest.raises(
-        memtok.MemtokError, match=r"expected answers within 1e-07 of PyTorch's, .*'pets' over 4 images"
-    ) as caught:
-        memtok.export(model, path, weights="float16", images=4, tolerance=1e-7)
-    assert caught.value.argument == "tolerance"
-    assert "\n" not in str(caught.value)
-    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("model.onnx", "as it was")]
     memtok.export(model, path, weights="float16", images=4)
     opened = memtok.load_onnx(path)
     assert opened.description.weights == "float16"
@@ -318,6 +311,7 @@ def test_float16_weights_are_half_the_file_and_beyond_the_bound_there_is_none(tm
     assert set(kinds.values()) == {onnx.TensorProto.FLOAT16}
 
 
+@pytest.mark.slow
 def test_int8_weights_of_the_trunk_alone(tmp_path: Path) -> None:
     backbone = tiny_backbone(depth=1, embed_dim=96, num_heads=4)  # so large that the exporter folds none of its weights
     model = memtok.MemoryViT(
@@ -387,8 +381,9 @@ def test_answers_that_are_no_numbers_are_no_parity(written: tuple[Path, ExportRe
     broken = replace(
         parity, outputs={"a": parity.outputs["linear"], "b": replace(parity.outputs["linear"], difference=float("nan"))}
     )
-    with pytest.raises(memtok.MemtokError, match="found nan in 'b'"):
+    with pytest.raises(memtok.MemtokError, match="found nan in 'b'") as caught:
         broken.check()
+    assert caught.value.argument == "tolerance"
 
 
 @pytest.mark.slow
