@@ -26,6 +26,7 @@ SECTIONS = {
     "Data": ("open_data", "training_transform", "evaluation_transform"),
     "Training": ("train", "choose_form", "train_together", "sweep"),
     "Evaluation and prediction": ("evaluate", "predict", "verify"),
+    "Export": ("export", "load_onnx"),
     "Reference": ("reference_outputs", "attention_mask"),
     "Errors": ("MemtokError",),
 }
@@ -42,6 +43,10 @@ MORE = {
     "memtok.metrics": ("Score",),
     "memtok.verification": ("VerifyReport",),
     "memtok.intervals": ("Difference",),
+    "memtok.exports.writing": ("ExportResult",),
+    "memtok.exports.parity": ("Parity", "OutputParity"),
+    "memtok.exports.opened": ("OnnxModel",),
+    "memtok.exports.description": ("Description", "ExportedTask"),
 }
 INTRODUCTION = """# Python API
 

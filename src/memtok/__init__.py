@@ -26,6 +26,8 @@ _HOMES = {
     "save_tasks": "bundle",
     "MemtokError": "errors",
     "evaluate": "evaluation",
+    "load_onnx": "exports.opened",
+    "export": "exports.writing",
     "MemoryViT": "model",
     "Outputs": "outputs",
     "TaskAttention": "outputs",
@@ -59,7 +61,9 @@ __all__ = [
     "choose_form",
     "evaluate",
     "evaluation_transform",
+    "export",
     "load_backbone",
+    "load_onnx",
     "load_task",
     "load_tasks",
     "open_data",
@@ -80,6 +84,8 @@ if TYPE_CHECKING:
     from memtok.data import evaluation_transform, open_data, training_transform
     from memtok.errors import MemtokError
     from memtok.evaluation import evaluate
+    from memtok.exports.opened import load_onnx
+    from memtok.exports.writing import export
     from memtok.legacy import read_legacy
     from memtok.model import MemoryViT
     from memtok.outputs import Outputs, TaskAttention

@@ -51,13 +51,19 @@ class Snapshot:
         return self.moved[device]
 
     def once(self, what: str, backbone: Backbone, compute: Callable[[], T], *around: object) -> T:
-        """What `compute` makes of the copies, made once on each device and stream, and for each `around`."""
-        if torch.compiler.is_compiling():
+        """What `compute` makes of the copies, made once on each device and stream, and for each `around`.
+
+        A program that is exported has what an answer before it left here, as constants; without one it computes that.
+        """
+        compiling = torch.compiler.is_compiling()
+        if compiling and not is_exporting():
             return compute()
         key = what, *place(backbone), *around
         if key in self.kept:
             kept: T = self.kept[key]
             return kept
+        if compiling:
+            return compute()
         with torch.inference_mode(False), torch.no_grad():  # they serve outside of inference mode as well
             made = compute()
         if may_stay(made, backbone):
@@ -109,6 +115,12 @@ def precision(backbone: Backbone) -> tuple[object, ...]:
     """What the backbone computes in, and what autocast makes of it."""
     kind = backbone.device.type
     return backbone.dtype, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def is_exporting() -> bool:
+    """Whether `torch.export` is tracing; torch tells since version 2.7."""
+    told = getattr(torch.compiler, "is_exporting", None)
+    return told is not None and bool(told())
 
 
 def may_stay(made: Made, backbone: Backbone) -> bool:

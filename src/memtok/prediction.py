@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,84 +14,20 @@ from PIL import Image
 from torch import Tensor
 
 from memtok.data import UnreadableImageError
-from memtok.data.finding import images_below, summary
-from memtok.data.images import LeftOut, guarded, peak, shown, warn_if_dark
+from memtok.data.finding import find_images, summary
+from memtok.data.images import LeftOut, guarded, peak, warn_if_dark
 from memtok.data.transforms import evaluation_pixels
 from memtok.errors import Argument, MemtokError
 from memtok.evaluation import BASE, Progress, classes_of, undisturbed
-from memtok.files import csv_text, write_csv
 from memtok.inputs import Picture, Pictures, check_picture, listed, normalised, opened
 from memtok.model import MemoryViT
+from memtok.predictions import Prediction, Predictions
 from memtok.preprocessing import Preprocessing
 from memtok.surroundings import plain_torch
 
+__all__ = ["Prediction", "Predictions", "find_images", "predict"]
+
 logger = logging.getLogger("memtok")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction of one task for one image: (class name, probability), the most likely class first.
-
-    path: of the image; of one that was given as an object its place, `images[3]`. unknown: whether the probability of
-    the most likely class is below the threshold `unknown_below`.
-    """
-
-    path: str
-    task: str
-    ranking: tuple[tuple[str, float], ...]
-    unknown: bool = False
-
-    @property
-    def answer(self) -> str | None:
-        """The most likely class; None if the image is unknown to the task."""
-        return None if self.unknown else self.ranking[0][0]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Rows in the order of the images, for each image the tasks in their order.
-
-    left_out: what could not be read, (path, reason) each; skipped: the paths alone. unknown_below: the
-    threshold of each task by name; empty without thresholds.
-    """
-
-    rows: tuple[Prediction, ...]
-    left_out: tuple[LeftOut, ...] = ()
-    unknown_below: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """The paths of what could not be read."""
-        return tuple(one.path for one in self.left_out)
-
-    def to_json(self) -> dict[str, Any]:
-        """{"images": [{"path", "tasks": {NAME: [{"class", "probability"}]}, "answers": {NAME: class or null}}],
-        "skipped": [path], "left_out": [{"path", "reason"}], "unknown_below": {NAME: probability}}.
-        """
-        images: dict[str, dict[str, Any]] = {}
-        for row in self.rows:
-            image = images.setdefault(row.path, {"path": row.path, "tasks": {}, "answers": {}})
-            image["tasks"][row.task] = [{"class": name, "probability": value} for name, value in row.ranking]
-            image["answers"][row.task] = row.answer
-        return {
-            "images": list(images.values()),
-            "skipped": list(self.skipped),
-            "left_out": [one._asdict() for one in self.left_out],
-            "unknown_below": self.unknown_below,
-        }
-
-    def write_csv(self, path: str | Path) -> None:
-        """One row per image, task and rank: image, task, rank (from 1), class, probability.
-
-        With thresholds, also unknown: true or false.
-        """
-        extra = bool(self.unknown_below)
-        rows: list[list[object]] = [["image", "task", "rank", "class", "probability", *(["unknown"] if extra else [])]]
-        for row in self.rows:
-            for rank, (name, probability) in enumerate(row.ranking, start=1):
-                unknown = [str(row.unknown).lower()] if extra else []
-                rows.append([row.path, row.task, rank, name, f"{probability:.6f}", *unknown])
-        write_csv(path, csv_text(rows))
 
 
 @plain_torch()
@@ -255,33 +190,3 @@ def read_batches(
                     left_out.append(LeftOut(path, image.reason))
             if batch:
                 yield batch
-
-
-def find_images(paths: Iterable[str | Path]) -> tuple[list[str], list[LeftOut]]:
-    """The files among `paths`, and the images in and below the folders, sorted, each once; and what was left out.
-
-    A file that is named is read whatever its extension. Raises MemtokError for a missing path, for a folder without
-    images, and for no paths.
-    """
-    found: dict[str, None] = {}
-    left_out: dict[LeftOut, None] = {}
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside, lost = images_below(path)
-            left_out |= dict.fromkeys(lost)
-            if not inside:
-                why = f" ({summary(lost)})" if lost else ""
-                raise MemtokError(
-                    f"expected images in the folder {shown(path)}, found none{why}; name another", argument="images"
-                )
-            found |= dict.fromkeys(map(str, inside))
-        elif os.path.lexists(path):  # a broken link fails when it is read
-            found[str(path)] = None
-        else:
-            raise MemtokError(
-                f"expected an image or a folder of images at {shown(path)}, found nothing; check the path",
-                argument="images",
-            )
-    if not found:
-        raise MemtokError("expected images, found no path; name files or folders", argument="images")
-    return list(found), list(left_out)

@@ -295,7 +295,7 @@ def test_cropping_before_the_resize_gives_nearly_the_same(
     smooth = picture((9, 7), seed=3).resize(size, Image.Resampling.BICUBIC)
     found = []
     for largest in (2**24, 0):
-        monkeypatch.setattr("memtok.data.transforms.LARGEST_RESIZED", largest)
+        monkeypatch.setattr("memtok.data.pixels.LARGEST_RESIZED", largest)
         torch.manual_seed(0)
         found.append(training_pixels(settings(interpolation=interpolation), augment)(smooth).int())
     assert found[0].shape == found[1].shape == (3, 32, 32)

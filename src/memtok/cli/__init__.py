@@ -39,6 +39,7 @@ COMMANDS = {
     "concat": "put task files together in one file",
     "rename": "give tasks in a file, or their classes, other names",
     "verify": "prove that tasks change neither the backbone nor each other",
+    "export": "write tasks and backbone as one ONNX file, compared with PyTorch before it is kept",
     "inspect": "show what is in a file",
     "import-legacy": "turn checkpoints of the public reproduction into task files",
     "sweep": "train many configurations of a task at once and write the best",

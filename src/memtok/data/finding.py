@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from memtok.data.images import IMAGE_EXTENSIONS, LeftOut, shown
+from memtok.errors import MemtokError
 from memtok.regular import special_kind
 
 # What file managers, network storage and operating systems leave in folders; all of it in small letters. Names that
@@ -91,6 +92,36 @@ def images_below(folder: Path) -> tuple[list[Path], list[LeftOut]]:
     found = list(walk(folder))
     images = [image for inside in found for image in inside.images]
     return sorted(images), sorted(one for inside in found for one in inside.left_out)
+
+
+def find_images(paths: Iterable[str | Path]) -> tuple[list[str], list[LeftOut]]:
+    """The files among `paths`, and the images in and below the folders, sorted, each once; and what was left out.
+
+    A file that is named is read whatever its extension. Raises MemtokError for a missing path, for a folder without
+    images, and for no paths.
+    """
+    found: dict[str, None] = {}
+    left_out: dict[LeftOut, None] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside, lost = images_below(path)
+            left_out |= dict.fromkeys(lost)
+            if not inside:
+                why = f" ({summary(lost)})" if lost else ""
+                raise MemtokError(
+                    f"expected images in the folder {shown(path)}, found none{why}; name another", argument="images"
+                )
+            found |= dict.fromkeys(map(str, inside))
+        elif os.path.lexists(path):  # a broken link fails when it is read
+            found[str(path)] = None
+        else:
+            raise MemtokError(
+                f"expected an image or a folder of images at {shown(path)}, found nothing; check the path",
+                argument="images",
+            )
+    if not found:
+        raise MemtokError("expected images, found no path; name files or folders", argument="images")
+    return list(found), list(left_out)
 
 
 def holds_images(folder: Path) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from memtok.data.choices import AUGMENTATIONS
 from memtok.data.images import as_rgb
+from memtok.data.pixels import array_of, cut_for_evaluation, resize, resize_and_crop, resized_size
 from memtok.data.variation import Variation, VariationError
 from memtok.errors import MemtokError, one_line
 from memtok.preprocessing import Preprocessing
@@ -31,20 +32,10 @@ Transform = Callable[[Image.Image], Tensor]
 CROP_MARGIN = 8 / 7
 """`crop` resizes to this multiple of the input size: 224 to 256, the usual ratio of resize and crop."""
 
-LARGEST_RESIZED = 2**24
-"""Images of at most this many pixels after the resize are resized as a whole: 50 MB in RGB."""
-
 SCALES, RATIO = {"inception": (0.08, 1.0), "light": (0.5, 1.0)}, (3 / 4, 4 / 3)
 """Of a random part: the share of the area that it covers, by augmentation, and its width over its height."""
 
 ATTEMPTS = 10  # to draw a part within the image, as in timm; then the middle is taken
-
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 class PythonRandom(Protocol):
@@ -110,11 +101,7 @@ class EvaluationPixels(PixelTransform):
     """The preprocessing of evaluation: resize, centre crop."""
 
     def cut(self, image: Image.Image, generators: Generators) -> Image.Image:
-        settings = self.preprocessing
-        resized = resized_size(image, settings.resize)
-        crop = settings.image_size if settings.crop else resized
-        corner = centre_corner(resized, crop, low=settings.position_resize == "transformers")
-        return resize_and_crop(image, resized, corner, crop, settings.interpolation)
+        return cut_for_evaluation(image, self.preprocessing)
 
 
 @dataclass(frozen=True)
@@ -277,50 +264,6 @@ def random_part(image: Image.Image, scale: tuple[float, float], python: PythonRa
     return left, top, left + width, top + height
 
 
-def resize(image: Image.Image, size: tuple[int, int] | int, interpolation: str) -> Image.Image:
-    """The image at its `resized_size`."""
-    height, width = resized_size(image, size)
-    return image.resize((width, height), INTERPOLATIONS[interpolation])
-
-
-def resized_size(image: Image.Image, size: tuple[int, int] | int) -> tuple[int, int]:
-    """(height, width) exactly as `size` says, or, if that is a number, with it as the shorter side."""
-    if not isinstance(size, int):
-        return size
-    short, long = sorted((image.height, image.width))
-    longer = int(size * long / short)  # rounded down, as torchvision and transformers do
-    return (size, longer) if image.height <= image.width else (longer, size)
-
-
-def centre_corner(size: tuple[int, int], crop: tuple[int, int], *, low: bool) -> tuple[int, int]:
-    """(top, left) of the centre crop of an image that is at least as large as the crop, as `Preprocessing` ensures.
-
-    Where the middle falls between two pixels, `low` takes the lower one, as transformers does; otherwise half numbers
-    go to the even neighbour, as torchvision and so timm do.
-    """
-    top, left = (
-        (whole - part) // 2 if low else round((whole - part) / 2) for whole, part in zip(size, crop, strict=True)
-    )
-    return top, left
-
-
-def resize_and_crop(
-    image: Image.Image, size: tuple[int, int], corner: tuple[int, int], crop: tuple[int, int], interpolation: str
-) -> Image.Image:
-    """The part of (height, width) `crop` at (top, left) `corner` of the image resized to (height, width) `size`.
-
-    Of a long and thin image (60000 x 1 would become 15 million x 256) only that part is computed. Its pixels are the
-    same but for rounding: Pillow rounds positions and chooses which side it resizes first by the sizes.
-    """
-    (height, width), (top, left) = size, corner
-    bottom, right = top + crop[0], left + crop[1]
-    if height * width <= LARGEST_RESIZED:
-        return resize(image, size, interpolation).crop((left, top, right, bottom))
-    across, down = image.width / width, image.height / height
-    box = left * across, top * down, min(right * across, image.width), min(bottom * down, image.height)
-    return image.resize((crop[1], crop[0]), INTERPOLATIONS[interpolation], box)
-
-
 def as_image(value: Any, where: str = "item 0") -> Image.Image:
     """A PIL image, tensor or array as `from_dataset` takes them, as a PIL image in RGB.
 
@@ -368,4 +311,4 @@ def as_image(value: Any, where: str = "item 0") -> Image.Image:
 
 def pixels_of(image: Image.Image) -> Tensor:
     """A PIL image in RGB as uint8 pixels (C, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(array_of(image))

@@ -16,7 +16,7 @@ from memtok.intervals import wilson
 from memtok.plots import Theme, legend
 from memtok.quickstart.result import TrainedRun
 
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 1.5)))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 1.5)), (0, (9, 3)))
 WIDTH = 7.4  # inches of every chart
 ROOM = 0.08  # least height of a bar with its number in it, as a share
 
@@ -33,7 +33,7 @@ def curves(figure: Figure, theme: Theme, runs: Sequence[TrainedRun]) -> None:
     right.margins(y=0.15)
     for axes in (left, right):
         axes.grid(axis="y")
-    legend(figure, left.lines, len(runs), handlelength=2.5, columnspacing=1)
+    legend(figure, left.lines, min(len(runs), 4), handlelength=2.5, columnspacing=1)
 
 
 def bars(figure: Figure, theme: Theme, runs: Sequence[TrainedRun]) -> None:
