@@ -103,7 +103,9 @@ def test_one_lazy_picture_given_many_times(model: memtok.MemoryViT, tmp_path: Pa
     Image.fromarray(large).save(tmp_path / "large.jpg")
     with Image.open(tmp_path / "large.jpg") as opened:
         found = memtok.predict(model, [opened] * 40)
-    assert len({row.ranking for row in found.rows if row.task == "pets"}) == 1
+    first, *others = [dict(row.ranking) for row in found.rows if row.task == "pets"]
+    assert len(others) == 39
+    assert all(other == pytest.approx(first, abs=1e-5) for other in others)  # batches of other sizes round differently
 
 
 def test_a_broken_pil_image_is_left_out_by_name(model: memtok.MemoryViT, pixels: Any, tmp_path: Path) -> None:
