@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from memtok.data import UnreadableImageError
 from memtok.data.finding import find_images, summary
-from memtok.data.images import LeftOut, guarded, peak, warn_if_dark
+from memtok.data.images import LeftOut, guarded, peak, read_in_batches, warn_if_dark
 from memtok.data.transforms import evaluation_pixels
 from memtok.errors import Argument, MemtokError
 from memtok.evaluation import BASE, Progress, classes_of, undisturbed
@@ -160,33 +158,17 @@ def read_batches(
     """
     transform, lock = evaluation_pixels(model.preprocessing), Lock()
 
-    def read(path: str) -> Tensor | UnreadableImageError:
+    def read(path: str) -> Tensor:
         picture = pictures[path]
-        try:
-            with guarded(path):
-                if isinstance(picture, Image.Image):
-                    with lock:  # two threads must not load the same image at once
-                        picture.load()
-                image = opened(picture)
-                if isinstance(image, Tensor):
-                    return image
-                if (value := peak(image)) is not None:
-                    peaks.append(value)
-                return transform(image)
-        except UnreadableImageError as error:
-            return error
+        with guarded(path):
+            if isinstance(picture, Image.Image):
+                with lock:  # two threads must not load the same image at once
+                    picture.load()
+            image = opened(picture)
+            if isinstance(image, Tensor):
+                return image
+            if (value := peak(image)) is not None:
+                peaks.append(value)
+            return transform(image)
 
-    paths = list(pictures)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter lock
-        for start in range(0, len(paths), batch_size):
-            part = paths[start : start + batch_size]
-            batch: list[tuple[str, Tensor]] = []
-            for path, image in zip(part, pool.map(read, part), strict=True):
-                if isinstance(image, Tensor):
-                    batch.append((path, image))
-                elif on_bad_image == "fail":
-                    raise image
-                else:
-                    left_out.append(LeftOut(path, image.reason))
-            if batch:
-                yield batch
+    return read_in_batches(list(pictures), read, batch_size, on_bad_image, left_out)

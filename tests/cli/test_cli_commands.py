@@ -157,6 +157,17 @@ def test_train_full_gives_a_model_that_the_other_commands_take(workspace: Path, 
     assert "a whole model" in run("inspect", "whole.safetensors").out
 
 
+def test_a_damaged_configuration_is_no_obstacle(workspace: Path, run: Run) -> None:
+    """What a run goes on from is its state; the form is chosen again, and is the same."""
+    words = ("train", *QUICK, "--out", "new.safetensors")
+    assert run(*words).code == 0
+    before = read_header("new.safetensors")[0]["fingerprint"]
+    Path("new.run/config.json").write_text("{", encoding="utf-8")
+    again = run(*words, "--resume")
+    assert again.code == 0, again.err
+    assert read_header("new.safetensors")[0]["fingerprint"] == before
+
+
 @pytest.mark.parametrize("regime", ["head", "head+class", "memory-shared", "memory-propagated", "memory-additive"])
 def test_train_every_regime(regime: str, workspace: Path, run: Run) -> None:
     found = run("train", *QUICK, "--regime", regime, "--out", "new.safetensors")

@@ -153,7 +153,10 @@ def usual_regime(options: Namespace) -> str:
 def begun_run(options: Namespace) -> dict[str, Any]:
     """The configuration of the run that goes on, empty where there is none."""
     path = Path(options.out).with_suffix(".run") / "config.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if options.resume and path.is_file() else {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if options.resume else {}
+    except (OSError, ValueError):  # what the run goes on from is its state, which is checked when it is read
+        return {}
     return found if isinstance(found, dict) else {}
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
@@ -77,6 +79,43 @@ class UnreadableImageError(MemtokError):
 
     def __reduce__(self) -> tuple[type[UnreadableImageError], tuple[str, str]]:
         return type(self), (self.path, self.reason)  # by its own arguments, so that it can cross processes
+
+
+Read = TypeVar("Read")
+
+
+def read_in_batches(
+    names: Sequence[str],
+    read: Callable[[str], Read],
+    batch_size: int,
+    on_bad_image: str,
+    left_out: list[LeftOut],
+) -> Iterator[list[tuple[str, Read]]]:
+    """Batches of (name, what `read` makes of it), read in threads, for decoding releases the interpreter lock.
+
+    Images that cannot be read, for which `read` raises UnreadableImageError, are added to `left_out`; with
+    on_bad_image "fail" the error is raised.
+    """
+
+    def attempt(name: str) -> tuple[Read | None, UnreadableImageError | None]:
+        try:
+            return read(name), None
+        except UnreadableImageError as error:
+            return None, error
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(names), batch_size):
+            part = names[start : start + batch_size]
+            batch: list[tuple[str, Any]] = []
+            for name, (found, error) in zip(part, pool.map(attempt, part), strict=True):
+                if error is None:
+                    batch.append((name, found))
+                elif on_bad_image == "fail":
+                    raise error
+                else:
+                    left_out.append(LeftOut(name, error.reason))
+            if batch:
+                yield batch
 
 
 class LeftOut(NamedTuple):

@@ -6,9 +6,7 @@ B: images. C, H, W: channels (3), height and width of the model's input.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -18,7 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from memtok.data.finding import find_images, summary
-from memtok.data.images import LeftOut, UnreadableImageError, guarded, peak, read_upright, upright, warn_if_dark
+from memtok.data.images import (
+    LeftOut,
+    UnreadableImageError,
+    guarded,
+    peak,
+    read_in_batches,
+    read_upright,
+    upright,
+    warn_if_dark,
+)
 from memtok.data.pixels import evaluation_array, normalised_array
 from memtok.errors import Argument, MemtokError, one_line
 from memtok.exports.description import BASE, INPUT, KEY, Description
@@ -264,29 +271,15 @@ def read_batches(
     """Batches of pixels by name; unreadable images are added to `left_out` or raise, peaks are added to `peaks`."""
     lock = Lock()
 
-    def read(name: str) -> tuple[Pixels, float | None] | UnreadableImageError:
+    def read(name: str) -> Pixels:
         picture = pictures[name]
-        try:
-            if isinstance(picture, Image.Image):
-                with lock, guarded(name):  # two threads must not load the same image at once
-                    picture.load()
-            return pixels_in(name, picture, preprocessing)
-        except UnreadableImageError as error:
-            return error
+        if isinstance(picture, Image.Image):
+            with lock, guarded(name):  # two threads must not load the same image at once
+                picture.load()
+        pixels, highest = pixels_in(name, picture, preprocessing)
+        if highest is not None:
+            peaks.append(highest)
+        return pixels
 
-    names = list(pictures)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter lock
-        for start in range(0, len(names), batch_size):
-            part = names[start : start + batch_size]
-            batch: dict[str, Pixels] = {}
-            for name, found in zip(part, pool.map(read, part), strict=True):
-                if isinstance(found, UnreadableImageError):
-                    if on_bad_image == "fail":
-                        raise found
-                    left_out.append(LeftOut(name, found.reason))
-                    continue
-                batch[name] = found[0]
-                if found[1] is not None:
-                    peaks.append(found[1])
-            if batch:
-                yield batch
+    for batch in read_in_batches(list(pictures), read, batch_size, on_bad_image, left_out):
+        yield dict(batch)

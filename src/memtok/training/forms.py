@@ -1,7 +1,7 @@
 """Which form a task gets where nobody says: the cheapest one as good as the best within one standard error.
 
-That rule is of Breiman et al., Classification and Regression Trees, 1984, section 3.4.3. A 95 % interval, which is
-twice as wide, let cheap forms win that were 2 points behind.
+That rule is of Breiman et al., Classification and Regression Trees, 1984, section 3.4.3. A 95 % interval is twice as
+wide: with 1,000 images a cheap form could win that is 2 points behind.
 
 All forms train together on all but one fold of the training images and answer that fold, fold after fold, so that every
 image is answered once by each form, and forms are compared image by image (`memtok.intervals.paired`). The trunk runs
