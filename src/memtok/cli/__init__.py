@@ -40,6 +40,7 @@ COMMANDS = {
     "rename": "give tasks in a file, or their classes, other names",
     "verify": "prove that tasks change neither the backbone nor each other",
     "export": "write tasks and backbone as one ONNX file, compared with PyTorch before it is kept",
+    "serve": "answer over HTTP, for many tasks and tenants, with a page to look at",
     "inspect": "show what is in a file",
     "import-legacy": "turn checkpoints of the public reproduction into task files",
     "sweep": "train many configurations of a task at once and write the best",

@@ -249,8 +249,25 @@ def _decode(path: str | Path) -> Image.Image:
             return _upright(io.BytesIO(slim))
 
 
-def _upright(source: str | Path | io.BytesIO) -> Image.Image:
+def open_upright(stream: io.BytesIO, name: str, check: Callable[[Image.Image], None]) -> Image.Image:
+    """`read_upright` of bytes. `check` may refuse an image by its header, before its pixels are unpacked.
+
+    name: of the image, for the UnreadableImageError of one that cannot be read, or was refused by an exception.
+    """
+    with guarded(name):
+        try:
+            return _upright(stream, check)
+        except ValueError:
+            content = stream.getvalue()
+            slim = without_text(content)
+            if slim == content:
+                raise
+            return _upright(io.BytesIO(slim), check)
+
+
+def _upright(source: str | Path | io.BytesIO, check: Callable[[Image.Image], None] = lambda image: None) -> Image.Image:
     with Image.open(source, formats=_formats()) as image:
+        check(image)
         turned = upright(image)
         return turned if is_deep(turned) else as_rgb(turned)
 

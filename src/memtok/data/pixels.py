@@ -55,11 +55,16 @@ def resize(image: Image.Image, size: tuple[int, int] | int, interpolation: str) 
 
 def resized_size(image: Image.Image, size: tuple[int, int] | int) -> tuple[int, int]:
     """(height, width) exactly as `size` says, or, if that is a number, with it as the shorter side."""
+    return resized_sides(image.height, image.width, size)
+
+
+def resized_sides(height: int, width: int, size: tuple[int, int] | int) -> tuple[int, int]:
+    """The same of an image of these sides."""
     if not isinstance(size, int):
         return size
-    short, long = sorted((image.height, image.width))
+    short, long = sorted((height, width))
     longer = int(size * long / short)  # rounded down, as torchvision and transformers do
-    return (size, longer) if image.height <= image.width else (longer, size)
+    return (size, longer) if height <= width else (longer, size)
 
 
 def centre_corner(size: tuple[int, int], crop: tuple[int, int], *, low: bool) -> tuple[int, int]:

@@ -1,0 +1,123 @@
+"""The application: routes, errors in one line, the page, the metrics. `create_app` is what an ASGI server runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+from memtok import __version__
+from memtok.errors import MemtokError
+from memtok.serving import open_inference, v1
+from memtok.serving.catalogue import Catalogue
+from memtok.serving.errors import RequestError
+from memtok.serving.guard import Guard
+from memtok.serving.keys import KeyRing
+from memtok.serving.open_inference import InferRequest
+from memtok.serving.routes import Caller, Served, written
+from memtok.serving.schemas import errors, line_of
+from memtok.serving.service import Service
+
+PAGE = Path(__file__).parent / "page"
+POLICY = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; frame-ancestors 'none'"
+ABOUT = 'Tasks of one Vision Transformer, answered in one pass. Errors are `{"error": line}`.'
+
+
+def create_app(catalogue: Catalogue, keys: KeyRing | None = None) -> FastAPI:
+    """The application that answers with a catalogue's tasks, to everybody or to those with a key."""
+    service = Service(catalogue, keys)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.stop()
+
+    app: FastAPI = FastAPIOffline(
+        redoc_url=None,
+        title="memtok",
+        version=__version__,
+        description=ABOUT,
+        lifespan=lifespan,
+        static_url="/docs-files",
+        favicon_url="/page/icon.svg",
+        swagger_ui_parameters={"validatorUrl": None},
+    )
+    app.state.service = service
+    app.include_router(v1.router)
+    app.include_router(open_inference.router)
+    add_metrics(app)
+    add_page(app)
+    add_errors(app)
+    add_schemas(app)
+    app.add_middleware(Guard, service=service)
+    return app
+
+
+def add_metrics(app: FastAPI) -> None:
+    """/metrics, for an admin key: it has the names of all tasks."""
+
+    @app.get("/metrics", responses=errors(403), tags=["operation"])
+    async def metrics(service: Served, key: Caller) -> Response:
+        """Metrics in the text format of Prometheus."""
+        if not key.admin:
+            raise RequestError(403, "expected an admin key for the metrics, found another; ask the operator for one")
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def add_page(app: FastAPI) -> None:
+    """The page at / and its files."""
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": POLICY})
+
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+
+
+def add_errors(app: FastAPI) -> None:
+    """Every error as {"error": line}."""
+
+    @app.exception_handler(RequestError)
+    async def refused(request: Request, error: RequestError) -> Response:
+        answer = written({"error": str(error)}, error.status)
+        answer.headers.update(error.headers)
+        return answer
+
+    @app.exception_handler(MemtokError)
+    async def wrong(request: Request, error: MemtokError) -> Response:
+        return written({"error": str(RequestError(422, error))}, 422)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return written({"error": str(RequestError(422, line_of(error.errors())))}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> Response:
+        answer = written({"error": f"{error.detail}: {request.method} {request.url.path}; /docs has what there is"})
+        answer.status_code = error.status_code
+        answer.headers.update(error.headers or {})
+        return answer
+
+
+def add_schemas(app: FastAPI) -> None:
+    """The schemas of bodies that routes read themselves."""
+    own = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = own()
+            parts = InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+            schema["components"]["schemas"] |= {**parts.pop("$defs"), "InferRequest": parts}
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,188 @@
+"""The tasks that are served, and how they change while requests are answered.
+
+A change makes a new model beside the one that answers, checks it, stores the file, and puts it in the place of the
+other in one assignment. Requests that came before go on with the model that they came to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from memtok.errors import MemtokError
+from memtok.serving.errors import RequestError, no_task
+from memtok.serving.keys import Key
+from memtok.serving.models import ServedModel, TaskFacts
+from memtok.serving.settings import Limits
+from memtok.serving.task_folder import ENDING, TaskFolder
+
+if TYPE_CHECKING:
+    from memtok.serving.torch_model import TorchModel
+    from memtok.stored import StoredTask
+    from memtok.task import Task
+
+# A name of a file on every system: no separator, no leading dot, nothing that does not print.
+NAME = re.compile(r"\w[\w .+()-]{0,99}")
+UPLOAD = "the upload"
+
+T = TypeVar("T")
+
+logger = logging.getLogger("memtok")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A task that was added (`created`) or replaced; stored: whether it is there again after a restart."""
+
+    task: TaskFacts
+    created: bool
+    stored: bool
+
+
+class Catalogue:
+    """The model that is served now, and its changes, one after the other."""
+
+    def __init__(self, model: ServedModel, limits: Limits, store: TaskFolder | None = None) -> None:
+        self.model = model
+        self.limits = limits
+        self.store = store
+        self._lock = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="memtok-tasks")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the tasks cannot change: those of an exported file."""
+        return not hasattr(self.model, "replacing")
+
+    def stop(self) -> None:
+        """Ends its thread."""
+        self._thread.shutdown()
+
+    def seen(self, key: Key) -> dict[str, TaskFacts]:
+        """The tasks that a key may see."""
+        return {name: task for name, task in self.model.tasks.items() if key.sees(name)}
+
+    async def put(self, name: str, content: bytes, key: Key) -> Change:
+        """Adds or replaces a task from the bytes of its file; RequestError for what cannot be."""
+        self._check_changeable(name, key)
+        if not NAME.fullmatch(name) or len(name.encode()) > 200 or name == "base":
+            raise RequestError(
+                422,
+                "expected a task name of 1 to 100 letters, digits, spaces and . _ + - ( ), starting with a letter or "
+                f"digit, and not 'base', found {name!r}; choose another",
+            )
+        return await self._alone(lambda: self._put(name, content, key))
+
+    async def delete(self, name: str, key: Key) -> None:
+        """Removes a task and its stored file; RequestError for what cannot be."""
+        if not key.sees(name):
+            raise no_task(name)
+        self._check_changeable(name, key)
+        if name not in self.model.tasks:
+            raise no_task(name)
+        await self._alone(lambda: self._delete(name))
+
+    async def _alone(self, change: Callable[[], T]) -> T:
+        """Runs a change in the thread, after those before it. A client that leaves does not stop it halfway."""
+
+        async def in_turn() -> T:
+            async with self._lock:
+                return await asyncio.get_running_loop().run_in_executor(self._thread, change)
+
+        return await asyncio.shield(in_turn())
+
+    def _check_changeable(self, name: str, key: Key) -> None:
+        if self.fixed:
+            raise RequestError(
+                409, "expected tasks that can change, found an exported file; serve task files with --backbone instead"
+            )
+        if not key.changes(name):
+            raise RequestError(403, f"expected a key that may change {name!r}, found one that may not; ask its issuer")
+
+    def _put(self, name: str, content: bytes, key: Key) -> Change:
+        model = self._changing()
+        created = name not in model.tasks
+        if created and len(model.tasks) >= self.limits.max_tasks:
+            raise RequestError(
+                409, f"expected at most {self.limits.max_tasks} tasks, found them all there; remove one first"
+            )
+        if not created:
+            self._check_not_extended(model, name)
+        stored = uploaded(content, name)
+        extends = [task for task in model.model.tasks if key.sees(task.name) and task.name != name]
+        task = revived_upload(stored, model, extends)
+        made = model.replacing(task)
+        if self.store is not None:
+            self.store.write(stored)
+        self.model = made
+        logger.info("%s the task %r", "added" if created else "replaced", name)
+        return Change(made.tasks[name], created, self.store is not None)
+
+    def _delete(self, name: str) -> None:
+        model = self._changing()
+        if name not in model.tasks:  # removed while this one waited
+            raise no_task(name)
+        self._check_not_extended(model, name)
+        made = model.without(name)
+        if self.store is not None:
+            self.store.remove(name)
+        self.model = made
+        logger.info("removed the task %r", name)
+
+    def _changing(self) -> TorchModel:
+        from memtok.serving.torch_model import TorchModel
+
+        assert isinstance(self.model, TorchModel)
+        return self.model
+
+    def _check_not_extended(self, model: TorchModel, name: str) -> None:
+        """RequestError if another task extends it. Which one is not told: the key may not see it."""
+        if any(other.name == name for task in model.model.tasks for other in task.extends):
+            raise RequestError(409, f"expected a task that no other extends, found {name!r}; remove that other first")
+
+
+def uploaded(content: bytes, name: str) -> StoredTask:
+    """The one task in the bytes of a file, under its new name; RequestError for anything else."""
+    from memtok.bundle import read_stored
+    from memtok.stored import renamed
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"upload{ENDING}"
+        path.write_bytes(content)
+        try:
+            stored = read_stored(path)
+            if len(stored) != 1:
+                raise MemtokError(
+                    f"expected a file with one task, found {len(stored)} in {path}; upload them one by one"
+                )
+            return renamed(stored, {stored[0].name: name}, {})[0]
+        except MemtokError as error:
+            raise RequestError(422, str(error).replace(str(path), UPLOAD)) from error
+
+
+def revived_upload(stored: StoredTask, model: TorchModel, extends: list[Task]) -> Task:
+    """The task on the model's backbone, fit to be composed; RequestError if it is not."""
+    from memtok.bundle import revive_one
+    from memtok.stored import resolve
+
+    try:
+        [(_, found)] = resolve([stored], extends, "; add it first")
+        task = revive_one(stored, model.model.backbone, found)  # type: ignore[arg-type]
+    except MemtokError as error:
+        raise RequestError(422, str(error).replace(stored.where, UPLOAD)) from error
+    if not task.composable and model.tasks:
+        raise RequestError(
+            422, f"expected a task that composes with others, found one of regime {task.regime!r}; train it in another"
+        )
+    if model.tasks and (difference := model.preprocessing.difference(task.preprocessing)):
+        raise RequestError(
+            422, f"expected the preprocessing of the tasks that are served, found a difference: {difference}"
+        )
+    return task

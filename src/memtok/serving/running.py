@@ -1,0 +1,78 @@
+"""Running the application under uvicorn: where it listens, what it prints, how it stops."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import warnings
+from collections.abc import Callable
+from ipaddress import ip_address
+
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+
+from memtok.errors import MemtokError
+
+GRACE = 60  # seconds that a stop waits for requests that were taken
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; MemtokError for an address that is taken or is none. Port 0 takes a free one."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        found = socket.socket(family, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+        return found
+    except (OSError, OverflowError) as error:
+        raise MemtokError(f"expected an address to listen on, found {host}:{port} ({error}); choose another") from error
+
+
+def address_of(listening: socket.socket) -> str:
+    """The URL of a socket that listens."""
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def run(app: FastAPI, listening: socket.socket, started: Callable[[], None], *, log_requests: bool = False) -> None:
+    """Answers until SIGINT or SIGTERM; then it takes no more and finishes what it took. `started` is called once."""
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limit of pixels is ours
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=log_requests,
+        server_header=False,
+        ws="none",
+        lifespan="on",
+        timeout_graceful_shutdown=GRACE,
+    )
+    if log_requests:
+        access = logging.getLogger("uvicorn.access")
+        access.setLevel(logging.INFO)
+        access.addHandler(logging.StreamHandler())
+    Announcing(config, started).run(sockets=[listening])
+
+
+class Announcing(uvicorn.Server):
+    """A server that says when it answers."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to listen."""
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
