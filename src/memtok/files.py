@@ -29,8 +29,10 @@ KINDS = {stat.S_IFDIR: "the folder", stat.S_IFSOCK: "the socket", stat.S_IFBLK: 
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     """Yields a temporary file; what was written there takes the place of `path` when the block ends.
+
+    private: whether a new file is its owner's only, whatever the umask says.
 
     On an exception the temporary file is removed and `path` stays as it was. The content is flushed to the disk
     before the rename, so a power cut leaves the old file or the new one. A file that is replaced keeps its
@@ -53,6 +55,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = new_file_beside(target, given)
     try:
         with explained(given):
+            if private:
+                temporary.chmod(0o600)
             mode = stat.S_IMODE(temporary.stat().st_mode)  # the writer may put a file of its own there
             yield temporary
             with temporary.open("rb+") as stream:

@@ -7,13 +7,18 @@ import json
 import logging
 import time
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from memtok.errors import printable
 from memtok.serving.errors import RequestError
 from memtok.serving.service import Service
 
 BUFFERED = 16
 """Bodies of the largest size that may be in memory at once."""
+
+LONGEST_NUMBER = 18
+"""Digits of a length that is looked at."""
 
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -75,8 +80,10 @@ class Guard:
                 await refuse(error, answered)
         except asyncio.CancelledError:
             raise
+        except ClientDisconnect:  # in the middle of its body; nobody is there to be answered
+            status = 400
         except Exception:
-            logger.exception("a request failed: %s %s", scope["method"], scope["path"])
+            logger.exception("a request failed: %s %s", scope["method"], printable(scope["path"]))
             if not begun:
                 await refuse(RequestError(500, "unexpected error; the log of the server has it"), answered)
         finally:
@@ -86,9 +93,9 @@ class Guard:
 
     def _check(self, scope: Scope, max_body: int) -> None:
         """RequestError for a request that is refused by its head."""
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > max_body:
-            raise RequestError(413, f"expected a body of at most {max_body:,} bytes, found {int(length):,}")
+        length = dict(scope["headers"]).get(b"content-length", b"0").lstrip(b"0") or b"0"
+        if length.isdigit() and (len(length) > LONGEST_NUMBER or int(length) > max_body):
+            raise RequestError(413, f"expected a body of at most {max_body:,} bytes, found a larger one")
         if self.open > self.service.limits.max_queue and scope["method"] in ("POST", "PUT"):
             raise RequestError(
                 429, f"expected at most {self.service.limits.max_queue} requests at once, found more", retry_after=1
