@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,12 @@ POLICY = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:
 ABOUT = 'Tasks of one Vision Transformer, answered in one pass. Errors are `{"error": line}`.'
 
 
-def create_app(catalogue: Catalogue, keys: KeyRing | None = None) -> FastAPI:
-    """The application that answers with a catalogue's tasks, to everybody or to those with a key."""
+def create_app(catalogue: Catalogue, keys: KeyRing | None = None, *, hosts: Collection[str] | None = None) -> FastAPI:
+    """The application that answers with a catalogue's tasks, to everybody or to those with a key.
+
+    hosts: the names of this server that a request may give in its header `Host`; None for any. Without keys it keeps
+    pages of other hosts, which a browser on this machine shows, from using the server (DNS rebinding).
+    """
     service = Service(catalogue, keys)
 
     @asynccontextmanager
@@ -58,7 +62,7 @@ def create_app(catalogue: Catalogue, keys: KeyRing | None = None) -> FastAPI:
     add_page(app)
     add_errors(app)
     add_schemas(app)
-    app.add_middleware(Guard, service=service)
+    app.add_middleware(Guard, service=service, hosts=hosts)
     return app
 
 

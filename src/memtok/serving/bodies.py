@@ -6,12 +6,13 @@ import base64
 import binascii
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -59,19 +60,29 @@ async def read_body(request: Request) -> Body:
     )
 
 
+@asynccontextmanager
+async def closing(form: FormData) -> AsyncIterator[None]:
+    """Closes the files of a form at the end of the block."""
+    try:
+        yield
+    finally:
+        await form.close()
+
+
 async def read_form(request: Request) -> Body:
     """The files of a form, whatever their fields are called, and its other fields."""
     images: list[tuple[str, bytes]] = []
     fields: dict[str, Any] = {}
     try:
         form = await InMemory(request.headers, request.stream()).parse()
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                images.append(((value.filename or name)[:NAMED], await value.read()))
-            elif name == "tasks":
-                fields.setdefault("tasks", []).append(value)
-            else:
-                fields[name] = value
+        async with closing(form):
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    images.append(((value.filename or name)[:NAMED], await value.read()))
+                elif name == "tasks":
+                    fields.setdefault("tasks", []).append(value)
+                else:
+                    fields[name] = value
     except (MultiPartException, KeyError, ValueError, AssertionError) as error:
         raise RequestError(422, f"expected a form with images as files, found a damaged one ({error})") from error
     if not images:

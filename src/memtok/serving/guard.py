@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,9 +29,10 @@ logger = logging.getLogger("memtok")
 class Guard:
     """An ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, hosts: Collection[str] | None = None) -> None:
         self.app = app
         self.service = service
+        self.hosts = hosts
         self.open = 0  # requests that are being answered
         self.buffered = 0  # bytes of their bodies
 
@@ -86,7 +88,11 @@ class Guard:
 
     def _check(self, scope: Scope, max_body: int) -> None:
         """RequestError for a request that is refused by its head."""
-        length = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        host = host_of(headers.get(b"host", b"").decode("latin-1"))
+        if self.hosts is not None and host not in self.hosts:
+            raise RequestError(400, f"expected a Host out of {', '.join(sorted(self.hosts))}, found {host[:100]!r}")
+        length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > max_body:
             raise RequestError(413, f"expected a body of at most {max_body:,} bytes, found {int(length):,}")
         if self.open > self.service.limits.max_queue and scope["method"] in ("POST", "PUT"):
@@ -100,6 +106,13 @@ class Guard:
         method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "DELETE", "HEAD") else "other"
         self.service.metrics.requests.labels(route, method, str(status)).inc()
         self.service.metrics.latency.labels(route, method).observe(seconds)
+
+
+def host_of(header: str) -> str:
+    """The name in a header `Host`, without the port."""
+    if header.startswith("["):  # an IPv6 address
+        return header[1:].partition("]")[0].lower()
+    return header.partition(":")[0].lower()
 
 
 async def refuse(error: RequestError, send: Send) -> None:
