@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +86,34 @@ def serve() -> Iterator[Serve]:
             return stack.enter_context(Client(app, raise_server_exceptions=False))
 
         yield start
+
+
+@contextmanager
+def over_a_socket(model: memtok.MemoryViT, *, keys: Path | None = None, store: Path | None = None) -> Iterator[str]:
+    """The address of a real server on a free port of loopback, without a slash at its end."""
+    import uvicorn
+
+    from memtok.serving.application import create_app
+    from memtok.serving.catalogue import Catalogue
+    from memtok.serving.keys import KeyRing
+    from memtok.serving.running import LOCAL_HOSTS, Announcing, address_of, listen
+    from memtok.serving.settings import Limits
+    from memtok.serving.task_folder import TaskFolder
+    from memtok.serving.torch_model import TorchModel
+
+    catalogue = Catalogue(TorchModel(model), Limits(), None if store is None else TaskFolder(store))
+    app = create_app(catalogue, None if keys is None else KeyRing(keys), hosts=LOCAL_HOSTS)
+    started = threading.Event()
+    server = Announcing(uvicorn.Config(app, log_config=None, ws="none", lifespan="on"), started.set)
+    with listen("127.0.0.1", 0) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            assert started.wait(60)
+            yield address_of(listening)
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 class Gate:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 import memtok
 from memtok.cli import main
 from memtok.serving import running
-from tests.serving.conftest import png
+from tests.serving.conftest import over_a_socket, png
 from tests.serving.test_v1 import library, same
 
 
@@ -111,27 +110,8 @@ def test_keys_and_a_folder(files: Path, stop_at_once: list[Any], capsys: pytest.
 
 @pytest.fixture
 def address(model: memtok.MemoryViT) -> Iterator[str]:
-    """A real server on a free port of loopback."""
-    import uvicorn
-
-    from memtok.serving.application import create_app
-    from memtok.serving.catalogue import Catalogue
-    from memtok.serving.settings import Limits
-    from memtok.serving.torch_model import TorchModel
-
-    app = create_app(Catalogue(TorchModel(model), Limits()), hosts=running.LOCAL_HOSTS)
-    listening = running.listen("127.0.0.1", 0)
-    started = threading.Event()
-    server = running.Announcing(uvicorn.Config(app, log_config=None, ws="none", lifespan="on"), started.set)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        assert started.wait(60)
-        yield running.address_of(listening)
-    finally:
-        server.should_exit = True
-        thread.join()
-        listening.close()
+    with over_a_socket(model) as address:
+        yield address
 
 
 def test_the_client_of_hugging_face(address: str, model: memtok.MemoryViT, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -152,6 +153,20 @@ def test_what_is_said_of_tasks(client: Client, model: memtok.MemoryViT) -> None:
         assert task["parameters"] == sum(value.numel() for value in expected.tensors().values())
         assert task["attention"] is (expected.queries > 0)
         assert client.get(f"/v1/tasks/{task['name']}").json() == task
+
+
+def test_any_name_of_a_task_can_stand_in_an_address(serve: Serve, backbone: memtok.Backbone) -> None:
+    """Those of files on the command line may have a slash."""
+    names = ("a/b", "predict", "x/predict", "ü ?#%", "../a")
+    client = serve(memtok.MemoryViT(backbone, [tiny_task(backbone, name, seed=n) for n, name in enumerate(names)]))
+    for name in names:
+        part = quote(name, safe="")
+        assert client.get(f"/v1/tasks/{part}").json()["name"] == name
+        assert len(client.post(f"/v1/tasks/{part}/predict", content=png()).json()) == 3
+        assert client.post(f"/v1/tasks/{part}/attention", content=png()).json()["task"] == name
+        assert client.get(f"/v2/models/{part}").json()["name"] == name
+        assert client.get(f"/v2/models/{part}/ready").json() == {"name": name, "ready": True}
+        assert client.delete(f"/v1/tasks/{part}").status_code == 204
 
 
 def test_no_task_at_all(serve: Serve, backbone: memtok.Backbone) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Collection
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,6 +16,8 @@ from memtok.serving.service import Service
 
 BUFFERED = 16
 """Bodies of the largest size that may be in memory at once."""
+
+DRAINED, PATIENCE = 4, 10.0  # times the largest body, and seconds, that are read of one that is too large
 
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -74,6 +77,8 @@ class Guard:
             await self.app(scope, limited, answered)
         except RequestError as error:
             if not begun:
+                if error.status == 413:
+                    await drained(receive, limits.max_body)
                 await refuse(error, answered)
         except asyncio.CancelledError:
             raise
@@ -106,6 +111,18 @@ class Guard:
         method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "DELETE", "HEAD") else "other"
         self.service.metrics.requests.labels(route, method, str(status)).inc()
         self.service.metrics.latency.labels(route, method).observe(seconds)
+
+
+async def drained(receive: Receive, most: int) -> None:
+    """Reads some more of a body that is too large: a browser shows no answer that comes before it has sent it all."""
+    left = DRAINED * most
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
 
 
 def host_of(header: str) -> str:

@@ -85,7 +85,7 @@ def image(model: ServedModel, result: Result, wishes: Wishes) -> dict[str, Any]:
 
 
 @router.post(
-    "/tasks/{name}/predict",
+    "/tasks/{name:path}/predict",
     response_model=list[Label],
     responses=errors(),
     openapi_extra=TASK_PREDICT_BODY,
@@ -132,7 +132,7 @@ def applied(answers: Answers, name: str, function: str | None) -> np.ndarray[Any
 
 
 @router.post(
-    "/tasks/{name}/attention",
+    "/tasks/{name:path}/attention",
     response_model=Attention,
     responses=errors(409),
     openapi_extra=IMAGE_BODY,
@@ -168,12 +168,14 @@ async def tasks(service: Served, key: Caller) -> Response:
             "fixed": service.catalogue.fixed,
             "keys": service.keys is not None,
             "admin": key.admin,
+            "may_add": not service.catalogue.fixed and (key.admin or bool(key.change)),
+            "limits": {"body": service.limits.max_body, "pixels": service.limits.max_pixels},
             "tasks": [described(service, key, task) for task in service.catalogue.seen(key).values()],
         }
     )
 
 
-@router.get("/tasks/{name}", response_model=TaskDescription, responses=without_image(), tags=["tasks"])
+@router.get("/tasks/{name:path}", response_model=TaskDescription, responses=without_image(), tags=["tasks"])
 async def task(name: str, service: Served, key: Caller) -> Response:
     """One task."""
     found = service.catalogue.seen(key).get(name)
@@ -183,7 +185,7 @@ async def task(name: str, service: Served, key: Caller) -> Response:
 
 
 @router.put(
-    "/tasks/{name}",
+    "/tasks/{name:path}",
     response_model=StoredTaskDescription,
     responses={**errors(403, 409), 201: {"model": StoredTaskDescription, "description": "A task that was not there."}},
     openapi_extra=TASK_FILE_BODY,
@@ -201,7 +203,7 @@ async def put_task(name: str, request: Request, service: Served, key: Caller) ->
     return written(found, 201 if change.created else 200)
 
 
-@router.delete("/tasks/{name}", status_code=204, responses=without_image() | errors(403, 409), tags=["tasks"])
+@router.delete("/tasks/{name:path}", status_code=204, responses=without_image() | errors(403, 409), tags=["tasks"])
 async def delete_task(name: str, service: Served, key: Caller) -> Response:
     """Removes a task. Requests in flight are still answered. One given on the command line is back after a restart."""
     async with deadline(service.limits.timeout):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serving.page.stand_in import described
+from tests.serving.page.stand_in import LIMITS, described
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright, to drive a browser").expect
 
@@ -107,7 +107,8 @@ def canned(page: Any, pattern: str, value: Any, status: int = 200, **headers: st
 
 def task_list(*tasks: dict[str, Any], **changes: Any) -> dict[str, Any]:
     common = {"backbone": {"source": "small", "fingerprint": "sha256:1"}, "preprocessing": {"image_size": [28, 28]}}
-    return common | {"fixed": False, "keys": False, "admin": False, "tasks": list(tasks)} | changes
+    common |= {"limits": LIMITS, "fixed": False, "keys": False, "admin": False, "may_add": True}
+    return common | {"tasks": list(tasks)} | changes
 
 
 def many_tasks(page: Any, count: int = 100) -> None:

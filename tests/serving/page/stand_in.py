@@ -20,6 +20,7 @@ PAGE = Path(__file__).resolve().parents[3] / "src" / "memtok" / "serving" / "pag
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 POLICY = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:"
 GRID = 7
+LIMITS = {"body": 32 * 2**20, "pixels": 50_000_000}
 
 
 class RefusedError(Exception):
@@ -102,7 +103,8 @@ def stand_in() -> Iterator[str]:
             return 200, {
                 "backbone": {"source": "small", "fingerprint": "sha256:1234"},
                 "preprocessing": {"image_size": [28, 28]},
-                **{"fixed": False, "keys": False, "admin": False, "tasks": list(tasks.values())},
+                "limits": LIMITS,
+                **{"fixed": False, "keys": False, "admin": False, "may_add": True, "tasks": list(tasks.values())},
             }
 
         def predict(self, body: bytes) -> tuple[int, Any]:

@@ -232,3 +232,15 @@ def test_a_task_without_attention_weights_has_no_button(open_page: Open) -> None
     page = open_page(lambda page: canned(page, "**/v1/tasks", tasks))
     choose(page, picture())
     expect(page.get_by_role("button", name=re.compile("Attention"))).to_have_text(["Attention weights of scenes"])
+
+
+def test_a_file_that_is_too_large_is_not_sent(open_page: Open) -> None:
+    limits = {"body": 1000, "pixels": 50_000_000}
+    page = open_page(lambda page: canned(page, "**/v1/tasks", task_list(described("pets", ["cat"]), limits=limits)))
+    expect(entry(page, "pets")).to_be_visible()
+    sent: list[Any] = []
+    page.route("**/v1/predict*", lambda route: sent.append(route))
+    choose(page, bytes(2000), "large.png")
+    line = f"large.png has 2{SPACE}kB, the server takes 1{SPACE}kB at most."
+    expect(page.get_by_role("alert")).to_have_text(re.compile(line.replace(SPACE, ".").replace("2.kB", "2(.0)?.kB")))
+    assert sent == []

@@ -146,11 +146,23 @@ def test_a_server_with_keys_shows_the_field(open_page: Open) -> None:
 
 
 def test_a_fixed_server(open_page: Open) -> None:
-    tasks = task_list(described("pets", ["cat", "dog"]), fixed=True)
+    tasks = task_list(
+        described("pets", ["cat", "dog"], regime=None, bytes=None, parameters=None, record={}, attention=False),
+        **{"fixed": True, "may_add": False},
+    )
     page = open_page(lambda page: canned(page, "**/v1/tasks", tasks))
     expect(page.get_by_role("region", name="Tasks")).to_contain_text("Its tasks cannot be added or removed.")
     expect(entry(page, "pets")).to_be_visible()
     expect(page.get_by_role("button", name=re.compile("Remove|Add"))).to_have_count(0)
+    expect(entry(page, "pets")).to_contain_text("2\N{NO-BREAK SPACE}classes")
+    entry(page, "pets").get_by_text("Details of pets").click()
+    expect(entry(page, "pets").get_by_role("term")).to_have_text(["classes", "fingerprint", "training record"])
+
+
+def test_a_key_that_may_not_add(open_page: Open) -> None:
+    page = open_page(lambda page: canned(page, "**/v1/tasks", task_list(described("pets", ["cat"]), may_add=False)))
+    expect(entry(page, "pets")).to_be_visible()
+    expect(page.get_by_role("button", name="Add task")).to_have_count(0)
 
 
 def test_tasks_that_others_change_are_shown(page: Any) -> None:

@@ -1,8 +1,8 @@
 // The page of `memtok serve`: an image goes to the server, the answers of all tasks come back.
 
-import { newestOnly, request, useKey, keyInUse } from "./api.js";
+import { Failure, newestOnly, request, useKey, keyInUse } from "./api.js";
 import { clearAnswers, press, showAnswers } from "./answers.js";
-import { byId, clearError, counted, showError } from "./dom.js";
+import { byId, clearError, counted, showError, shownBytes } from "./dom.js";
 import { clearWeights, showPicture, showWeights } from "./picture.js";
 import { listen } from "./sources.js";
 import { chooseTaskFile, listenToForm, remove, showTasks } from "./tasks.js";
@@ -14,6 +14,7 @@ const newestAttention = newestOnly();
 let tasks = new Map(); // by name
 let image = null; // the file that the answers are about
 let shown = null; // a promise that ends when the browser has loaded it, or cannot
+let largest = Infinity; // bytes of a request
 let changing = false; // whether a task is being added or removed
 
 listen(answer, chooseTaskFile);
@@ -26,6 +27,7 @@ refresh().catch(fail);
 async function refresh() {
   const found = await request("GET", "tasks");
   const [height, width] = found.preprocessing.image_size;
+  largest = found.limits.body;
   if (found.keys) byId("key").hidden = false;
   tasks = showTasks(found, (name) => change(() => remove(name)));
   byId("server").textContent =
@@ -41,6 +43,9 @@ async function answer(file) {
   shown = showPicture(file);
   clearAnswers(`Waiting for the answers to ${file.name} …`, true);
   try {
+    if (file.size > largest) {
+      throw new Failure(`${file.name} has ${shownBytes(file.size)}, the server takes ${shownBytes(largest)} at most.`, 413);
+    }
     const found = await request("POST", `predict?top=${TOP}`, { body: file, signal });
     const [{ tasks: answers }] = found.images;
     const names = Object.keys(answers);

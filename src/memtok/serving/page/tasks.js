@@ -14,18 +14,19 @@ let tasks = new Map();
 export function showTasks(answer, onRemove) {
   tasks = new Map(answer.tasks.map((task) => [task.name, task]));
   byId("fixed").hidden = !answer.fixed;
-  byId("add").hidden = answer.fixed;
+  byId("add").hidden = !answer.may_add;
   showItems(
     answer.tasks.map((task) => ({
       item: entry(task, answer.fixed, onRemove),
-      text: [task.name, task.regime, ...task.extends, ...task.classes].join("\n"),
+      text: [task.name, task.regime ?? "", ...task.extends, ...task.classes].join("\n"),
     })),
   );
   return tasks;
 }
 
 function entry(task, fixed, onRemove) {
-  const facts = [counted(task.classes.length, "class", "classes"), shownBytes(task.bytes), task.regime];
+  const facts = [counted(task.classes.length, "class", "classes")];
+  if (task.bytes !== null) facts.push(shownBytes(task.bytes), task.regime); // an exported file does not tell
   if (task.extends.length) facts.push(`extends ${task.extends.join(", ")}`);
   const details = element("details", {}, element("summary", {}, `Details of ${task.name}`));
   details.addEventListener("toggle", () => details.append(description(task)), { once: true });
@@ -49,7 +50,7 @@ function description(task) {
   const record = [...flatten(task.record)];
   const rows = [
     ["classes", task.classes.join(", ")],
-    ["parameters", task.parameters.toLocaleString("en")],
+    ...(task.parameters === null ? [] : [["parameters", task.parameters.toLocaleString("en")]]),
     ["fingerprint", task.fingerprint],
     ["training record", record.length ? counted(record.length, "entry", "entries") : "none"],
     ...record,
