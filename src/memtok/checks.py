@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 
 from memtok.errors import Argument, MemtokError
@@ -39,7 +40,7 @@ def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
     if not names:
         raise MemtokError("expected at least one class name, found none; name the classes in order", argument="classes")
     if len(set(names)) != len(names):
-        twice = next(item for item in names if names.count(item) > 1)
+        twice = next(item for item, count in Counter(names).items() if count > 1)
         raise MemtokError(f"expected different class names, found {twice!r} twice; rename one", argument="classes")
     return names
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from memtok.cli import Terminated
 from memtok.cli.errors import UsageError, arguments
 from memtok.cli.options import (
     Parser,
@@ -107,15 +106,10 @@ def run(options: Namespace) -> int:
 
         catalogue = exported(options, limits) if options.onnx is not None else loaded(options, limits)
         app = create_app(catalogue, keys, hosts=LOCAL_HOSTS if keys is None and is_loopback(options.host) else None)
-        try:
-            run_server(
-                app,
-                listening,
-                lambda: announce(catalogue, keys, address_of(listening)),
-                log_requests=options.log_requests,
-            )
-        except (KeyboardInterrupt, Terminated):
-            say("stopped")  # uvicorn raises the signal again when it has finished
+        run_server(
+            app, listening, lambda: announce(catalogue, keys, address_of(listening)), log_requests=options.log_requests
+        )
+    say("stopped")
     return 0
 
 

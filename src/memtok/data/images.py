@@ -249,24 +249,31 @@ def _decode(path: str | Path) -> Image.Image:
             return _upright(io.BytesIO(slim))
 
 
-def open_upright(stream: io.BytesIO, name: str, check: Callable[[Image.Image], None]) -> Image.Image:
+def open_upright(
+    stream: io.BytesIO, name: str, check: Callable[[Image.Image], None], formats: Sequence[str] = FORMATS
+) -> Image.Image:
     """`read_upright` of bytes. `check` may refuse an image by its header, before its pixels are unpacked.
 
     name: of the image, for the UnreadableImageError of one that cannot be read, or was refused by an exception.
+    formats: those of FORMATS that are read.
     """
     with guarded(name):
         try:
-            return _upright(stream, check)
+            return _upright(stream, check, formats)
         except ValueError:
             content = stream.getvalue()
             slim = without_text(content)
             if slim == content:
                 raise
-            return _upright(io.BytesIO(slim), check)
+            return _upright(io.BytesIO(slim), check, formats)
 
 
-def _upright(source: str | Path | io.BytesIO, check: Callable[[Image.Image], None] = lambda image: None) -> Image.Image:
-    with Image.open(source, formats=_formats()) as image:
+def _upright(
+    source: str | Path | io.BytesIO,
+    check: Callable[[Image.Image], None] = lambda image: None,
+    formats: Sequence[str] = FORMATS,
+) -> Image.Image:
+    with Image.open(source, formats=_formats(formats)) as image:
         check(image)
         turned = upright(image)
         return turned if is_deep(turned) else as_rgb(turned)
@@ -282,10 +289,10 @@ def upright(image: Image.Image) -> Image.Image:
     return image.copy() if turn is None else image.transpose(turn)
 
 
-def _formats() -> list[str]:
-    """The formats of FORMATS that this build of Pillow can read."""
+def _formats(formats: Sequence[str]) -> list[str]:
+    """Those of the formats that this build of Pillow can read."""
     Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+    return [name for name in formats if name in Image.OPEN]
 
 
 def _reason(error: Exception) -> str:

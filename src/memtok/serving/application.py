@@ -12,7 +12,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
+from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from memtok import __version__
 from memtok.errors import MemtokError
@@ -26,9 +28,11 @@ from memtok.serving.routes import Caller, Served, written
 from memtok.serving.schemas import errors, line_of
 from memtok.serving.service import Service
 
+ROUTERS = (v1.router, open_inference.router)
 PAGE = Path(__file__).parent / "page"
 POLICY = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; frame-ancestors 'none'"
 ABOUT = 'Tasks of one Vision Transformer, answered in one pass. Errors are `{"error": line}`.'
+PLAIN: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
 def create_app(catalogue: Catalogue, keys: KeyRing | None = None, *, hosts: Collection[str] | None = None) -> FastAPI:
@@ -54,14 +58,15 @@ def create_app(catalogue: Catalogue, keys: KeyRing | None = None, *, hosts: Coll
         static_url="/docs-files",
         favicon_url="/page/icon.svg",
         swagger_ui_parameters={"validatorUrl": None},
+        redirect_slashes=False,  # it would redirect to whatever the header Host says
     )
     app.state.service = service
-    app.include_router(v1.router)
-    app.include_router(open_inference.router)
+    for router in ROUTERS:
+        app.include_router(router)
     add_metrics(app)
     add_page(app)
     add_errors(app)
-    add_schemas(app)
+    add_schemas(app, keys is not None)
     app.add_middleware(Guard, service=service, hosts=hosts)
     return app
 
@@ -69,7 +74,7 @@ def create_app(catalogue: Catalogue, keys: KeyRing | None = None, *, hosts: Coll
 def add_metrics(app: FastAPI) -> None:
     """/metrics, for an admin key: it has the names of all tasks."""
 
-    @app.get("/metrics", responses=errors(403), tags=["operation"])
+    @app.get("/metrics", response_class=Response, responses=errors(403) | PLAIN, tags=["operation"])
     async def metrics(service: Served, key: Caller) -> Response:
         """Metrics in the text format of Prometheus."""
         if not key.admin:
@@ -106,14 +111,23 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        answer = written({"error": f"{error.detail}: {request.method} {request.url.path}; /docs has what there is"})
-        answer.status_code = error.status_code
+        line = f"{error.detail}: {request.method} {request.scope['path']}; /docs has what there is"
+        answer = written({"error": str(RequestError(error.status_code, line))}, error.status_code)
         answer.headers.update(error.headers or {})
+        if error.status_code == 405:
+            answer.headers["Allow"] = ", ".join(sorted(methods_at(app, request.scope)))
         return answer
 
 
-def add_schemas(app: FastAPI) -> None:
-    """The schemas of bodies that routes read themselves."""
+def methods_at(app: FastAPI, scope: Scope) -> set[str]:
+    """The methods that a path has, of all its routes; the error of a wrong one names those of the first only."""
+    routes = [*app.routes, *(route for router in ROUTERS for route in router.routes)]
+    matching = [route for route in routes if route.matches(scope)[0] is not Match.NONE]
+    return {method for route in matching for method in getattr(route, "methods", None) or ()}
+
+
+def add_schemas(app: FastAPI, with_keys: bool) -> None:
+    """The schemas of bodies that routes read themselves; and no key, where none is needed."""
     own = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -121,6 +135,11 @@ def add_schemas(app: FastAPI) -> None:
             schema = own()
             parts = InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
             schema["components"]["schemas"] |= {**parts.pop("$defs"), "InferRequest": parts}
+            if not with_keys:
+                del schema["components"]["securitySchemes"]
+                for path in schema["paths"].values():
+                    for operation in path.values():
+                        operation.pop("security", None)
         assert app.openapi_schema is not None
         return app.openapi_schema
 

@@ -6,17 +6,16 @@ import base64
 import binascii
 import io
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from memtok.data.images import UnreadableImageError, open_upright
+from memtok.data.images import FORMATS, UnreadableImageError, guarded, open_upright
 from memtok.data.pixels import centre_corner, evaluation_array, resized_sides
 from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
@@ -25,6 +24,8 @@ from memtok.serving.models import Pixels
 
 RAW = ("application/octet-stream", "")
 NAMED = 200  # characters of a file name that are given back
+MOST_VALUES = 100_000
+"""Values in a JSON body. Ten million empty strings are 30 MB of text, and 1.7 GB in memory."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,17 @@ class InMemory(MultiPartParser):
     spool_max_size = 2**40
 
 
-async def read_body(request: Request) -> Body:
-    """The images of a request; RequestError for a body that is none of the three kinds."""
+async def read_body(request: Request, in_pool: Callable[[Callable[[], Body]], Awaitable[Body]]) -> Body:
+    """The images of a request; RequestError for a body that is none of the three kinds.
+
+    in_pool: runs what would hold up the event loop, to read much JSON, in a thread.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return await read_form(request)
     content = await request.body()
     if kind == "application/json":
-        return read_json(content)
+        return await in_pool(lambda: read_json(content))
     if kind in RAW or kind.startswith("image/"):
         if not content:
             raise RequestError(422, "expected the bytes of an image as the body, found nothing; send one")
@@ -60,44 +64,50 @@ async def read_body(request: Request) -> Body:
     )
 
 
-@asynccontextmanager
-async def closing(form: FormData) -> AsyncIterator[None]:
-    """Closes the files of a form at the end of the block."""
-    try:
-        yield
-    finally:
-        await form.close()
-
-
 async def read_form(request: Request) -> Body:
     """The files of a form, whatever their fields are called, and its other fields."""
     images: list[tuple[str, bytes]] = []
     fields: dict[str, Any] = {}
     try:
         form = await InMemory(request.headers, request.stream()).parse()
-        async with closing(form):
-            for name, value in form.multi_items():
-                if isinstance(value, UploadFile):
-                    images.append(((value.filename or name)[:NAMED], await value.read()))
-                elif name == "tasks":
-                    fields.setdefault("tasks", []).append(value)
-                else:
-                    fields[name] = value
     except (MultiPartException, KeyError, ValueError, AssertionError) as error:
         raise RequestError(422, f"expected a form with images as files, found a damaged one ({error})") from error
+    try:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                images.append((encodable(value.filename or name)[:NAMED], await value.read()))
+            elif name == "tasks":
+                fields.setdefault("tasks", []).append(value)
+            else:
+                fields[name] = value
+    finally:
+        await form.close()
     if not images:
         raise RequestError(422, "expected a form with images as files, found none; add a part with a filename")
     return Body(images, fields)
 
 
-def read_json(content: bytes) -> Body:
-    """`{"images": [base64, ...]}`, or as Hugging Face's clients write it `{"inputs": base64, "parameters": {...}}`."""
+def encodable(text: str) -> str:
+    """A text that UTF-8 can write: half a surrogate pair, which a form's charset may give, becomes an escape."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def parsed(content: bytes) -> dict[str, Any]:
+    """The JSON object in a body; RequestError for anything else."""
+    if content.count(b",") > MOST_VALUES:
+        raise RequestError(413, f"expected JSON with at most {MOST_VALUES:,} values, found more; send several requests")
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise RequestError(422, f"expected JSON as the body, found something else ({error})") from error
     if not isinstance(value, dict):
-        raise RequestError(422, f'expected a JSON object, found {type(value).__name__}; send {{"images": [base64]}}')
+        raise RequestError(422, f"expected a JSON object, found {type(value).__name__}; /docs has what to send")
+    return value
+
+
+def read_json(content: bytes) -> Body:
+    """`{"images": [base64, ...]}`, or as Hugging Face's clients write it `{"inputs": base64, "parameters": {...}}`."""
+    value = parsed(content)
     given = value.get("images", value.get("inputs"))
     images = given if isinstance(given, list) else [given]
     fields = {name: part for name, part in value.items() if name not in ("images", "inputs", "parameters")}
@@ -129,20 +139,54 @@ class Decoded:
     size: tuple[int, int]
 
 
-def decode(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> Decoded:
-    """The pixels (C, H, W) of an image in bytes; RequestError 413 for one that is too large, 422 for a broken one."""
+SERVED = tuple(name for name in FORMATS if name not in ("ICO", "QOI", "XBM", "XPM"))
+"""Formats of images. Pillow decodes QOI, XBM and XPM in Python, up to minutes for one body, and an ICO file before
+anybody can look at its size."""
+LONGEST_SIDE = 65_535
+"""Pixels of a side, as JPEG has it. Some decoders take room for a multiple of a row."""
+MOST_SCANS = 200
+"""Scans of a progressive JPEG; usual ones have ten. A scan may cost 26 bytes, and a pass over all of the image."""
+
+
+class Withdrawable(io.BytesIO):
+    """The bytes of an image, which a thread decodes as long as somebody waits for it: then its next read fails."""
+
+    def __init__(self, content: bytes, withdrawn: Callable[[], bool]) -> None:
+        super().__init__(content)
+        self._withdrawn = withdrawn
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of every stream; OSError when nobody waits."""
+        if self._withdrawn():
+            raise OSError("the request was given up")
+        return super().read(size)
+
+
+def decode(
+    content: bytes, preprocessing: Preprocessing, max_pixels: int, withdrawn: Callable[[], bool] = lambda: False
+) -> Decoded:
+    """The pixels (C, H, W) of an image in bytes; RequestError 413 for one that is too large, 422 for a broken one.
+
+    withdrawn: whether nobody waits for it any more; the work then ends early, in an error.
+    """
 
     def check(image: Image.Image) -> None:
-        if image.width * image.height > max_pixels:
+        if image.width * image.height > max_pixels or max(image.size) > LONGEST_SIDE:
             raise RequestError(
                 413,
-                f"expected an image of at most {max_pixels:,} pixels, found {image.width} x {image.height}; send a "
-                "smaller one",
+                f"expected an image of at most {max_pixels:,} pixels and sides of at most {LONGEST_SIDE:,}, found "
+                f"{image.width} x {image.height}; send a smaller one",
+            )
+        slow = any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))  # those are written in Python
+        if slow or (image.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > MOST_SCANS):
+            raise RequestError(
+                422, f"expected an image that is quick to decode, found an unusual form of {image.format}; save it anew"
             )
 
     try:
-        image = open_upright(io.BytesIO(content), "the image", check)
-        return Decoded(evaluation_array(image, preprocessing), (image.height, image.width))
+        image = open_upright(Withdrawable(content, withdrawn), "the image", check, SERVED)
+        with guarded("the image"):
+            return Decoded(evaluation_array(image, preprocessing), (image.height, image.width))
     except UnreadableImageError as error:
         cause: BaseException | None = error
         while cause is not None:  # a check that failed inside of the guarded block
@@ -150,7 +194,7 @@ def decode(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> Dec
                 raise cause from error
             cause = cause.__cause__
         raise RequestError(422, f"expected a readable image, found another ({error.reason}); mend it") from error
-    except (MemtokError, ValueError, MemoryError, OSError) as error:
+    except MemtokError as error:
         raise RequestError(422, f"expected a readable image, found another ({error}); mend it") from error
 
 

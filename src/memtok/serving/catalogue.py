@@ -7,6 +7,7 @@ other in one assignment. Requests that came before go on with the model that the
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import tempfile
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from memtok.errors import MemtokError
 from memtok.serving.errors import RequestError, no_task
 from memtok.serving.keys import Key
-from memtok.serving.models import ServedModel, TaskFacts
+from memtok.serving.models import NotFiniteError, ServedModel, TaskFacts
 from memtok.serving.settings import Limits
 from memtok.serving.task_folder import ENDING, TaskFolder
 
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 # A name of a file on every system: no separator, no leading dot, nothing that does not print.
 NAME = re.compile(r"\w[\w .+()-]{0,99}")
 UPLOAD = "the upload"
+
+# What an upload may bring along that stands in answers, and is read before anything else.
+LARGEST_HEADER = 4 * 2**20  # bytes
+LARGEST_RECORD = 100_000  # characters of JSON
+LONGEST_CLASS = 500  # characters
 
 T = TypeVar("T")
 
@@ -53,7 +59,6 @@ class Catalogue:
         self.model = model
         self.limits = limits
         self.store = store
-        self._lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="memtok-tasks")
 
     @property
@@ -90,13 +95,8 @@ class Catalogue:
         await self._alone(lambda: self._delete(name))
 
     async def _alone(self, change: Callable[[], T]) -> T:
-        """Runs a change in the thread, after those before it. A client that leaves does not stop it halfway."""
-
-        async def in_turn() -> T:
-            async with self._lock:
-                return await asyncio.get_running_loop().run_in_executor(self._thread, change)
-
-        return await asyncio.shield(in_turn())
+        """Runs a change in the one thread. A client that leaves takes it back while it waits, but not halfway."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, change)
 
     def _check_changeable(self, name: str, key: Key) -> None:
         if self.fixed:
@@ -116,14 +116,35 @@ class Catalogue:
         if not created:
             self._check_not_extended(model, name)
         stored = uploaded(content, name)
+        check_told(stored)
         extends = [task for task in model.model.tasks if key.sees(task.name) and task.name != name]
         task = revived_upload(stored, model, extends)
-        made = model.replacing(task)
+        made = self._with(model, task, key)
         if self.store is not None:
-            self.store.write(stored)
+            try:
+                self.store.write(stored)
+            except MemtokError as error:  # the task is good: it is the server that cannot
+                raise OSError(str(error)) from error
         self.model = made
         logger.info("%s the task %r", "added" if created else "replaced", name)
         return Change(made.tasks[name], created, self.store is not None)
+
+    def _with(self, model: TorchModel, task: Task, key: Key) -> TorchModel:
+        """The model with a task; RequestError, without a name that the key may not see, if they do not go together."""
+        if any(not other.composable for other in model.model.tasks if other.name != task.name):
+            raise RequestError(
+                409, "expected served tasks that compose with others, found one that stands alone; remove that first"
+            )
+        try:
+            return model.replacing(task)
+        except MemtokError as error:
+            own = isinstance(error, NotFiniteError) and error.task == task.name
+            if own or all(key.sees(other.name) for other in model.model.tasks):
+                raise
+            logger.info("refused the task %r: %s", task.name, error)
+            raise RequestError(
+                422, "expected a task that goes with those that are served, found another; ask the operator"
+            ) from error
 
     def _delete(self, name: str) -> None:
         model = self._changing()
@@ -153,6 +174,10 @@ def uploaded(content: bytes, name: str) -> StoredTask:
     from memtok.bundle import read_stored
     from memtok.stored import renamed
 
+    if LARGEST_HEADER < int.from_bytes(content[:8], "little") <= len(content):
+        raise RequestError(
+            422, f"expected a file with a header of at most {LARGEST_HEADER:,} bytes, found a larger one"
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"upload{ENDING}"
         path.write_bytes(content)
@@ -167,14 +192,35 @@ def uploaded(content: bytes, name: str) -> StoredTask:
             raise RequestError(422, str(error).replace(str(path), UPLOAD)) from error
 
 
+def check_told(stored: StoredTask) -> None:
+    """RequestError for class names and a record that would burden every answer in which they stand."""
+    longest = max(map(len, stored.header["classes"]), default=0)
+    if longest > LONGEST_CLASS:
+        raise RequestError(422, f"expected class names of at most {LONGEST_CLASS} characters, found one of {longest:,}")
+    try:
+        size = len(json.dumps(stored.header["record"]))
+    except RecursionError as error:
+        raise RequestError(422, "expected a record that is not nested deep, found another; leave it out") from error
+    if size > LARGEST_RECORD:
+        raise RequestError(422, f"expected a record of at most {LARGEST_RECORD:,} characters, found {size:,}; cut it")
+
+
 def revived_upload(stored: StoredTask, model: TorchModel, extends: list[Task]) -> Task:
     """The task on the model's backbone, fit to be composed; RequestError if it is not."""
     from memtok.bundle import revive_one
     from memtok.stored import resolve
 
+    source, fingerprint = model.backbone
+    found_on = stored.header["backbone"]
+    if found_on["fingerprint"] != fingerprint:
+        raise RequestError(
+            422,
+            f"expected a task of the backbone {source} ({fingerprint[:19]}), found one of {found_on['source']} "
+            f"({found_on['fingerprint'][:19]}); train it on this one",
+        )
     try:
-        [(_, found)] = resolve([stored], extends, "; add it first")
-        task = revive_one(stored, model.model.backbone, found)  # type: ignore[arg-type]
+        [(_, extended)] = resolve([stored], extends, "; add it first")
+        task = revive_one(stored, model.model.backbone, extended)  # type: ignore[arg-type]
     except MemtokError as error:
         raise RequestError(422, str(error).replace(stored.where, UPLOAD)) from error
     if not task.composable and model.tasks:

@@ -9,8 +9,10 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from memtok.errors import printable
 from memtok.serving.errors import RequestError
 from memtok.serving.service import Service
 
@@ -18,6 +20,8 @@ BUFFERED = 16
 """Bodies of the largest size that may be in memory at once."""
 
 DRAINED, PATIENCE = 4, 10.0  # times the largest body, and seconds, that are read of one that is too large
+LONGEST_NUMBER = 18
+"""Digits of a length that is looked at."""
 
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -82,8 +86,10 @@ class Guard:
                 await refuse(error, answered)
         except asyncio.CancelledError:
             raise
+        except ClientDisconnect:  # in the middle of its body; nobody is there to be answered
+            status = 400
         except Exception:
-            logger.exception("a request failed: %s %s", scope["method"], scope["path"])
+            logger.exception("a request failed: %s %s", scope["method"], printable(scope["path"]))
             if not begun:
                 await refuse(RequestError(500, "unexpected error; the log of the server has it"), answered)
         finally:
@@ -97,9 +103,9 @@ class Guard:
         host = host_of(headers.get(b"host", b"").decode("latin-1"))
         if self.hosts is not None and host not in self.hosts:
             raise RequestError(400, f"expected a Host out of {', '.join(sorted(self.hosts))}, found {host[:100]!r}")
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > max_body:
-            raise RequestError(413, f"expected a body of at most {max_body:,} bytes, found {int(length):,}")
+        length = headers.get(b"content-length", b"0").lstrip(b"0") or b"0"
+        if length.isdigit() and (len(length) > LONGEST_NUMBER or int(length) > max_body):
+            raise RequestError(413, f"expected a body of at most {max_body:,} bytes, found a larger one")
         if self.open > self.service.limits.max_queue and scope["method"] in ("POST", "PUT"):
             raise RequestError(
                 429, f"expected at most {self.service.limits.max_queue} requests at once, found more", retry_after=1

@@ -7,7 +7,6 @@ costs some 50 ms by design, so a key that was right once is remembered by a fast
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import json
@@ -18,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def read_keys(path: str | Path) -> dict[str, Stored]:
         raise MemtokError(
             f"expected a key file at {place}, found none; make a key with `memtok serve --new-key NAME --keys {place}`"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise MemtokError(
             f"expected a key file that memtok wrote, found {place}, which is not ({type(error).__name__}: {error}); "
             "mend it, or make it anew with `memtok serve --new-key`"
@@ -121,15 +121,21 @@ def stored_key(entry: Mapping[str, Any]) -> Stored:
         raise ValueError(f"rate {rate!r}")
     key = Key(entry["name"], entry["id"], tuple(entry["see"]), tuple(entry["change"]), entry["admin"], rate)
     cost = {letter: int(entry["scrypt"][letter]) for letter in "nrp"}
-    hashlib.scrypt(b"", salt=b"", maxmem=2**28, dklen=BYTES, **cost)  # ValueError for a cost that cannot be
+    check_cost(**cost)
     salt, digest = (base64.b64decode(entry[name], validate=True) for name in ("salt", "hash"))
     if len(digest) != BYTES:
         raise ValueError(f"a hash of {len(digest)} bytes")
     return Stored(key, salt, digest, cost)
 
 
+@lru_cache
+def check_cost(n: int, r: int, p: int) -> None:
+    """ValueError for a cost that cannot be. Slow, but once: all keys have the same."""
+    hashlib.scrypt(b"", salt=b"", maxmem=2**28, dklen=BYTES, n=n, r=r, p=p)
+
+
 def write_keys(path: str | Path, keys: Mapping[str, Stored]) -> None:
-    """Writes the file, atomically, readable by its owner only."""
+    """Writes the file, atomically; a new one is readable by its owner only."""
     entries = [
         {
             **asdict(one.key),
@@ -242,8 +248,9 @@ class KeyRing:
         try:
             stamp = self._look()
             if stamp != self._stamp:
-                self.keys, self._stamp = read_keys(self.path), stamp
-                self._known.clear()
+                before, self.keys, self._stamp = self.keys, read_keys(self.path), stamp
+                same = {identity for identity, stored in self.keys.items() if stored == before.get(identity)}
+                self._known = {digest: identity for digest, identity in list(self._known.items()) if identity in same}
                 logger.info("read %d keys from %s", len(self.keys), self.path)
         except (MemtokError, OSError) as error:
             logger.warning("the keys stay as they were: %s", error)

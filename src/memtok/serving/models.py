@@ -5,6 +5,7 @@ B: images. C, H, W: channels (3), height and width of the model's input.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,10 +13,22 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
 
 Pixels = NDArray[np.uint8]
 Scores = NDArray[np.float32]
+
+
+DEEPEST = 20  # levels of a record that are told
+
+
+class NotFiniteError(MemtokError):
+    """A task whose answers to an image are no numbers. task: its name."""
+
+    def __init__(self, task: str, advice: str) -> None:
+        super().__init__(f"expected finite answers of {task!r}, found others; {advice}")
+        self.task = task
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,17 @@ class ServedModel(Protocol):
 
     def attention(self, pixels: Pixels, name: str) -> NDArray[np.float32]:
         """(rows, columns) attention weights over the patches of one image (C, H, W), of the token `TaskFacts` names."""
+
+
+def readable(value: Any, levels: int = DEEPEST) -> Any:
+    """A value of a task's record for JSON: numbers that are not finite, and what is nested too deep, are None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): readable(part, levels - 1) for key, part in value.items()} if levels else None
+    if isinstance(value, list | tuple):
+        return [readable(part, levels - 1) for part in value] if levels else None
+    return value
 
 
 def softmax(logits: Scores) -> Scores:

@@ -12,7 +12,7 @@ from memtok.errors import MemtokError
 from memtok.exports.description import BASE, EMBEDDING
 from memtok.exports.opened import OnnxModel
 from memtok.preprocessing import Preprocessing
-from memtok.serving.models import Answers, Pixels, TaskFacts, softmax
+from memtok.serving.models import Answers, NotFiniteError, Pixels, TaskFacts, softmax
 
 
 class ExportedModel:
@@ -53,7 +53,7 @@ class ExportedModel:
         scores = {name: found[name] for name in (*names, *([BASE] if base else []))}
         for name, rows in scores.items():
             if not np.isfinite(rows).all():
-                raise MemtokError(f"expected finite scores of {name!r}, found others; export the model in float32")
+                raise NotFiniteError(name, "export the model in float32")
         features = found[EMBEDDING] if embedding else None
         if self.model.description.scores == "probabilities":
             return Answers(scores, None, features)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,11 +18,11 @@ from pydantic import BaseModel, Field
 
 from memtok import __version__
 from memtok.serving.batching import Asked
-from memtok.serving.bodies import Body, decoded
+from memtok.serving.bodies import Body, decoded, parsed
 from memtok.serving.errors import RequestError
 from memtok.serving.models import Answers, TaskFacts
 from memtok.serving.routes import Caller, Served, written
-from memtok.serving.schemas import body, checked, errors, without_image
+from memtok.serving.schemas import IMAGE, body, checked, errors, without_image
 from memtok.serving.service import attended, deadline
 
 INPUT, SCORES, LABELS = "images", "scores", "labels"
@@ -52,7 +53,7 @@ class InferRequest(BaseModel):
     id: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
     inputs: list[Tensor] = Field(min_length=1, max_length=1)
-    outputs: list[OutputWish] | None = None
+    outputs: list[OutputWish] | None = Field(None, max_length=2)  # there are two
 
 
 class OutputTensor(BaseModel):
@@ -143,7 +144,7 @@ def facts(task: TaskFacts) -> dict[str, Any]:
 @router.post(
     "/models/{name:path}/infer",
     response_model=InferResponse,
-    responses=errors(),
+    responses=errors() | {200: {"content": {"application/octet-stream": IMAGE}}},
     openapi_extra=body({"application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}}}),
 )
 async def infer(
@@ -163,8 +164,12 @@ async def infer(
         (name,) = service.chosen(served, key, [name])
         content = await request.body()
         end = len(content) if inference_header_content_length is None else inference_header_content_length
-        asked = checked(InferRequest, parsed(content[:end]))
-        images = [(f"{INPUT}[{index}]", one) for index, one in enumerate(images_of(asked.inputs[0], content[end:]))]
+        asked = await service.in_pool(lambda: checked(InferRequest, parsed(content[:end])))
+        tensor = asked.inputs[0]
+        check_input(tensor)
+        service.check_count(tensor.shape[0])
+        found = await service.in_pool(lambda: images_of(tensor, content[end:]))
+        images = [(f"{INPUT}[{index}]", one) for index, one in enumerate(found)]
         results = await attended(request, service.results(served, Body(images), Asked((name,))))
         for one in results:
             if one.error is not None:
@@ -174,34 +179,29 @@ async def infer(
         return await service.in_pool(lambda: answer(asked, name, outputs))
 
 
-def parsed(content: bytes) -> dict[str, Any]:
-    """The JSON of a request; RequestError for anything else."""
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(422, f"expected JSON, found something else ({error})") from error
-    if not isinstance(value, dict):
-        raise RequestError(422, f"expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def images_of(tensor: Tensor, binary: bytes) -> list[bytes]:
-    """The bytes of each image of the input; RequestError for another tensor."""
+def check_input(tensor: Tensor) -> None:
+    """RequestError for another input than images."""
     if tensor.name != INPUT or tensor.datatype != "BYTES" or len(tensor.shape) != 1 or tensor.shape[0] < 1:
         raise RequestError(
             422,
             f"expected the input {INPUT!r} of datatype BYTES and shape [images], found {tensor.name[:80]!r} of "
             f"{tensor.datatype[:20]} and shape {tensor.shape[:5]}",
         )
+
+
+def images_of(tensor: Tensor, binary: bytes) -> list[bytes]:
+    """The bytes of each image of the input; RequestError for what is damaged or not as many as the shape says."""
+    most = tensor.shape[0] + 1  # one more tells that there are too many
     if tensor.data is not None:
-        images = [decoded(text, index) for index, text in enumerate(tensor.data)]
+        images = [decoded(text, index) for index, text in enumerate(tensor.data[:most])]
     else:
         size = tensor.parameters.get("binary_data_size", len(binary))
         if size != len(binary):
             raise RequestError(422, f"expected binary_data_size {len(binary)}, found {str(size)[:20]}")
-        images = list(elements(binary))
+        images = list(islice(elements(binary), most))
     if len(images) != tensor.shape[0]:
-        raise RequestError(422, f"expected {tensor.shape[0]} images by the shape, found {len(images)}")
+        more = " or more" if len(images) == most else ""
+        raise RequestError(422, f"expected {tensor.shape[0]} images by the shape, found {len(images)}{more}")
     return images
 
 

@@ -41,5 +41,6 @@ def ranking(scores: Scores, classes: tuple[str, ...], top: int) -> list[dict[str
 
 
 def written(value: Mapping[str, Any] | list[Any], status: int = 200) -> Response:
-    """A value as an answer in JSON."""
-    return Response(json.dumps(value, ensure_ascii=False, allow_nan=False), status, media_type="application/json")
+    """A value as an answer in JSON. Of a name that is no UTF-8, as a record may have one, the odd parts are escapes."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return Response(text.encode(errors="backslashreplace"), status, media_type="application/json")

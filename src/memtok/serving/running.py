@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
+import threading
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 
 import uvicorn
@@ -52,7 +54,10 @@ def address_of(listening: socket.socket) -> str:
 
 
 def run(app: FastAPI, listening: socket.socket, started: Callable[[], None], *, log_requests: bool = False) -> None:
-    """Answers until SIGINT or SIGTERM; then it takes no more and finishes what it took. `started` is called once."""
+    """Answers until SIGINT or SIGTERM; then it takes no more and finishes what it took. `started` is called once.
+
+    A second SIGINT drops what is left: KeyboardInterrupt.
+    """
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limit of pixels is ours
     config = uvicorn.Config(
         app,
@@ -71,7 +76,7 @@ def run(app: FastAPI, listening: socket.socket, started: Callable[[], None], *, 
 
 
 class Announcing(uvicorn.Server):
-    """A server that says when it answers."""
+    """A server that says when it answers, and for which a signal is a wish and no failure."""
 
     def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
@@ -82,3 +87,18 @@ class Announcing(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._announce()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stops at a signal, as uvicorn does, but does not raise it again: a stop that was asked for is success."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.force_exit:
+            raise KeyboardInterrupt

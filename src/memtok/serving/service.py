@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -91,17 +92,21 @@ class Service:
         if names is None:
             return tuple(name for name in model.tasks if key.sees(name))
         for name in names:
-            if name not in model.tasks or not key.sees(name):
+            if not key.sees(name) or name not in model.tasks:  # what it may not see is not even looked up
                 raise no_task(name)
         return tuple(dict.fromkeys(names))
+
+    def check_count(self, images: int) -> None:
+        """RequestError 413 for more images than a request may have."""
+        if images > self.limits.max_images:
+            raise RequestError(
+                413, f"expected at most {self.limits.max_images} images in a request, found {images}; send several"
+            )
 
     async def results(self, model: ServedModel, body: Body, asked: Asked) -> list[Result]:
         """What the model answers to the images of a request; a broken image harms none of the others."""
         count = len(body.images)
-        if count > self.limits.max_images:
-            raise RequestError(
-                413, f"expected at most {self.limits.max_images} images in a request, found {count}; send several"
-            )
+        self.check_count(count)
         self.batcher.reserve(count)
         try:
             decoded = await asyncio.gather(*(self._decoded(model, content) for _, content in body.images))
@@ -110,7 +115,8 @@ class Service:
         good = [one.pixels for one in decoded if isinstance(one, Decoded)]
         answers = iter(await self.batcher.answer(model, good, asked) if good else [])
         for name in asked.names:
-            self.metrics.task_images.labels(name).inc(len(good))
+            if name in self.catalogue.model.tasks:  # it may have been removed meanwhile, and is forgotten
+                self.metrics.task_images.labels(name).inc(len(good))
         return [
             Result(name, next(answers), None) if isinstance(one, Decoded) else Result(name, None, one)
             for (name, _), one in zip(body.images, decoded, strict=True)
@@ -134,8 +140,12 @@ class Service:
             self.batcher.release(1)
 
     async def decoded(self, model: ServedModel, content: bytes) -> Decoded:
-        """An image as the model takes it."""
-        return await self.in_pool(lambda: decode(content, model.preprocessing, self.limits.max_pixels))
+        """An image as the model takes it. A thread that still works on it stops soon after the request gave up."""
+        over = threading.Event()
+        try:
+            return await self.in_pool(lambda: decode(content, model.preprocessing, self.limits.max_pixels, over.is_set))
+        finally:
+            over.set()
 
 
 @asynccontextmanager

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from memtok.checkpoint import portable_source
 from memtok.data.transforms import Normaliser
-from memtok.errors import MemtokError
 from memtok.evaluation import BASE, classes_of
 from memtok.model import MemoryViT
 from memtok.preprocessing import Preprocessing
-from memtok.serving.models import Answers, Pixels, Scores, TaskFacts
+from memtok.serving.models import Answers, NotFiniteError, Pixels, Scores, TaskFacts, readable
 from memtok.task import Task
 
 SELECTED = 0.5
@@ -71,9 +70,7 @@ class TorchModel:
                 logits[BASE] = out.base.float()
             for name, rows in logits.items():
                 if not bool(rows.isfinite().all()):
-                    raise MemtokError(
-                        f"expected finite logits of {name!r}, found others; serve it with --precision float32"
-                    )
+                    raise NotFiniteError(name, "serve it with --precision float32")
             probabilities = {name: array_of(rows.softmax(dim=1)) for name, rows in logits.items()}
             features = array_of(out.features.float()) if embedding and out.features is not None else None
         return Answers(probabilities, {name: array_of(rows) for name, rows in logits.items()}, features)
@@ -130,7 +127,7 @@ def facts(task: Task) -> TaskFacts:
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
         extends=tuple(other.name for other in task.extends),
         attention="class token of the task" if task.queries else None,
-        record=task.record,
+        record=readable(task.record),
     )
 
 

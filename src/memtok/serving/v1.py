@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from memtok.exports.description import BASE
 from memtok.serving.batching import Asked
 from memtok.serving.bodies import Body, area, read_body
-from memtok.serving.errors import RequestError, no_task
+from memtok.serving.errors import RequestError
 from memtok.serving.keys import Key
 from memtok.serving.models import Answers, ServedModel, TaskFacts, softmax
 from memtok.serving.routes import Caller, Served, ranking, written
@@ -45,7 +45,7 @@ async def predict(request: Request, service: Served, key: Caller, query: Annotat
     A broken image among several has an `error` in the place of its answers; one alone is a 422.
     """
     async with deadline(allowed(service, query.timeout_s)):
-        body = await read_body(request)
+        body = await read_body(request, service.in_pool)
         given = query.model_dump(exclude_unset=True)
         wishes = checked(Wishes, {**given, **body.fields})
         model = service.catalogue.model
@@ -101,7 +101,7 @@ async def predict_task(
     async with deadline(allowed(service, query.timeout_s)):
         model = service.catalogue.model
         (name,) = service.chosen(model, key, [name])
-        body = await read_body(request)
+        body = await read_body(request, service.in_pool)
         wishes = checked(HubWishes, {**query.model_dump(exclude_unset=True), **body.fields})
         answers = await one_answer(request, service, model, body, Asked((name,)))
         scores = applied(answers, name, wishes.function_to_apply)
@@ -148,8 +148,8 @@ async def attention(
         token = model.tasks[name].attention
         if token is None:
             raise RequestError(409, f"expected a task with a class token of its own, found {name!r} without")
-        body = await read_body(request)
-        weights, size = await service.attention(model, body, name)
+        body = await read_body(request, service.in_pool)
+        weights, size = await attended(request, service.attention(model, body, name))
         found = {"task": name, "token": token, "weights": weights.tolist(), "area": area(size, model.preprocessing)}
         return written(found)
 
@@ -178,10 +178,9 @@ async def tasks(service: Served, key: Caller) -> Response:
 @router.get("/tasks/{name:path}", response_model=TaskDescription, responses=without_image(), tags=["tasks"])
 async def task(name: str, service: Served, key: Caller) -> Response:
     """One task."""
-    found = service.catalogue.seen(key).get(name)
-    if found is None:
-        raise no_task(name)
-    return written(described(service, key, found))
+    model = service.catalogue.model
+    (name,) = service.chosen(model, key, [name])
+    return written(described(service, key, model.tasks[name]))
 
 
 @router.put(
