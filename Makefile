@@ -2,7 +2,7 @@
 
 WORKERS ?= 2
 
-.PHONY: help setup setup-test setup-bench quickstart lint types pytest test bench fuzz
+.PHONY: help setup setup-test setup-browser setup-bench quickstart lint types pytest test bench
 
 help:
 	@echo "make quickstart   install into .venv, then train, compose and verify two tasks on real images"
@@ -16,6 +16,10 @@ setup:
 
 setup-test:
 	@scripts/setup.sh test
+
+# For the tests of the server's page; without it they are skipped.
+setup-browser:
+	@scripts/setup_browser.sh
 
 setup-bench:
 	@scripts/setup.sh bench
@@ -31,7 +35,7 @@ types: lint
 	.venv/bin/mypy
 
 # Two workers with one thread each: small models do not gain from a second thread.
-pytest: types
+pytest: types setup-browser
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 test: pytest

@@ -18,7 +18,15 @@ from memtok_benchmarks.floor import Geometry
 from memtok_benchmarks.scene import Scene
 
 # Package on PyPI -> module.
-PACKAGES = {"vit-pytorch": "vit_pytorch", "peft": "peft", "transformers": "transformers", "scikit-learn": "sklearn"}
+PACKAGES = {
+    "vit-pytorch": "vit_pytorch",
+    "peft": "peft",
+    "transformers": "transformers",
+    "scikit-learn": "sklearn",
+    "onnx": "onnx",
+    "onnxscript": "onnxscript",
+    "onnxruntime": "onnxruntime",
+}
 RANK = 8
 
 

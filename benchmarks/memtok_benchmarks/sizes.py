@@ -17,6 +17,7 @@ ROWS = (
     "inference",
     "readouts",
     "reading",
+    "export",
     "folder",
     "sweep",
     "traces",

@@ -29,10 +29,10 @@ KINDS = {stat.S_IFDIR: "the folder", stat.S_IFSOCK: "the socket", stat.S_IFBLK: 
 
 
 @contextmanager
-def atomic_write(path: str | Path, *, private: bool = False) -> Iterator[Path]:
+def atomic_write(path: str | Path, *, mode: int = 0o666) -> Iterator[Path]:
     """Yields a temporary file; what was written there takes the place of `path` when the block ends.
 
-    private: whether a new file is its owner's only, whatever the umask says.
+    mode: permissions of a file that was not there, less what the umask takes.
 
     On an exception the temporary file is removed and `path` stays as it was. The content is flushed to the disk
     before the rename, so a power cut leaves the old file or the new one. A file that is replaced keeps its
@@ -52,20 +52,18 @@ def atomic_write(path: str | Path, *, private: bool = False) -> Iterator[Path]:
             pour(content, given, status)
         return
     target = Path(os.path.realpath(given))
-    temporary = new_file_beside(target, given)
+    temporary = new_file_beside(target, given, mode)
     try:
         with explained(given):
-            if private:
-                temporary.chmod(0o600)
-            mode = stat.S_IMODE(temporary.stat().st_mode)  # the writer may put a file of its own there
+            permissions = stat.S_IMODE(temporary.stat().st_mode)  # the writer may put a file of its own there
             yield temporary
             with temporary.open("rb+") as stream:
                 os.fsync(stream.fileno())
             if status is not None:
-                mode = stat.S_IMODE(status.st_mode)
+                permissions = stat.S_IMODE(status.st_mode)
                 with suppress(OSError):  # only an administrator may give files away
                     os.chown(temporary, status.st_uid, status.st_gid)
-            temporary.chmod(mode)
+            temporary.chmod(permissions)
             os.replace(temporary, target)
             flush_folder(target.parent)
     finally:
@@ -128,12 +126,12 @@ def open_stream(place: Path) -> int:
     return handle
 
 
-def new_file_beside(target: Path, given: Path) -> Path:
-    """A new, empty file in the folder of `target`, with the permissions that the umask leaves."""
+def new_file_beside(target: Path, given: Path, mode: int) -> Path:
+    """A new, empty file in the folder of `target`, with the permissions that the umask leaves of `mode`."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
     except OSError as error:
         raise MemtokError(
             f"expected a folder that can be written for {given}, found: {error.strerror}; choose another place"

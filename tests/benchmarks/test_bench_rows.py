@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from memtok.training import feed
 from memtok_benchmarks import contenders, floor, peers
 from memtok_benchmarks.photographs import write_photographs
 from memtok_benchmarks.report import cells
-from memtok_benchmarks.rows import folder, loading, readouts, recompilations, traces
+from memtok_benchmarks.rows import exported, folder, loading, readouts, recompilations, traces
 from memtok_benchmarks.runs import runner
 from memtok_benchmarks.scene import Scene
 from memtok_benchmarks.sizes import Sizes, quick_sizes
@@ -243,3 +244,30 @@ def test_the_probe_of_scikit_learn_learns() -> None:
     features = np.random.default_rng(0).normal(size=(40, 5))
     labels = (features[:, 0] > 0).astype(int)
     assert folder.fit(features, labels).score(features, labels) > 0.9
+
+
+@pytest.mark.slow
+def test_exported_files_answer_beside_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two weights of a file instead of three, one batch, nothing compiled: each contender gives the same numbers."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    kept = {name: exported.CONTENDERS[name] for name in ("eager", "float32", "float16")}
+    monkeypatch.setattr(exported, "CONTENDERS", kept)
+    sizes = replace(QUICK, batch=1)
+    with Scene(sizes) as scene:
+        result = exported.exported(scene)
+    [line] = result.lines
+    assert [line.memtok.label, *(peer.label for peer in line.peers)] == [label for label, _ in kept.values()]
+    assert all(entry.value is not None and entry.value > 0 for entry in (line.memtok, *line.peers))
+    assert set(result.data["1"]["timings"]) == {"trunk", *kept}
+
+
+@pytest.mark.slow
+def test_what_is_exported_is_what_is_compared(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    with Scene(replace(QUICK, batch=2)) as scene:
+        expected: Any = exported.eager(scene, 2, tmp_path)()
+        found: Any = exported.onnx(scene, 2, tmp_path, "float32")()
+    for name, logits in expected.items():
+        assert torch.allclose(logits, torch.from_numpy(found[name]), atol=1e-4)

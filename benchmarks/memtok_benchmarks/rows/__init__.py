@@ -5,6 +5,7 @@ from __future__ import annotations
 from memtok_benchmarks import contenders
 from memtok_benchmarks.lines import Row
 from memtok_benchmarks.rows import (
+    exported,
     files,
     folder,
     growth,
@@ -26,6 +27,7 @@ ROWS: dict[str, Row] = {
     "inference": Row(run=inference.inference, profiled=inference.profiled),
     "readouts": Row(run=readouts.readouts, profiled=readouts.profiled),
     "reading": Row(run=reading.reading, profiled=contenders.kept_reading_step),
+    "export": Row(run=exported.exported),
     "folder": Row(run=folder.folder),
     "sweep": Row(run=sweep.sweep, profiled=lambda scene: contenders.together(scene, scene.sizes.configurations)),
     "traces": Row(run=traces.traces),

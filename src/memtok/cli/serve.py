@@ -92,7 +92,7 @@ def run(options: Namespace) -> int:
     if missing:
         raise MemtokError(f"expected {missing[0]} to be installed, found none; pip install 'memtok[serve]'")
     from memtok.serving.keys import KeyRing
-    from memtok.serving.running import address_of, is_loopback, listen
+    from memtok.serving.running import LOCAL_HOSTS, address_of, is_loopback, listen
     from memtok.serving.running import run as run_server
 
     if not is_loopback(options.host) and options["keys"] is None and not options.no_keys:
@@ -105,10 +105,11 @@ def run(options: Namespace) -> int:
         from memtok.serving.application import create_app
 
         catalogue = exported(options, limits) if options.onnx is not None else loaded(options, limits)
-        app = create_app(catalogue, keys)
+        app = create_app(catalogue, keys, hosts=LOCAL_HOSTS if keys is None and is_loopback(options.host) else None)
         run_server(
             app, listening, lambda: announce(catalogue, keys, address_of(listening)), log_requests=options.log_requests
         )
+    say("stopped")
     return 0
 
 

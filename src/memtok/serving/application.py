@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,12 @@ ABOUT = 'Tasks of one Vision Transformer, answered in one pass. Errors are `{"er
 PLAIN: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
-def create_app(catalogue: Catalogue, keys: KeyRing | None = None) -> FastAPI:
-    """The application that answers with a catalogue's tasks, to everybody or to those with a key."""
+def create_app(catalogue: Catalogue, keys: KeyRing | None = None, *, hosts: Collection[str] | None = None) -> FastAPI:
+    """The application that answers with a catalogue's tasks, to everybody or to those with a key.
+
+    hosts: the names of this server that a request may give in its header `Host`; None for any. Without keys it keeps
+    pages of other hosts, which a browser on this machine shows, from using the server (DNS rebinding).
+    """
     service = Service(catalogue, keys)
 
     @asynccontextmanager
@@ -63,7 +67,7 @@ def create_app(catalogue: Catalogue, keys: KeyRing | None = None) -> FastAPI:
     add_page(app)
     add_errors(app)
     add_schemas(app, keys is not None)
-    app.add_middleware(Guard, service=service)
+    app.add_middleware(Guard, service=service, hosts=hosts)
     return app
 
 

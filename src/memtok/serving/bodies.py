@@ -6,9 +6,9 @@ import base64
 import binascii
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 from starlette.datastructures import UploadFile
@@ -21,9 +21,6 @@ from memtok.errors import MemtokError
 from memtok.preprocessing import Preprocessing
 from memtok.serving.errors import RequestError
 from memtok.serving.models import Pixels
-
-if TYPE_CHECKING:
-    from memtok.serving.service import Service
 
 RAW = ("application/octet-stream", "")
 NAMED = 200  # characters of a file name that are given back
@@ -45,14 +42,17 @@ class InMemory(MultiPartParser):
     spool_max_size = 2**40
 
 
-async def read_body(request: Request, service: Service) -> Body:
-    """The images of a request; RequestError for a body that is none of the three kinds."""
+async def read_body(request: Request, in_pool: Callable[[Callable[[], Body]], Awaitable[Body]]) -> Body:
+    """The images of a request; RequestError for a body that is none of the three kinds.
+
+    in_pool: runs what would hold up the event loop, to read much JSON, in a thread.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return await read_form(request)
     content = await request.body()
     if kind == "application/json":
-        return await service.in_pool(lambda: read_json(content))
+        return await in_pool(lambda: read_json(content))
     if kind in RAW or kind.startswith("image/"):
         if not content:
             raise RequestError(422, "expected the bytes of an image as the body, found nothing; send one")

@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Collection
+from contextlib import suppress
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,6 +19,7 @@ from memtok.serving.service import Service
 BUFFERED = 16
 """Bodies of the largest size that may be in memory at once."""
 
+DRAINED, PATIENCE = 4, 10.0  # times the largest body, and seconds, that are read of one that is too large
 LONGEST_NUMBER = 18
 """Digits of a length that is looked at."""
 
@@ -33,9 +36,10 @@ logger = logging.getLogger("memtok")
 class Guard:
     """An ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, hosts: Collection[str] | None = None) -> None:
         self.app = app
         self.service = service
+        self.hosts = hosts
         self.open = 0  # requests that are being answered
         self.buffered = 0  # bytes of their bodies
 
@@ -77,6 +81,8 @@ class Guard:
             await self.app(scope, limited, answered)
         except RequestError as error:
             if not begun:
+                if error.status == 413:
+                    await drained(receive, limits.max_body)
                 await refuse(error, answered)
         except asyncio.CancelledError:
             raise
@@ -93,7 +99,11 @@ class Guard:
 
     def _check(self, scope: Scope, max_body: int) -> None:
         """RequestError for a request that is refused by its head."""
-        length = dict(scope["headers"]).get(b"content-length", b"0").lstrip(b"0") or b"0"
+        headers = dict(scope["headers"])
+        host = host_of(headers.get(b"host", b"").decode("latin-1"))
+        if self.hosts is not None and host not in self.hosts:
+            raise RequestError(400, f"expected a Host out of {', '.join(sorted(self.hosts))}, found {host[:100]!r}")
+        length = headers.get(b"content-length", b"0").lstrip(b"0") or b"0"
         if length.isdigit() and (len(length) > LONGEST_NUMBER or int(length) > max_body):
             raise RequestError(413, f"expected a body of at most {max_body:,} bytes, found a larger one")
         if self.open > self.service.limits.max_queue and scope["method"] in ("POST", "PUT"):
@@ -107,6 +117,25 @@ class Guard:
         method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "DELETE", "HEAD") else "other"
         self.service.metrics.requests.labels(route, method, str(status)).inc()
         self.service.metrics.latency.labels(route, method).observe(seconds)
+
+
+async def drained(receive: Receive, most: int) -> None:
+    """Reads some more of a body that is too large: a browser shows no answer that comes before it has sent it all."""
+    left = DRAINED * most
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+
+
+def host_of(header: str) -> str:
+    """The name in a header `Host`, without the port."""
+    if header.startswith("["):  # an IPv6 address
+        return header[1:].partition("]")[0].lower()
+    return header.partition(":")[0].lower()
 
 
 async def refuse(error: RequestError, send: Send) -> None:

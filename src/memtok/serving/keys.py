@@ -28,6 +28,7 @@ from memtok.serving.errors import RequestError
 
 PREFIX = "memtok"
 COST = {"n": 2**14, "r": 8, "p": 1}  # scrypt: 16 MB and some 50 ms
+BYTES = 32  # of a hash
 LONGEST = 200  # characters of a key that is looked at
 LOOK = 1.0  # seconds after which the file is looked at again
 CHECKS = 20.0  # slow checks per second, of all clients together
@@ -81,10 +82,10 @@ class Stored:
 
 def hashed(secret: str, salt: bytes, cost: Mapping[str, int]) -> bytes:
     """scrypt of a secret."""
-    return hashlib.scrypt(secret.encode(), salt=salt, maxmem=2**28, dklen=32, **cost)
+    return hashlib.scrypt(secret.encode(), salt=salt, maxmem=2**28, dklen=BYTES, **cost)
 
 
-NOBODY = Stored(Key("nobody", ""), b"\0" * 16, b"\0" * 32)
+NOBODY = Stored(Key("nobody", ""), b"\0" * 16, b"\0" * BYTES)
 """What an unknown key is compared with, so that it takes as long as a known one."""
 
 
@@ -112,21 +113,25 @@ def read_keys(path: str | Path) -> dict[str, Stored]:
 def stored_key(entry: Mapping[str, Any]) -> Stored:
     """An entry of the file."""
     rate = entry["rate"]
+    lists = isinstance(entry["see"], list) and isinstance(entry["change"], list)
     texts = [entry["name"], entry["id"], *entry["see"], *entry["change"]]
-    if not all(isinstance(text, str) for text in texts) or not isinstance(entry["admin"], bool):
+    if not lists or not all(isinstance(text, str) for text in texts) or not isinstance(entry["admin"], bool):
         raise ValueError("a field of another type")
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0):
         raise ValueError(f"rate {rate!r}")
     key = Key(entry["name"], entry["id"], tuple(entry["see"]), tuple(entry["change"]), entry["admin"], rate)
     cost = {letter: int(entry["scrypt"][letter]) for letter in "nrp"}
     check_cost(**cost)
-    return Stored(key, base64.b64decode(entry["salt"]), base64.b64decode(entry["hash"]), cost)
+    salt, digest = (base64.b64decode(entry[name], validate=True) for name in ("salt", "hash"))
+    if len(digest) != BYTES:
+        raise ValueError(f"a hash of {len(digest)} bytes")
+    return Stored(key, salt, digest, cost)
 
 
 @lru_cache
 def check_cost(n: int, r: int, p: int) -> None:
     """ValueError for a cost that cannot be. Slow, but once: all keys have the same."""
-    hashlib.scrypt(b"", salt=b"", maxmem=2**28, dklen=32, n=n, r=r, p=p)
+    hashlib.scrypt(b"", salt=b"", maxmem=2**28, dklen=BYTES, n=n, r=r, p=p)
 
 
 def write_keys(path: str | Path, keys: Mapping[str, Stored]) -> None:
@@ -140,7 +145,7 @@ def write_keys(path: str | Path, keys: Mapping[str, Stored]) -> None:
         }
         for one in keys.values()
     ]
-    with atomic_write(path, private=True) as part:
+    with atomic_write(path, mode=0o600) as part:
         part.write_text(json.dumps({"version": 1, "keys": entries}, indent=2) + "\n", encoding="utf-8")
 
 

@@ -111,19 +111,19 @@ async def ready(service: Served, response: Response) -> dict[str, bool]:
     return {"ready": service.ready}
 
 
-@router.get("/models/{name}", response_model=ModelFacts, responses=without_image())
+@router.get("/models/{name:path}/ready", responses=without_image())
+async def model_ready(name: str, service: Served, key: Caller) -> dict[str, Any]:
+    """Whether a task is there."""
+    (name,) = service.chosen(service.catalogue.model, key, [name])
+    return {"name": name, "ready": service.ready}
+
+
+@router.get("/models/{name:path}", response_model=ModelFacts, responses=without_image())
 async def model(name: str, service: Served, key: Caller) -> Response:
     """A task, as a model of the protocol."""
     served = service.catalogue.model
     (name,) = service.chosen(served, key, [name])
     return written(facts(served.tasks[name]))
-
-
-@router.get("/models/{name}/ready", responses=without_image())
-async def model_ready(name: str, service: Served, key: Caller) -> dict[str, Any]:
-    """Whether a task is there."""
-    (name,) = service.chosen(service.catalogue.model, key, [name])
-    return {"name": name, "ready": service.ready}
 
 
 def facts(task: TaskFacts) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def facts(task: TaskFacts) -> dict[str, Any]:
 
 
 @router.post(
-    "/models/{name}/infer",
+    "/models/{name:path}/infer",
     response_model=InferResponse,
     responses=errors() | {200: {"content": {"application/octet-stream": IMAGE}}},
     openapi_extra=body({"application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}}}),

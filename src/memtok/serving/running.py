@@ -8,7 +8,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 
 import uvicorn
@@ -16,6 +16,9 @@ from fastapi import FastAPI
 from PIL import Image
 
 from memtok.errors import MemtokError
+
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Names under which a server on loopback is reached. A page of another host that resolves to it is refused."""
 
 GRACE = 60  # seconds that a stop waits for requests that were taken
 
@@ -34,10 +37,12 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens; MemtokError for an address that is taken or is none. Port 0 takes a free one."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        found = socket.socket(family, socket.SOCK_STREAM)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((host, port))
-        return found
+        with ExitStack() as stack:
+            found = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind((host, port))
+            stack.pop_all()  # it stays open
+            return found
     except (OSError, OverflowError) as error:
         raise MemtokError(f"expected an address to listen on, found {host}:{port} ({error}); choose another") from error
 

@@ -92,7 +92,10 @@ class Backbone(BaseModel):
 
 
 class TaskList(BaseModel):
-    """The tasks that the key can see. fixed: whether they cannot change. keys: whether the server asks for keys."""
+    """The tasks that the key can see. fixed: whether they cannot change. keys: whether the server asks for keys.
+
+    may_add: whether the key may add tasks, under some name. limits: bytes of a body, and pixels of an image.
+    """
 
     backbone: Backbone
     preprocessing: dict[str, Any]
@@ -101,6 +104,8 @@ class TaskList(BaseModel):
     fixed: bool
     keys: bool
     admin: bool
+    may_add: bool
+    limits: dict[str, int]
     tasks: list[TaskDescription]
 
 

@@ -45,7 +45,7 @@ async def predict(request: Request, service: Served, key: Caller, query: Annotat
     A broken image among several has an `error` in the place of its answers; one alone is a 422.
     """
     async with deadline(allowed(service, query.timeout_s)):
-        body = await read_body(request, service)
+        body = await read_body(request, service.in_pool)
         given = query.model_dump(exclude_unset=True)
         wishes = checked(Wishes, {**given, **body.fields})
         model = service.catalogue.model
@@ -85,7 +85,7 @@ def image(model: ServedModel, result: Result, wishes: Wishes) -> dict[str, Any]:
 
 
 @router.post(
-    "/tasks/{name}/predict",
+    "/tasks/{name:path}/predict",
     response_model=list[Label],
     responses=errors(),
     openapi_extra=TASK_PREDICT_BODY,
@@ -101,7 +101,7 @@ async def predict_task(
     async with deadline(allowed(service, query.timeout_s)):
         model = service.catalogue.model
         (name,) = service.chosen(model, key, [name])
-        body = await read_body(request, service)
+        body = await read_body(request, service.in_pool)
         wishes = checked(HubWishes, {**query.model_dump(exclude_unset=True), **body.fields})
         answers = await one_answer(request, service, model, body, Asked((name,)))
         scores = applied(answers, name, wishes.function_to_apply)
@@ -132,7 +132,7 @@ def applied(answers: Answers, name: str, function: str | None) -> np.ndarray[Any
 
 
 @router.post(
-    "/tasks/{name}/attention",
+    "/tasks/{name:path}/attention",
     response_model=Attention,
     responses=errors(409),
     openapi_extra=IMAGE_BODY,
@@ -148,7 +148,7 @@ async def attention(
         token = model.tasks[name].attention
         if token is None:
             raise RequestError(409, f"expected a task with a class token of its own, found {name!r} without")
-        body = await read_body(request, service)
+        body = await read_body(request, service.in_pool)
         weights, size = await attended(request, service.attention(model, body, name))
         found = {"task": name, "token": token, "weights": weights.tolist(), "area": area(size, model.preprocessing)}
         return written(found)
@@ -168,12 +168,14 @@ async def tasks(service: Served, key: Caller) -> Response:
             "fixed": service.catalogue.fixed,
             "keys": service.keys is not None,
             "admin": key.admin,
+            "may_add": not service.catalogue.fixed and (key.admin or bool(key.change)),
+            "limits": {"body": service.limits.max_body, "pixels": service.limits.max_pixels},
             "tasks": [described(service, key, task) for task in service.catalogue.seen(key).values()],
         }
     )
 
 
-@router.get("/tasks/{name}", response_model=TaskDescription, responses=without_image(), tags=["tasks"])
+@router.get("/tasks/{name:path}", response_model=TaskDescription, responses=without_image(), tags=["tasks"])
 async def task(name: str, service: Served, key: Caller) -> Response:
     """One task."""
     model = service.catalogue.model
@@ -182,7 +184,7 @@ async def task(name: str, service: Served, key: Caller) -> Response:
 
 
 @router.put(
-    "/tasks/{name}",
+    "/tasks/{name:path}",
     response_model=StoredTaskDescription,
     responses={**errors(403, 409), 201: {"model": StoredTaskDescription, "description": "A task that was not there."}},
     openapi_extra=TASK_FILE_BODY,
@@ -200,7 +202,7 @@ async def put_task(name: str, request: Request, service: Served, key: Caller) ->
     return written(found, 201 if change.created else 200)
 
 
-@router.delete("/tasks/{name}", status_code=204, responses=without_image() | errors(403, 409), tags=["tasks"])
+@router.delete("/tasks/{name:path}", status_code=204, responses=without_image() | errors(403, 409), tags=["tasks"])
 async def delete_task(name: str, service: Served, key: Caller) -> Response:
     """Removes a task. Requests in flight are still answered. One given on the command line is back after a restart."""
     async with deadline(service.limits.timeout):
