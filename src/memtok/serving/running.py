@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -72,7 +73,10 @@ def run(app: FastAPI, listening: socket.socket, started: Callable[[], None], *, 
         access = logging.getLogger("uvicorn.access")
         access.setLevel(logging.INFO)
         access.addHandler(logging.StreamHandler())
-    Announcing(config, started).run(sockets=[listening])
+    server = Announcing(config, started)
+    server.run(sockets=[listening])
+    if server.force_exit:
+        raise KeyboardInterrupt
 
 
 class Announcing(uvicorn.Server):
@@ -100,5 +104,9 @@ class Announcing(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if self.force_exit:
-            raise KeyboardInterrupt
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Takes note of a signal."""
+        super().handle_exit(sig, frame)
+        if self.force_exit:  # uvicorn would show a traceback of everything that is dropped
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
