@@ -51,6 +51,19 @@ def client(serve: Serve, model: memtok.MemoryViT) -> Client:
     return serve(model)
 
 
+def test_no_request_waits_for_a_thread_of_the_framework(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FastAPI runs a dependency that is a plain function in a thread: a switch of threads for every request."""
+
+    def refuse(*_: object, **more: object) -> object:
+        raise AssertionError("expected coroutines")
+
+    monkeypatch.setattr("fastapi.dependencies.utils.run_in_threadpool", refuse)
+    for path in ("/v1/predict", "/v1/tasks/pets/predict"):
+        assert client.post(path, content=png(), headers={"Content-Type": "image/png"}).status_code == 200
+    for path in ("/v1/tasks", "/v2/health/ready", "/v2/models/pets", "/metrics"):
+        assert client.get(path).status_code == 200
+
+
 def test_every_form_of_a_body_answers_as_the_library(client: Client, model: memtok.MemoryViT) -> None:
     image = png(1)
     expected = library(model, image, top=2)

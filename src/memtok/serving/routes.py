@@ -17,20 +17,24 @@ from memtok.serving.service import Service
 bearer = HTTPBearer(auto_error=False, description="An API key, if the server was started with --keys.")
 
 
-def service_of(request: Request) -> Service:
-    """The service behind the application."""
+async def service_of(request: Request) -> Service:
+    """The service behind the application. A coroutine: FastAPI would run a function in a thread, for every request."""
     service = request.app.state.service
     assert isinstance(service, Service)
     return service
 
 
-async def key_of(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)] = None) -> Key:
+Served = Annotated[Service, Depends(service_of)]
+
+
+async def key_of(
+    request: Request, service: Served, _: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)] = None
+) -> Key:
     """Who asks; RequestError 401 or 429."""
     address = request.client.host if request.client else ""
-    return await service_of(request).caller(request.headers.get("authorization"), address)
+    return await service.caller(request.headers.get("authorization"), address)
 
 
-Served = Annotated[Service, Depends(service_of)]
 Caller = Annotated[Key, Depends(key_of)]
 
 
