@@ -71,11 +71,12 @@ class Process:
 
 @contextmanager
 def serving(command: Sequence[str], *, cwd: Path, environment: Mapping[str, str] | None = None) -> Iterator[Process]:
-    """A server in a folder; it is killed if it does not end by itself."""
+    """A server in a folder; it is killed if it does not end by itself. environment: all of its variables."""
+    own = {**os.environ, "PYTHONPATH": SOURCE} if environment is None else environment
     process = subprocess.Popen(
         list(command),
         cwd=cwd,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": SOURCE} | dict(environment or {}),
+        env={**own, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
