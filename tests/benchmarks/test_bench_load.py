@@ -290,6 +290,30 @@ def test_answers_are_compared_with_those_before() -> None:
     assert steady.scores_of(Question(b"", 0), body) == {"pets": {"cat": 0.5}}
 
 
+def test_a_failed_request_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All answers of a steady load count, those of its warm-up too."""
+    answered: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (asked := await read_request(reader)) is not None:
+            answered.append(asked)
+            writer.write(reply(500 if len(answered) == 3 else 200, b'[{"label": "class 0", "score": 0.5}]'))
+
+    def asked(made: object, address: str, number: int) -> list[Question]:
+        return [Question(request(address, "GET", "/"), index % 2, "task-0") for index in range(number)]
+
+    async def run() -> steady.Comparison:
+        compared = steady.Comparison()
+        async with listening(answer) as client:
+            made = material.Material(Settings(backbone="small"), Path(), (), ())
+            await steady.compared(client, made, [0, 0.01, 0.02, 0.03], compared, [])
+        return compared
+
+    monkeypatch.setattr(steady, "questions", asked)
+    found = asyncio.run(run())
+    assert (found.asked, found.failed, found.compared, found.changed) == (4, 1, 3, 0)
+
+
 def test_memory_is_that_of_the_first_and_of_the_last_minute() -> None:
     samples = [(float(at), 100 + (at if at >= 300 else 0)) for at in range(600)]
     found = steady.memory_of(samples)

@@ -87,7 +87,8 @@ def test_tasks_come_and_go_and_no_answer_changes(found: dict[str, Any]) -> None:
     assert [changes["part"], soak["part"]] == ["changes", "soak"]
     for one, sent in ((changes, 16), (soak, 8)):
         assert one["figures"]["answered"] == one["figures"]["requests"] > 0
-        assert one["answers"]["missing"] == one["answers"]["changed"] == 0
+        assert one["answers"]["asked"] == sent
+        assert one["answers"]["failed"] == one["answers"]["missing"] == one["answers"]["changed"] == 0
         assert one["answers"]["compared"] == sent // 2 * (TASKS + 1)  # all tasks and one task in turns
         assert 0 <= one["answers"]["largest"] <= steady.TOLERANCE
         assert all(size > 1_000_000 for size in one["memory"]["samples"])
@@ -109,7 +110,7 @@ def test_what_is_written(folder: Path, found: dict[str, Any]) -> None:
     assert all(float(row["p50_s"]) <= float(row["p99_s"]) <= float(row["max_s"]) for row in rows)
     text = (folder / "load.md").read_text(encoding="utf-8")
     assert len([line for line in text.splitlines() if line.startswith("| answers per second at most")]) == 2
-    assert "| failed requests in 1 s at 0.5 of the own pass" in text
+    assert "| failed requests in 1 s at 0.5 of the own pass, of 8 | 0 |" in text
     assert "K separate models" in text
     assert found["settings"]["backbone"] == "small"
     assert all(str(folder) not in text for text in (text, json.dumps(found)))

@@ -141,9 +141,11 @@ def rate_lines(settings: Settings, runs: Sequence[Run]) -> Iterator[Line]:
 
 
 def throughput_entry(run: Run) -> Entry:
-    """The answers per second of a saturated server over the images per second of the own pass."""
+    """The answers per second of a server at most, over the images per second of the own pass."""
     value = None if run.saturated is None else run.saturated / run.ceiling
-    return Entry(label=LABELS[run.server], value=value, note=run.gap or ("" if value else "not saturated"))
+    last = max(run.points, key=lambda point: point.share, default=None)
+    idle = last is not None and (value is None or last.figures.kept_up)
+    return Entry(label=LABELS[run.server], value=value, note=run.gap or ("not saturated" if idle else ""))
 
 
 def latency_entry(run: Run) -> Entry:
@@ -158,12 +160,12 @@ def latency_entry(run: Run) -> Entry:
 def steady_lines(measured: Sequence[Steady]) -> Iterator[Line]:
     """Failed and changed answers, and the growth of memory."""
     for one in measured:
-        changes, asked, answers = one.changes, one.figures, one.answers
+        changes, answers = one.changes, one.answers
         about = f"{duration(one.seconds)} at {one.share:g} of the own pass"
         if one.part == "changes":
             about += f", {len(changes.seconds)} changes of tasks"
-        failed = asked.requests - asked.answered + answers.missing + changes.failed
-        yield line_of(f"failed requests in {about}, of {asked.requests:,}", failed, 0)
+        failed = answers.failed + answers.missing + changes.failed
+        yield line_of(f"failed requests in {about}, of {answers.asked:,}", failed, 0)
         what = f"changed answers in {about}, of {answers.compared:,} (largest difference {answers.largest:.1g})"
         yield line_of(what, answers.changed, 0)
         if one.part == "soak":

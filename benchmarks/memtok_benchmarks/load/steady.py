@@ -30,12 +30,15 @@ Work = Coroutine[object, object, None]
 
 @dataclass
 class Comparison:
-    """Answers beside those to the same image before the load.
+    """Answers beside those to the same image before the load, those of the warm-up among them.
 
-    compared: answers of a task to an image. changed: of these, those with another most likely class, or with a
-    probability further away than `TOLERANCE`. largest: difference of a probability. missing: tasks without an answer.
+    asked: requests; failed: of these, those with another status than 200. compared: answers of a task to an image.
+    changed: of these, those with another most likely class, or with a probability further away than `TOLERANCE`.
+    largest: difference of a probability. missing: tasks without an answer.
     """
 
+    asked: int = 0
+    failed: int = 0
     compared: int = 0
     changed: int = 0
     missing: int = 0
@@ -138,8 +141,11 @@ async def compared(
     expected = await answers_before(client, asked)
 
     def look(question: Question, status: int, body: bytes) -> None:
+        answers.asked += 1
         if status == OK:
             answers.take(scores_of(question, body), expected[question.image, question.name])
+        else:
+            answers.failed += 1
 
     with short_collections():
         running = [asyncio.ensure_future(work) for work in beside]
