@@ -7,7 +7,7 @@ position embeddings of the checkpoint are resized when `image_size` is not the s
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -144,7 +144,7 @@ def size_pair(value: Any, name: str) -> tuple[int, int]:
 def check_range(value: Any) -> tuple[float, float]:
     """A pixel range as (black, white); MemtokError unless it is two finite numbers, the smaller one first."""
     numbers = tuple(value) if isinstance(value, tuple | list) else ()
-    usable = all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in numbers)
+    usable = all(is_finite(one) and not isinstance(one, bool) for one in numbers)
     if len(numbers) != 2 or not usable or numbers[0] >= numbers[1]:
         raise MemtokError(
             f"expected {Argument('pixel_range')} as two numbers, the values of black and of white, found {value!r}; "
@@ -155,8 +155,13 @@ def check_range(value: Any) -> tuple[float, float]:
 
 def _channels(value: Any, name: str) -> tuple[float, float, float]:
     numbers = tuple(value) if isinstance(value, tuple | list) else ()
-    usable = all(isinstance(item, int | float) and math.isfinite(item) for item in numbers)
+    usable = all(map(is_finite, numbers))
     if len(numbers) != 3 or not usable:
         raise MemtokError(f"expected {Argument(name)} as three numbers, one per colour, found {value!r}; correct it")
     red, green, blue = (float(item) for item in numbers)
     return red, green, blue
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a number that a float can hold; JSON has whole numbers of any length."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max

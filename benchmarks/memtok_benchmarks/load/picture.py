@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from memtok.display import counted
 from memtok.plots import LIGHT, legend, new_figure, panels, write_png
@@ -43,6 +44,7 @@ def draw(runs: Sequence[Run], path: str | Path) -> None:
             if index % across == 0:
                 panel.set_ylabel("latency, ms")
             handles |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+        handles["hollow"] = Line2D([], [], color=LIGHT.muted, marker="o", mfc=LIGHT.paper, ls="", label="falls behind")
         legend(figure, list(handles.values()), 3 if across > 1 else 2)
         write_png(figure, path)
 
@@ -63,6 +65,7 @@ def draw_panel(panel: Axes, runs: Sequence[Run]) -> None:
     panel.annotate("own pass", (ceiling, 0.02), xycoords=("data", "axes fraction"), fontsize=7.5, color=LIGHT.muted)
     panel.set(yscale="log", xlabel="offered, requests per second")
     panel.set_xlim(left=0)
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     panel.grid(axis="y")
