@@ -22,6 +22,7 @@ from tests.serving.conftest import Client, Serve
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ROUTE = re.compile(r"`(GET|POST|PUT|DELETE) (/[^` ]*)`")
 OTHERS = {"--data-binary", "--rm", "--model-repository", "--workers", "--device", "--probabilities", "--out"}
+OTHERS |= {"--read-only", "--tmpfs", "--cap-drop", "--security-opt"}
 """Options of curl, docker, Triton and uvicorn, and of other commands of memtok."""
 
 
