@@ -25,7 +25,7 @@ from memtok.layers import Layer, Positions, family_of, final_norm
 from memtok.levels import NO_READS, Reads
 from memtok.preprocessing import Preprocessing
 from memtok.surroundings import plain_torch
-from memtok.trace import Kept, Trace, rotated_keys_and_values
+from memtok.trace import Kept, Trace, class_bias, rotated_keys_and_values
 
 logger = logging.getLogger("memtok")
 
@@ -294,6 +294,24 @@ class Backbone(nn.Module):
             return None
         logits: Tensor = self.vit.forward_head(tokens)
         return logits
+
+    def attention(self, images: Tensor) -> Tensor:
+        """(B, H, N) attention weights of the base class token over the trunk's tokens, in the last layer.
+
+        images: normalised (B, 3, height, width). Raises MemtokError for a backbone without class token.
+        """
+        if self.class_token is None:
+            raise MemtokError(
+                "expected a backbone with a class token, found one without; attention weights of tasks with class "
+                "tokens of their own are in model(images, attention=True)"
+            )
+        layer, positions = self.layers[-1], self.positions()[-1]
+        [*_, normed] = self.trace(images, keep=INPUTS, outputs=False).inputs
+        with gradients_of(images):
+            query, key, _ = layer.queries_keys_values(normed)
+            query, key = layer.rotate(query, positions)[:, :, :1], layer.rotate(key, positions)
+            scores, bias = (query * layer.scale) @ key.transpose(-2, -1), class_bias(layer, positions)
+            return (scores if bias is None else scores + bias).softmax(dim=-1).squeeze(2)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features (B, D) and the base answer (B, base classes) or None, of normalised (B, 3, height, width) images."""

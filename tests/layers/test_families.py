@@ -64,6 +64,25 @@ def test_base_and_features_are_bitwise_those_of_timm(name: str, size: int) -> No
 
 
 @every_family
+def test_attention_weights_of_the_class_token_are_those_of_timm(name: str) -> None:
+    """They are what timm drops out of, where it does not leave attention to a fused kernel."""
+    backbone = small_backbone(name)
+    images = tiny_images(2)
+    if backbone.class_token is None:
+        with pytest.raises(memtok.MemtokError):
+            backbone.attention(images)
+        return
+    vit = small_model(name)
+    last = vit.blocks[-1].attn
+    last.fused_attn = False
+    seen: list[torch.Tensor] = []
+    last.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(output[:, :, 0]))
+    with torch.no_grad():
+        vit(images)
+        torch.testing.assert_close(backbone.attention(images), seen[0], atol=1e-6, rtol=1e-5)
+
+
+@every_family
 @pytest.mark.parametrize("size", [32, 48])
 @pytest.mark.parametrize("keep", [KEYS_AND_VALUES, INPUTS])
 def test_streams_answer_as_the_reference(name: str, size: int, keep: str) -> None:

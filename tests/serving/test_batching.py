@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def with_batcher(work: Callable[[Batcher], Awaitable[None]], **limits: Any) -> l
 
     async def run() -> None:
         batcher = Batcher(
-            Limits(**{"max_wait_ms": 0.0, "max_images": 1, **limits}), lambda count, _: sizes.append(count)
+            Limits(**{"max_wait_ms": 0.0, "max_images": 1, **limits}), lambda images, _: sizes.append(images)
         )
         batcher.start()
         try:
@@ -143,6 +144,32 @@ def test_room_is_limited() -> None:
         await first
 
     with_batcher(work, max_queue=3)
+
+
+def test_what_the_model_cannot_answer_in_time_is_refused_at_once() -> None:
+    """Every batch takes a second, and a request may take three: of what waits, three images are answered in time."""
+    gate = Gate()
+    gate.open.set()
+
+    async def run() -> None:
+        limits = Limits(max_wait_ms=0.0, max_images=50, max_queue=50, max_batch=1, timeout=3.0)
+        batcher = Batcher(limits, lambda *_: None, clock=count(0.0, 1.0).__next__)
+        batcher.reserve(50)  # nothing is known of the model yet
+        batcher.release(50)
+        batcher.start()
+        await batcher.answer(gate, [image(0)], PETS)
+        batcher.reserve(2)
+        batcher.reserve(1)
+        with pytest.raises(RequestError) as caught:
+            batcher.reserve(1)
+        assert caught.value.status == 429
+        assert caught.value.headers["Retry-After"] == "3"
+        batcher.release(3)
+        batcher.reserve(50)  # while nothing waits, so that a slow batch is not the last one
+        batcher.release(50)
+        await batcher.stop()
+
+    asyncio.run(run())
 
 
 def test_one_image_that_fails_harms_no_other() -> None:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import memtok
+from tests.layers.small_models import small_model
 from tests.serving.conftest import Client, Gate, Serve, png
 from tests.tiny import tiny_backbone, tiny_task
 
@@ -151,7 +152,28 @@ def test_attention_is_that_of_the_model(client: Client, model: memtok.MemoryViT)
     # 60 x 40: the shorter side becomes 35, the longer 52, then 32 x 32 of the centre.
     assert model.preprocessing.resize == 35
     assert found["area"] == pytest.approx({"left": 2 / 35, "top": 10 / 52, "width": 32 / 35, "height": 32 / 52})
-    error_of(client.post("/v1/tasks/digits/attention", content=png(5)), 409)  # it has no class token of its own
+    assert found["token"] == "class token of the task"
+
+
+def test_attention_of_a_task_without_class_token_is_that_of_the_backbone(
+    client: Client, model: memtok.MemoryViT
+) -> None:
+    found = client.post("/v1/tasks/digits/attention", content=png(5)).json()
+    with torch.no_grad():
+        weights = model.backbone.attention(model.prepare(Image.open(io.BytesIO(png(5)))))[0].mean(dim=0)
+    np.testing.assert_allclose(
+        found["weights"], weights[model.backbone.prefix_tokens :].reshape(4, 4).numpy(), atol=1e-6
+    )
+    assert found["token"] == "class token of the backbone"
+
+
+def test_attention_without_any_class_token(serve: Serve) -> None:
+    backbone = memtok.load_backbone(small_model("no class token, mean"))
+    tasks = [tiny_task(backbone, "own"), tiny_task(backbone, "none", regime="head", memory=0, readout=1)]
+    client = serve(memtok.MemoryViT(backbone, tasks))
+    assert client.post("/v1/tasks/own/attention", content=png(5)).json()["token"] == "class token of the task"
+    error_of(client.post("/v1/tasks/none/attention", content=png(5)), 409)
+    assert [task["attention"] for task in client.get("/v1/tasks").json()["tasks"]] == [True, False]
 
 
 def test_what_is_said_of_tasks(client: Client, model: memtok.MemoryViT) -> None:
@@ -164,7 +186,7 @@ def test_what_is_said_of_tasks(client: Client, model: memtok.MemoryViT) -> None:
         assert task["fingerprint"] == expected.fingerprint
         assert task["extends"] == [other.name for other in expected.extends]
         assert task["parameters"] == sum(value.numel() for value in expected.tensors().values())
-        assert task["attention"] is (expected.queries > 0)
+        assert task["attention"] is True
         assert client.get(f"/v1/tasks/{task['name']}").json() == task
 
 

@@ -53,10 +53,11 @@ Observer = Callable[[int, float], None]
 
 
 class Batcher:
-    """The queue in front of the model, and the one thread in which the model answers."""
+    """The queue in front of the model, and the one thread in which it answers. clock: seconds, to time batches."""
 
-    def __init__(self, limits: Limits, observe: Observer) -> None:
+    def __init__(self, limits: Limits, observe: Observer, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
+        self._clock = clock
         self.reserved = 0  # images of requests that are being read or decoded
         self._observe = observe
         self._queue: deque[Waiting] = deque()
@@ -70,6 +71,16 @@ class Batcher:
     def waiting(self) -> int:
         """Images that wait for the model, those that are still being decoded among them."""
         return len(self._queue) + self.reserved
+
+    @property
+    def room(self) -> int:
+        """Images that may wait: those that are answered within a request's timeout at the last batches' pace.
+
+        While nothing waits as many as `max_queue`, so that a slow batch is not the last one.
+        """
+        if not self.waiting or self._pace * self.limits.max_queue <= self.limits.timeout:
+            return self.limits.max_queue
+        return int(self.limits.timeout / self._pace)
 
     def start(self) -> None:
         """Begins to answer, in the running event loop."""
@@ -85,12 +96,12 @@ class Batcher:
 
     def reserve(self, images: int) -> None:
         """Takes places for the images of a request before they are decoded; RequestError 429 if there are too few."""
-        if self.waiting + images > self.limits.max_queue:
+        waiting, room = self.waiting, self.room
+        if waiting + images > room:
             raise RequestError(
                 429,
-                f"expected room for {images} more images, found {self.waiting} waiting of at most "
-                f"{self.limits.max_queue}; try again later",
-                retry_after=self._pace * self.waiting,
+                f"expected room for {images} more images, found {waiting} waiting of at most {room}; try again later",
+                retry_after=self._pace * waiting,
             )
         self.reserved += images
 
@@ -152,7 +163,7 @@ class Batcher:
     async def _answer(self, batch: list[Waiting]) -> None:
         """Answers a batch. If it fails as a whole, each image by itself, so that none fails for another."""
         loop = asyncio.get_running_loop()
-        started = time.monotonic()
+        started = self._clock()
         try:
             answers = await loop.run_in_executor(self._thread, answers_of, batch)
         except Exception as error:
@@ -163,7 +174,7 @@ class Batcher:
             elif not batch[0].answer.done():
                 batch[0].answer.set_exception(error)
             return
-        seconds = time.monotonic() - started
+        seconds = self._clock() - started
         pace = seconds / len(batch)
         self._pace = pace if not self._pace else 0.8 * self._pace + 0.2 * pace
         self._observe(len(batch), seconds)

@@ -64,7 +64,10 @@ class Prediction(BaseModel):
 
 
 class TaskDescription(BaseModel):
-    """A task. bytes: its numbers in float32. attention: whether attention weights of its class tokens can be asked."""
+    """A task. bytes: its numbers in float32. attention: whether attention weights can be asked.
+
+    They are those of its class tokens, or of the backbone's where it has none.
+    """
 
     name: str
     classes: list[str]

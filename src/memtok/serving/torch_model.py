@@ -17,6 +17,8 @@ from memtok.preprocessing import Preprocessing
 from memtok.serving.models import Answers, NotFiniteError, Pixels, Scores, TaskFacts, readable
 from memtok.task import Task
 
+TASK_TOKEN, BACKBONE_TOKEN = "class token of the task", "class token of the backbone"
+
 SELECTED = 0.5
 """A batch that asks for at most this share of the tasks is answered by a model of those alone."""
 
@@ -28,7 +30,8 @@ class TorchModel:
 
     def __init__(self, model: MemoryViT) -> None:
         self.model = model
-        self.tasks: Mapping[str, TaskFacts] = {task.name: facts(task) for task in answered(model)}
+        has_class = model.backbone.class_token is not None
+        self.tasks: Mapping[str, TaskFacts] = {task.name: facts(task, has_class) for task in answered(model)}
         self._block: AbstractContextManager[None] = model.folded()
         self._block.__enter__()  # until this value is dropped
         self._normalise = Normaliser(model.preprocessing)
@@ -76,13 +79,19 @@ class TorchModel:
         return Answers(probabilities, {name: array_of(rows) for name, rows in logits.items()}, features)
 
     def attention(self, pixels: Pixels, name: str) -> NDArray[np.float32]:
-        """(rows, columns) attention weights of the task's class tokens, mean over them and the heads, last layer."""
-        part = self.model.select([name])
+        """(rows, columns) attention weights, mean over heads and the task's class tokens, last layer.
+
+        Of a task without class tokens those of the backbone's, which its head reads.
+        """
         backbone = self.model.backbone
         with torch.inference_mode():
             images = self._normalise(torch.from_numpy(pixels[None]).to(backbone.device))
-            weights = part(images, base=False, attention=True).attention[name].image  # (L, B, H, queries, N)
-        patches = weights[-1, 0].float().mean(dim=(0, 1))[backbone.prefix_tokens :]  # (rows * columns,)
+            if self.tasks[name].attention == BACKBONE_TOKEN:
+                weights = backbone.attention(images)[0]  # (H, N)
+            else:
+                found = self.model.select([name])(images, base=False, attention=True).attention[name].image
+                weights = found[-1, 0].flatten(0, 1)  # (H queries, N)
+        patches = weights.float().mean(dim=0)[backbone.prefix_tokens :]  # (rows * columns,)
         return array_of(patches.reshape(backbone.grid))
 
     def replacing(self, task: Task) -> TorchModel:
@@ -115,8 +124,8 @@ def answered(model: MemoryViT) -> list[Task]:
     return [by_name[name] for name in model.names]
 
 
-def facts(task: Task) -> TaskFacts:
-    """What is told of a task."""
+def facts(task: Task, has_class: bool) -> TaskFacts:
+    """What is told of a task. has_class: whether its backbone has a class token."""
     tensors = task.tensors()
     return TaskFacts(
         name=task.name,
@@ -126,7 +135,7 @@ def facts(task: Task) -> TaskFacts:
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
         extends=tuple(other.name for other in task.extends),
-        attention="class token of the task" if task.queries else None,
+        attention=TASK_TOKEN if task.queries else BACKBONE_TOKEN if has_class and task.composable else None,
         record=readable(task.record),
     )
 

@@ -141,13 +141,13 @@ def applied(answers: Answers, name: str, function: str | None) -> np.ndarray[Any
 async def attention(
     name: str, request: Request, service: Served, key: Caller, timeout_s: Annotated[Timeout | None, Query()] = None
 ) -> Response:
-    """Where the class tokens of a task look: attention weights over the patches of an image."""
+    """Attention weights over the patches of an image, of the task's class tokens or else of the backbone's."""
     async with deadline(allowed(service, timeout_s)):
         model = service.catalogue.model
         (name,) = service.chosen(model, key, [name])
         token = model.tasks[name].attention
         if token is None:
-            raise RequestError(409, f"expected a task with a class token of its own, found {name!r} without")
+            raise RequestError(409, f"expected a task or a backbone with a class token, found {name!r} without")
         body = await read_body(request, service.in_pool)
         weights, size = await attended(request, service.attention(model, body, name))
         found = {"task": name, "token": token, "weights": weights.tolist(), "area": area(size, model.preprocessing)}
