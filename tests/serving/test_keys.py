@@ -59,6 +59,44 @@ def test_the_file_has_no_key(file: Path) -> None:
     assert not stored.fits(secret[:-1])
 
 
+def test_a_tenant_fills_its_own_places_only(serve: Serve, backbone: memtok.Backbone, file: Path) -> None:
+    keys = {
+        "acme": new_key(file, "acme", change=["acme-*"], max_tasks=2),
+        "blue": new_key(file, "blue", change=["blue-*"]),
+    }
+    client = serve(memtok.MemoryViT(backbone, [tiny_task(backbone, "acme-cats")]), keys=file)
+
+    def put(who: str, name: str, seed: int) -> int:
+        content = task_bytes(tiny_task(backbone, name, seed=seed), file.parent)
+        return client.put(f"/v1/tasks/{name}", content=content, headers=head(keys[who])).status_code
+
+    assert put("acme", "acme-dogs", 1) == 201
+    assert put("acme", "acme-birds", 2) == 409
+    assert put("acme", "acme-dogs", 3) == 200  # replaced
+    assert [put("blue", f"blue-{number}", number) for number in range(3)] == [201] * 3
+    assert client.delete("/v1/tasks/acme-cats", headers=head(keys["acme"])).status_code == 204
+    assert put("acme", "acme-birds", 2) == 201
+
+
+@pytest.mark.parametrize("found", [0, -1, True, 1.5, "2"])
+def test_a_number_of_tasks_that_cannot_be(file: Path, found: object) -> None:
+    new_key(file, "acme", change=["acme-*"], max_tasks=2)
+    content = json.loads(file.read_text())
+    content["keys"][0]["max_tasks"] = found
+    file.write_text(json.dumps(content))
+    with pytest.raises(MemtokError):
+        read_keys(file)
+
+
+def test_a_key_file_of_before_numbers_of_tasks(file: Path) -> None:
+    new_key(file, "acme", change=["acme-*"])
+    content = json.loads(file.read_text())
+    del content["keys"][0]["max_tasks"]
+    file.write_text(json.dumps(content))
+    [stored] = read_keys(file).values()
+    assert stored.key.max_tasks is None
+
+
 def test_only_a_right_key_gets_in(tenants: tuple[Client, dict[str, str]]) -> None:
     client, keys = tenants
     right = keys["acme"]

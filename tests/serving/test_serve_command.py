@@ -88,18 +88,19 @@ def test_it_starts_without_configuration(
 
 
 def test_keys_and_a_folder(files: Path, stop_at_once: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    making = ["serve", "--keys", "keys.json", "--new-key"]
-    assert main([*making, "acme", "--key-sees", "pets", "--key-changes", "acme-*", "x", "--key-rate", "3"]) == 0
+    making, quota = ["serve", "--keys", "keys.json", "--new-key"], ["--key-tasks", "7"]
+    assert main([*making, "acme", "--key-sees", "pets", "--key-changes", "acme-*", "x", "--key-rate", "3", *quota]) == 0
     out, _ = capsys.readouterr()
     assert out.startswith("memtok_")
     assert len(out.splitlines()) == 1
     assert main([*making, "root", "--key-admin"]) == 0
     keys = {entry["name"]: entry for entry in json.loads((files / "keys.json").read_text())["keys"]}
-    assert {name: keys["acme"][name] for name in ("see", "change", "admin", "rate")} == {
+    assert {name: keys["acme"][name] for name in ("see", "change", "admin", "rate", "max_tasks")} == {
         "see": ["pets"],
         "change": ["acme-*", "x"],
         "admin": False,
         "rate": 3,
+        "max_tasks": 7,
     }
     started = ["serve", "--backbone", "tiny.safetensors", "--task-dir", "uploads", "--keys", "keys.json", "--port", "0"]
     assert main([*started, "--host", "0.0.0.0"]) == 0

@@ -76,6 +76,8 @@ def configure(parser: Parser) -> None:
     add_list(parser, "--key-changes", "NAME", patterns.format("see, add, replace and remove"))
     add_switch(parser, "--key-admin", "the new key may see and change all tasks, and see the metrics")
     add(parser, "--key-rate", positive("--key-rate"), "N", "requests per second of the new key (default: --rate)")
+    most = "tasks that the new key may change and that are there at once (default: any number)"
+    add(parser, "--key-tasks", whole("--key-tasks", 1), "N", most)
     add(parser, "--remove-key", None, "NAME", "take a key out of --keys, and end; a running server notices")
     add_switch(parser, "--log-requests", "print a line for each request")
 
@@ -122,7 +124,7 @@ def check(options: Namespace) -> None:
         raise UsageError("expected --new-key or --remove-key, found both; do one after the other")
     if making and options["keys"] is None:
         raise UsageError("expected --keys, the file of the keys, found none; name it")
-    for flag in ("key_sees", "key_changes", "key_admin", "key_rate"):
+    for flag in ("key_sees", "key_changes", "key_admin", "key_rate", "key_tasks"):
         if options[flag] and options.new_key is None:
             raise UsageError(f"expected --new-key with --{flag.replace('_', '-')}, found none; leave it out")
     if making:
@@ -152,6 +154,7 @@ def change_keys(options: Namespace) -> None:
         change=options.key_changes or (),
         admin=options.key_admin,
         rate=options.key_rate,
+        max_tasks=options.key_tasks,
     )
     say(text)
     print(f"memtok serve: keep it: {options['keys']} has only its hash", file=sys.stderr)

@@ -113,6 +113,11 @@ class Catalogue:
             raise RequestError(
                 409, f"expected at most {self.limits.max_tasks} tasks, found them all there; remove one first"
             )
+        own = sum(map(key.changes, model.tasks))
+        if created and key.max_tasks is not None and own >= key.max_tasks:
+            raise RequestError(
+                409, f"expected at most {key.max_tasks} tasks that this key may change, found {own}; remove one first"
+            )
         if not created:
             self._check_not_extended(model, name)
         stored = uploaded(content, name)

@@ -43,7 +43,7 @@ class Key:
 
     name: of whom it is. see: patterns of the tasks that it may use (`acme-*`, as the shell has them). change: of those
     that it may add, replace and remove, and see too. admin: all of them, and the metrics. rate: requests per second,
-    None for the server's own.
+    None for the server's own. max_tasks: how many tasks that it may change there may be when it adds one, None for any.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Key:
     change: tuple[str, ...] = ()
     admin: bool = False
     rate: float | None = None
+    max_tasks: int | None = None
 
     def sees(self, name: str) -> bool:
         """Whether the task may be used, described and extended."""
@@ -119,7 +120,10 @@ def stored_key(entry: Mapping[str, Any]) -> Stored:
         raise ValueError("a field of another type")
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0):
         raise ValueError(f"rate {rate!r}")
-    key = Key(entry["name"], entry["id"], tuple(entry["see"]), tuple(entry["change"]), entry["admin"], rate)
+    most = entry.get("max_tasks")  # older files have none
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+        raise ValueError(f"max_tasks {most!r}")
+    key = Key(entry["name"], entry["id"], tuple(entry["see"]), tuple(entry["change"]), entry["admin"], rate, most)
     cost = {letter: int(entry["scrypt"][letter]) for letter in "nrp"}
     check_cost(**cost)
     salt, digest = (base64.b64decode(entry[name], validate=True) for name in ("salt", "hash"))
@@ -157,6 +161,7 @@ def new_key(
     change: Sequence[str] = (),
     admin: bool = False,
     rate: float | None = None,
+    max_tasks: int | None = None,
 ) -> str:
     """Adds a key to a file, which is made if it is not there; the key itself, which nothing keeps.
 
@@ -171,7 +176,7 @@ def new_key(
             "key"
         )
     identity, secret, salt = secrets.token_hex(6), secrets.token_urlsafe(32), secrets.token_bytes(16)
-    key = Key(name, identity, tuple(see), tuple(change), admin, rate)
+    key = Key(name, identity, tuple(see), tuple(change), admin, rate, max_tasks)
     write_keys(path, {**keys, identity: Stored(key, salt, hashed(secret, salt, COST))})
     return f"{PREFIX}_{identity}_{secret}"
 
