@@ -1,16 +1,13 @@
-"""What the tests that attack the server share: a small server in this process, clients with keys, and raw requests."""
+"""What the tests that attack the server share: a small server in this process, keys, images and files as bytes."""
 
 from __future__ import annotations
 
-import asyncio
 import io
 import struct
 import zlib
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import numpy as np
@@ -21,13 +18,10 @@ import memtok
 from memtok.serving.application import create_app
 from memtok.serving.catalogue import Catalogue
 from memtok.serving.keys import KeyRing, new_key
-from memtok.serving.service import Service
 from memtok.serving.settings import Limits
 from memtok.serving.task_folder import TaskFolder
 from memtok.serving.torch_model import TorchModel
 from tests.tiny import tiny_backbone, tiny_task
-
-T = TypeVar("T")
 
 HOST = "127.0.0.1:8000"
 RAW = {"Content-Type": "application/octet-stream"}
@@ -52,35 +46,6 @@ def made_app(
     return create_app(Catalogue(model, Limits(**limits), folder), None if keys is None else KeyRing(keys))
 
 
-def service_of(app: FastAPI) -> Service:
-    """The service behind an application."""
-    service = app.state.service
-    assert isinstance(service, Service)
-    return service
-
-
-@asynccontextmanager
-async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an application that has started, in this event loop; nothing is left open behind it."""
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=f"http://{HOST}", timeout=None) as client,
-    ):
-        yield client
-        service = service_of(app)
-        assert service.batcher.waiting == 0
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a test that is a coroutine; one that hangs is a failure and not a wait without end."""
-
-    async def limited() -> T:
-        async with asyncio.timeout(300):
-            return await work
-
-    return asyncio.run(limited())
-
-
 def bearer(key: str) -> dict[str, str]:
     """The header of a key."""
     return {"Authorization": f"Bearer {key}"}
@@ -93,64 +58,6 @@ def tenants(path: Path) -> dict[str, dict[str, str]]:
         "beta": bearer(new_key(path, "beta", see=["shared"], change=["beta-*"])),
         "admin": bearer(new_key(path, "admin", admin=True)),
     }
-
-
-@dataclass
-class Answer:
-    """What a raw request got."""
-
-    status: int = 0
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b""
-
-
-async def ask(
-    app: FastAPI,
-    method: str,
-    path: str,
-    body: Iterable[bytes] = (b"",),
-    headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
-    *,
-    after: asyncio.Event | None = None,
-) -> Answer:
-    """A request as a server of ASGI gives it, for what no client would send.
-
-    body: its parts; without the empty one at the end the rest never comes. after: the client leaves when it is set.
-    """
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
-    parts = list(body)
-    answer = Answer()
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode("utf-8", "surrogateescape"),
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"host", HOST.encode()), *((k.lower().encode(), v.encode("latin-1")) for k, v in pairs)],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 8000),
-    }
-
-    async def receive() -> dict[str, Any]:
-        if parts:
-            part = parts.pop(0)
-            return {"type": "http.request", "body": part, "more_body": bool(part)}
-        await (after or asyncio.Event()).wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            answer.status = message["status"]
-            answer.headers = {name.decode(): value.decode() for name, value in message["headers"]}
-        else:
-            answer.body += message.get("body", b"")
-
-    await app(scope, receive, send)
-    return answer
 
 
 def error_of(response: httpx.Response, *statuses: int) -> str:
