@@ -44,6 +44,7 @@ MORE = {
     "memtok.verification": ("VerifyReport",),
     "memtok.intervals": ("Difference",),
     "memtok.exports.writing": ("ExportResult",),
+    "memtok.exports.progress": ("ExportListener",),
     "memtok.exports.parity": ("Parity", "OutputParity"),
     "memtok.exports.opened": ("OnnxModel",),
     "memtok.exports.description": ("Description", "ExportedTask"),

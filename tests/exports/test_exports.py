@@ -20,6 +20,7 @@ from PIL import Image
 import memtok
 from memtok.exports.opened import OnnxModel
 from memtok.exports.writing import ExportResult
+from tests.exports.comparing import assert_alike
 from tests.layers.small_models import small_model
 from tests.tiny import tiny_backbone, tiny_images, tiny_task
 
@@ -29,8 +30,6 @@ pytest.importorskip("onnxruntime")
 
 # Names that the exporter gives to values of its own, and one that no identifier could be.
 NAMES = ("linear", "val_1", "Hunde & Katzen: ä", "side")
-
-FAMILIES = ("rotary, no class token", "perception encoder", "beit, bias per layer")
 
 
 def shallow() -> memtok.Backbone:
@@ -79,24 +78,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(deep).save(folder / "deep.png")
     (folder / "z-broken.png").write_bytes(b"no image")
     return folder
-
-
-def assert_alike(model: memtok.MemoryViT, opened: OnnxModel, tolerance: float = 2e-5) -> None:
-    """For batches of sizes that were not exported, relative to the largest answer."""
-    for count in (1, 2, 5):
-        images = tiny_images(count, seed=count)
-        with torch.no_grad():
-            out = model(images)
-        found = opened(images.numpy())
-        expected = {**out.logits, "base": out.base, "embedding": out.features}
-        assert set(found) <= set(expected)
-        for name, values in found.items():
-            right = expected[name]
-            assert right is not None
-            assert values.dtype == np.float32
-            torch.testing.assert_close(
-                torch.from_numpy(values) / right.abs().max(), right / right.abs().max(), atol=tolerance, rtol=0
-            )
 
 
 def test_the_file_answers_as_the_model_does(model: memtok.MemoryViT, opened: OnnxModel) -> None:
@@ -394,12 +375,3 @@ def test_a_task_that_does_not_compose_has_the_pass_that_it_changes_in_int8(tmp_p
     assert_alike(model, memtok.load_onnx(tmp_path / "model.onnx"), tolerance=0.1)
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
     assert kinds["MatMulInteger"] == 5  # four of the layer, and keys and values of its memory
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
-def test_families_of_backbones(name: str, tmp_path: Path) -> None:
-    backbone = memtok.load_backbone(small_model(name, depth=1))
-    model = memtok.MemoryViT(backbone, [tiny_task(backbone, memory=2)])
-    memtok.export(model, tmp_path / "model.onnx", base=True, embedding=True, images=4)
-    assert_alike(model, memtok.load_onnx(tmp_path / "model.onnx"))

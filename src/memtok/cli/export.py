@@ -99,6 +99,7 @@ def run(options: Namespace) -> int:
         tolerance=options.tolerance,
         data_dir=options.data_dir,
         on_bad_image=options.on_bad_image,
+        progress=True,
     )
     write_result(options.json, result.to_json())
     show(result, options.parity)

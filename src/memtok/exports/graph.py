@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from memtok.errors import Argument, MemtokError
 from memtok.exports.description import INPUT, KEY, Description
 from memtok.exports.program import TRUNK
+from memtok.exports.progress import CONVERTING, SMALLER, Begin
 from memtok.exports.weights import as_float16, as_int8
 
 LARGEST = 2**31 - 1
@@ -25,11 +26,12 @@ LARGEST = 2**31 - 1
 BATCH = "batch"  # the name of the dimension that is dynamic
 
 
-def onnx_bytes(program: ExportedProgram, description: Description, names: Sequence[str]) -> bytes:
+def onnx_bytes(program: ExportedProgram, description: Description, names: Sequence[str], begin: Begin) -> bytes:
     """The content of the ONNX file of a program whose outputs are `names` in order; the output TRUNK is not kept.
 
-    Raises MemtokError for a model of more than 2 GiB.
+    begin: told of each stage. Raises MemtokError for a model of more than 2 GiB.
     """
+    begin(CONVERTING)
     with quiet():
         written: Any = torch.onnx.export(program, dynamo=True, input_names=[INPUT], verbose=False)
     graph = written.model.graph
@@ -38,6 +40,8 @@ def onnx_bytes(program: ExportedProgram, description: Description, names: Sequen
     tidy(written.model, description, names)
     check_size(sum(value.const_value.nbytes for value in graph.initializers.values()), of="float32")
     proto = written.model_proto
+    if description.weights in SMALLER:
+        begin(SMALLER[description.weights])
     if description.weights == "float16":
         as_float16(proto)
     elif description.weights == "int8":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memtok.checks import check_choice, check_count
-from memtok.data import DataSource, ImageSet
+from memtok.data import DataSource, ImageSet, open_data
 from memtok.errors import Argument, MemtokError
 from memtok.evaluation import undisturbed
 from memtok.exports.description import EXTRA_FILE, FORMATS, WEIGHTS, Description
 from memtok.exports.opened import NEEDED
 from memtok.exports.parity import TOLERANCES, Answer, Parity, compare, reader_of
 from memtok.exports.program import TRUNK, Answers, check_outputs, describe, program_of
+from memtok.exports.progress import COMPARING, TRACING, WRITING, Begin, ExportListener, listener_of, stages
 from memtok.files import atomic_write
 from memtok.model import MemoryViT
 from memtok.surroundings import plain_torch
@@ -30,9 +32,6 @@ from memtok.verification import choose_images, split
 BUNDLED = "digits"  # the images that a file is compared on unless told otherwise
 IMAGES, BATCH = 64, 16
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
-Progress = Callable[[int, int], None]
-"""Called with (images compared, images in all)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def export(
     tolerance: float | None = None,
     data_dir: Path | None = None,
     on_bad_image: str = "fail",
-    progress: Progress | None = None,
+    progress: bool | ExportListener = False,
 ) -> ExportResult:
     """Writes `model` as a file that answers without memtok: one input, `images`, and one output per task, by its name.
 
@@ -89,6 +88,9 @@ def export(
     memtok brings along. tolerance: how far an answer may be from PyTorch's, relative to the largest one (absolute with
     probabilities); None is 0.0001 for float32, 0.01 for float16 and 0.25 for int8.
 
+    progress: True for a bar on standard error that names the stage, or lines where that is no terminal; or an
+    `ExportListener`.
+
     Raises MemtokError, and leaves no file, for a model beyond that, one that is not in float32 on the CPU, one without
     an output to write, a task with the name of another output, a file of more than 2 GiB, and without the packages of
     the extra `onnx`.
@@ -100,31 +102,43 @@ def export(
     description = describe(model, weights=weights, probabilities=probabilities, base=base, embedding=embedding)
     check_outputs(description)
     bound = TOLERANCES[weights] if tolerance is None else tolerance
-    chosen = choose_images(
-        model.backbone, model.preprocessing, BUNDLED if parity is None else parity, images, 0, data_dir, on_bad_image
-    )
-    batches = watched(split(chosen, model.preprocessing, BATCH), len(chosen), progress)
-    with atomic_write(path) as temporary:
-        write(Answers(model, description, trunk=weights == "int8"), temporary, format)
-        written = reader_of(temporary, description, format)
-        with undisturbed(model), model.folded():
-            found = compare(answer_of(model, description), written, batches, description, bound)
-        found.check()
-        size = temporary.stat().st_size
+    names = stages(format, weights)
+    with closing(listener_of(progress)) as listener:
+
+        def begin(stage: str) -> None:
+            listener.stage(stage, names.index(stage) + 1, len(names))
+
+        source = BUNDLED if parity is None else parity
+        if isinstance(source, str):
+            source = open_data(source, data_dir=data_dir, on_bad_image=on_bad_image, progress=listener.reading)
+        chosen = choose_images(model.backbone, model.preprocessing, source, images, 0, data_dir, on_bad_image)
+        with atomic_write(path) as temporary:
+            write(Answers(model, description, trunk=weights == "int8"), temporary, format, begin)
+            begin(COMPARING)
+            written = reader_of(temporary, description, format)
+            batches = watched(split(chosen, model.preprocessing, BATCH), len(chosen), listener)
+            with undisturbed(model), model.folded():
+                found = compare(answer_of(model, description), written, batches, description, bound)
+            found.check()
+            size = temporary.stat().st_size
     return ExportResult(str(path), format, size, description, found)
 
 
-def write(answers: Answers, place: Path, form: str) -> None:
+def write(answers: Answers, place: Path, form: str, begin: Begin) -> None:
     """Writes the file."""
+    begin(TRACING)
     program = program_of(answers)
     if form == "torch":
+        begin(WRITING)
         with place.open("wb") as stream:
             torch.export.save(program, stream, extra_files={EXTRA_FILE: answers.description.to_json()})
         return
     from memtok.exports.graph import onnx_bytes
 
     names = [*answers.description.outputs, *([TRUNK] if answers.trunk else [])]
-    place.write_bytes(onnx_bytes(program, answers.description, names))
+    content = onnx_bytes(program, answers.description, names, begin)
+    begin(WRITING)
+    place.write_bytes(content)
 
 
 def answer_of(model: MemoryViT, description: Description) -> Answer:
@@ -137,14 +151,14 @@ def answer_of(model: MemoryViT, description: Description) -> Answer:
     return ask
 
 
-def watched(batches: Iterable[Tensor], total: int, progress: Progress | None) -> Iterator[Tensor]:
+def watched(batches: Iterable[Tensor], total: int, listener: ExportListener) -> Iterator[Tensor]:
     """The batches, each reported once it was used."""
     done = 0
+    listener.comparing(done, total)
     for batch in batches:
         yield batch
         done += len(batch)
-        if progress is not None:
-            progress(done, total)
+        listener.comparing(done, total)
 
 
 def check_arguments(form: str, weights: str, images: int, tolerance: float | None) -> None:
