@@ -17,18 +17,6 @@ from memtok.regular import check_regular
 from memtok.training.settings import DEFAULTS, SETTINGS, Settings, settings_of
 from memtok.values import Number, OneOf, Place, Switch, Values, Whole, YesNo
 
-# What memtok.data knows, without importing it; a test compares the two.
-DATA_NAMES = (
-    "digits",
-    "mnist",
-    "fashion-mnist",
-    "cifar10",
-    "cifar100",
-    "inaturalist2017",
-    "places365",
-    "sun397",
-)
-
 
 class Parser(ArgumentParser):
     """A parser that raises UsageError instead of printing and leaving."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 # Public name -> module that defines it.
 _HOMES = {
-    "DATASETS": "datasets",
+    "DATASETS": "registry",
     "check_spec": "datasets",
     "check_split": "datasets",
     "default_data_dir": "datasets",
@@ -56,9 +56,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from memtok.data.choices import AUGMENTATIONS, SPLITS
-    from memtok.data.datasets import DATASETS, check_spec, check_split, default_data_dir, open_data
+    from memtok.data.datasets import check_spec, check_split, default_data_dir, open_data
     from memtok.data.images import IMAGE_EXTENSIONS, UnreadableImageError, as_rgb, read_image
     from memtok.data.loader import batches, kept_random_state, steps_per_epoch
+    from memtok.data.registry import DATASETS
     from memtok.data.sources import DataSource, ImageSet
     from memtok.data.transforms import evaluation_transform, training_transform
     from memtok.data.wrapped import from_dataset
