@@ -7,7 +7,6 @@ FOLDER/COLUMN/rate-R-seed-S.safetensors   the task (or whole model) that it trai
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,6 +64,11 @@ class Listener(RunsListener):
         """These were tested."""
 
 
+def amount(runs: Sequence[Run], steps: int) -> float:
+    """What so many steps of these take, which share a pass, or of one that trains alone; see `memtok.runs.cost`."""
+    return cost(len(runs), steps) if runs[0].column.composable else ALONE * steps
+
+
 class DataRuns(Runs[Run]):
     """The runs of a grid on one data set.
 
@@ -113,13 +117,14 @@ class DataRuns(Runs[Run]):
     def left(self) -> float:
         """What is left to train, as `cost` counts it; a later seed has one run for each column."""
         first, *others = self.settings.seeds
-        missing = [run for run in self.tried(first) if not self.path(run).exists()]
+        missing = [[run for run in self.tried(first) if not self.path(run).exists()]]
         for seed in others:
             started = {path.parent.name for path in self.folder.glob(f"*/rate-*-seed-{seed}.json")}
-            missing += {run.column: run for run in self.tried(seed) if run.column.name not in started}.values()
-        shared = sum(map(self.composes, missing))
-        groups, steps = max(1, math.ceil(shared / self.settings.together)), self.plan.steps
-        return groups * cost(shared / groups, steps) + ALONE * steps * (len(missing) - shared)
+            new = {run.column: run for run in self.tried(seed) if run.column.name not in started}
+            missing.append(list(new.values()))
+        groups = [group for runs in missing for group in self.passes([run for run in runs if self.composes(run)])]
+        groups += [[run] for runs in missing for run in runs if not self.composes(run)]
+        return sum(amount(group, self.plan.steps) for group in groups)
 
     # What a run is
 

@@ -29,7 +29,6 @@ from memtok.errors import MemtokError
 from memtok.files import write_json
 from memtok.folders import check_fixed, locked, read_settings, slug
 from memtok.intervals import Right
-from memtok.runs import cost as cost_together
 from memtok.traces import OpenStores
 from memtok.training.plan import make_plan
 from memtok.training.regimes import Trainable, forward_of
@@ -45,11 +44,11 @@ from memtok_experiments.beyond.trials import (
     Place,
     Trial,
     TrialRuns,
+    amount,
     class_token_cost,
     common_needs,
     load,
 )
-from memtok_experiments.runs import ALONE
 
 TIMED_IMAGES = 512  # over which the trunk is timed
 FACTOR = 10 / 3  # from one learning rate to a further one
@@ -66,6 +65,7 @@ class Work:
         self.backbone = backbone or open_backbone(settings)
         self.listener = listener or Listener()
         self.columns = find_columns(settings.columns)
+        self.rows: list[tuple[Row, DataSource]] = []
         given = settings.workers
         self.workers = default_workers(self.backbone.device) if given is None else given
 
@@ -74,11 +74,10 @@ class Work:
         fixed = self.settings.fixed(self.backbone.fingerprint, self.backbone.preprocessing)
         with locked(self.settings.out):
             check_fixed(self.settings.out / "grid.json", fixed, "grid", (), DEFAULTS)
-            rows = self.open_rows()
-            self.left(rows)
-            for row, source in rows:
+            self.rows = self.open_rows()
+            for row, source in self.rows:
                 self.run_row(row, source)
-                self.left(rows)
+            self.tell_left()
         return found_in(self.settings.out)
 
     def open_rows(self) -> list[tuple[Row, DataSource]]:
@@ -159,19 +158,20 @@ class Work:
         paths = sorted(self.folder(row).glob(f"{column.name}/*seed-{self.settings.seeds[0]}.json"))
         return [record for record in map(TrialRecord.read, paths) if not record.timed]
 
-    def left(self, rows: Sequence[tuple[Row, DataSource]]) -> None:
-        """Tells about how much is left to train, as `memtok.runs.cost` counts it."""
-        total = 0.0
-        for row, source in rows:
+    def tell_left(self, further: Sequence[Trial] = ()) -> None:
+        """Tells about how much is left to train. further: trials that follow from what others came to."""
+        total = sum(amount([trial], trial.steps) for trial in further)
+        for row, source in self.rows:
             drawn = row.drawn(source, self.settings.seeds[0], self.settings.test_images)
             steps, folder = self.steps(drawn), self.folder(row)
             for column in self.columns:
-                for trial in self.tried(column, steps, self.settings.seeds[0]):
+                tried = self.tried(column, steps, self.settings.seeds[0])
+                for trial in tried:
                     if not (folder / f"{trial.name}.json").exists():
-                        total += cost_together(1, trial.steps) if column.composes else ALONE * trial.steps
+                        total += amount([trial], trial.steps)
                 for seed in self.settings.seeds[1:]:
                     if not any(folder.glob(f"{column.name}/*seed-{seed}.json")) and not column.fitted:
-                        total += cost_together(1, steps) if column.composes else ALONE * steps
+                        total += amount(tried[:1], steps)
         self.listener.left(total)
 
     # A row
@@ -180,6 +180,7 @@ class Work:
         """Fits, trains, chooses and tests."""
         first = self.settings.seeds[0]
         for seed in self.settings.seeds:
+            self.tell_left()
             place = self.place(row, source, seed)
             check_records(place)
             self.fit(place)
@@ -192,9 +193,12 @@ class Work:
             ]
             self.train(place, wanted)
             while seed == first and (further := self.further(place)):
+                self.tell_left(further)
                 self.train(place, further)
             if self.settings.equal_time is not None:
-                self.train(place, self.timed(place))
+                timed = self.timed(place)
+                self.tell_left([trial for trial in timed if not place.path(trial).exists()])
+                self.train(place, timed)
             self.test(place)
             remove_models(place, keep=self.settings.keep_models)
         shutil.rmtree(self.folder(row) / "passes", ignore_errors=True)
