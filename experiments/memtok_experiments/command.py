@@ -202,7 +202,8 @@ def settings_of(options: Namespace) -> list[GridSettings]:
 
 def tables(options: Namespace, plans: Sequence[GridSettings], preset: Preset | None) -> dict[str, Any]:
     """Runs the grids, prints and writes the table."""
-    from memtok_experiments.grid import Grid, open_backbone
+    from memtok_experiments.grid import Grid
+    from memtok_experiments.opening import open_backbone
     from memtok_experiments.progress import GridDisplay
     from memtok_experiments.render import to_console, to_json
     from memtok_experiments.saving import save
@@ -248,7 +249,7 @@ def compared(preset: Preset, found: Mapping[str, float]) -> dict[str, Any]:
 def compositions(options: Namespace, plan: GridSettings, preset: Preset | None) -> dict[str, Any]:
     """Runs concat or extension, prints and writes the accuracies before and after."""
     from memtok_experiments import composition
-    from memtok_experiments.grid import open_backbone
+    from memtok_experiments.opening import open_backbone
     from memtok_experiments.progress import GridDisplay
 
     if preset is not None:

@@ -25,10 +25,10 @@ from memtok.traces import Needs
 from memtok.training import TrainResult, create
 from memtok.training.regimes import Trainable, count_parameters
 from memtok.training.result import versions
-from memtok.training.settings import default_workers
 from memtok.training.state import read_run, write_run
 from memtok.training.together import lock_of
 from memtok_experiments.columns import Column, find_column, find_columns
+from memtok_experiments.opening import workers_of
 from memtok_experiments.records import RunRecord, Score, read_record, write_record
 from memtok_experiments.settings import GridSettings
 
@@ -273,5 +273,4 @@ class DataRuns(Runs[Run]):
     @property
     def workers(self) -> int:
         """Processes that load test images, as in training."""
-        given = self.settings.workers
-        return default_workers(self.backbone.device) if given is None else given
+        return workers_of(self.settings, self.backbone)

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from memtok.backbone import Backbone, load_backbone
-from memtok.data import DataSource, batches, open_data
+from memtok.backbone import Backbone
+from memtok.data import DataSource, batches
 from memtok.data.content import training_content
 from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
@@ -32,7 +32,7 @@ from memtok.intervals import Right
 from memtok.traces import OpenStores
 from memtok.training.plan import make_plan
 from memtok.training.regimes import Trainable, forward_of
-from memtok.training.settings import DEFAULTS, Settings, default_workers
+from memtok.training.settings import DEFAULTS, Settings
 from memtok_experiments.beyond.columns import COLUMNS, DEFAULT, Column, find_columns
 from memtok_experiments.beyond.default import train_default
 from memtok_experiments.beyond.fitted import FITS, Features, features
@@ -49,6 +49,7 @@ from memtok_experiments.beyond.trials import (
     common_needs,
     load,
 )
+from memtok_experiments.opening import open_backbone, open_with_test, workers_of
 
 TIMED_IMAGES = 512  # over which the trunk is timed
 FACTOR = 10 / 3  # from one learning rate to a further one
@@ -66,8 +67,7 @@ class Work:
         self.listener = listener or Listener()
         self.columns = find_columns(settings.columns)
         self.rows: list[tuple[Row, DataSource]] = []
-        given = settings.workers
-        self.workers = default_workers(self.backbone.device) if given is None else given
+        self.workers = workers_of(settings, self.backbone)
 
     def run(self) -> list[Found]:
         """Does all that is missing; returns what there is in the folder, of this call and of earlier ones."""
@@ -95,19 +95,7 @@ class Work:
 
     def open(self, row: Row) -> DataSource:
         """The whole data of a row; MemtokError where no part is kept apart for testing."""
-        settings = self.settings
-        source = open_data(
-            row.spec(settings.sets),
-            data_dir=settings.data_dir,
-            split=settings.split,
-            on_bad_image=settings.on_bad_image,
-        )
-        if not source.has_test:
-            raise MemtokError(
-                f"expected a test part apart from the validation part in {row.name}, found one part for both; use "
-                "--split 80-20, or add a folder test/"
-            )
-        return source
+        return open_with_test(row.spec(self.settings.sets), row.name, self.settings)
 
     def folder(self, row: Row) -> Path:
         """That of its trials."""
@@ -401,9 +389,3 @@ def found_in(out: Path) -> list[Found]:
         test = path.parent.parent / "tests" / path.parent.name / path.name
         found.append(Found(TrialRecord.read(path), AnswersRecord.read(test) if test.exists() else None))
     return found
-
-
-def open_backbone(settings: BeyondSettings) -> Backbone:
-    """The backbone at the size that is asked for, on the device that trains."""
-    gpu = settings.device != "cpu" and torch.cuda.is_available()
-    return load_backbone(settings.backbone, image_size=settings.image_size, device="cuda" if gpu else "cpu")
