@@ -111,3 +111,13 @@ def check_split(split: str | None) -> None:
         raise MemtokError(
             f"expected the split {' or '.join(SPLITS)}, found {split!r}; choose one of them", argument="split"
         )
+
+
+def refuse_split(split: str | None, given: object) -> None:
+    """Raises MemtokError if there is a `split` for data that were opened already."""
+    if split is not None:
+        raise MemtokError(
+            f"expected split only with data given by name, found {split!r} with a {type(given).__name__}; "
+            "give it to open_data",
+            argument="split",
+        )
