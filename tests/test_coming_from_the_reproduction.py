@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 import memtok
 from memtok.cli import COMMANDS, main
-from memtok.data.datasets import DATASETS
+from memtok.data import DATASETS
 from memtok.data.published import Published
 from memtok.data.sources import ArrayStore, ImageSet
 from memtok.legacy import PUBLISHED, REPOSITORY

@@ -236,6 +236,11 @@ def test_mode_gradients_weights_and_generators_are_left_as_found(training_model:
     assert all(parameter.grad is None for parameter in training_model.parameters())
 
 
+def test_no_split_of_data_that_are_opened_already(model: memtok.MemoryViT) -> None:
+    with pytest.raises(MemtokError, match=r"only with data given by name, found '80-20' with a DataSource"):
+        memtok.evaluate(model, {"pets": source_of(Pictures(6, seed=0))}, split="80-20")
+
+
 def test_wrong_names_and_parts(model: memtok.MemoryViT, backbone: memtok.Backbone) -> None:
     pictures = source_of(Pictures(6, 0))
     for data in (pictures, {"cars": pictures}, {"base": pictures}):

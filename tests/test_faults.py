@@ -27,8 +27,7 @@ from memtok.backbone import Backbone
 from memtok.checkpoint import Checkpoint, save_checkpoint
 from memtok.checkpoint.architecture import build
 from memtok.checkpoint.architectures.vit import VitArchitecture
-from memtok.data import DataSource, evaluation_transform, open_data
-from memtok.data.datasets import DATASETS
+from memtok.data import DATASETS, DataSource, evaluation_transform, open_data
 from memtok.data.published import Published
 from memtok.data.sources import ArrayStore, ImageSet
 from memtok.training.recipes import RECIPES, learning_rate_at

@@ -200,9 +200,11 @@ def memtok_serving(scene: Scene, tasks: int, cells: int | None = None) -> Run:
     return serving(scene, scene.tasks(tasks, scene.sizes.serving_cells if cells is None else cells))
 
 
-def serving(scene: Scene, tasks: Sequence[Task]) -> Run:
-    """These tasks in one pass of `MemoryViT`, the base output included."""
+def serving(scene: Scene, tasks: Sequence[Task], *, compiled: bool = False) -> Run:
+    """These tasks in one pass of `MemoryViT`, the base output included. compiled: by torch, as it does by default."""
     model = MemoryViT(scene.backbone, tasks)
+    if compiled:
+        model.compile()
     images = scene.images
     scene.stack.enter_context(model.folded())
 

@@ -15,6 +15,7 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -155,11 +156,13 @@ def tensor_peak(run: Any) -> int:
                     storages[storage.data_ptr()] = storage.nbytes()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         run()
+    with tempfile.TemporaryDirectory(prefix="memtok-") as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = [event for event in json.loads(trace.read_bytes())["traceEvents"] if event.get("name") == "[memory]"]
     held = most = sum(storages.values())
-    kineto: Any = profiler.profiler
-    events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
+    for event in sorted(events, key=lambda event: event["ts"]):
+        held += event["args"]["Bytes"]  # below 0 where memory was given back
         most = max(most, held)
     return most
 

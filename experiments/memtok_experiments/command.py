@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,16 +25,13 @@ from memtok.cli.options import (
     text,
     whole,
 )
-from memtok.cli.output import check_apart, check_outputs, note, say, table, write_result
-from memtok.display import percent
+from memtok.cli.output import check_apart, check_outputs, say, table, write_result
 from memtok.launch import check_launch
 from memtok_experiments.beyond import command as beyond
-from memtok_experiments.progress import TimeLeft, steps_shown
 
 if TYPE_CHECKING:
     from memtok_experiments.presets import Preset
     from memtok_experiments.records import RunRecord
-    from memtok_experiments.runs import Listener
     from memtok_experiments.settings import GridSettings
 
 EXPERIMENTS = {
@@ -204,7 +202,9 @@ def settings_of(options: Namespace) -> list[GridSettings]:
 
 def tables(options: Namespace, plans: Sequence[GridSettings], preset: Preset | None) -> dict[str, Any]:
     """Runs the grids, prints and writes the table."""
-    from memtok_experiments.grid import Grid, open_backbone
+    from memtok_experiments.grid import Grid
+    from memtok_experiments.opening import open_backbone
+    from memtok_experiments.progress import GridDisplay
     from memtok_experiments.render import to_console, to_json
     from memtok_experiments.saving import save
     from memtok_experiments.table import make_table
@@ -216,7 +216,8 @@ def tables(options: Namespace, plans: Sequence[GridSettings], preset: Preset | N
     records: list[RunRecord] = []
     for plan in plans:
         backbone = backbone if len(plans) == 1 else open_backbone(plan)
-        records += Grid(plan, backbone, listener=console_listener()).run()
+        with closing(GridDisplay()) as display:
+            records += Grid(plan, backbone, listener=display).run()
     made = make_table(records)
     for title, columns, rows, right in to_console(made):
         say(title)
@@ -248,14 +249,15 @@ def compared(preset: Preset, found: Mapping[str, float]) -> dict[str, Any]:
 def compositions(options: Namespace, plan: GridSettings, preset: Preset | None) -> dict[str, Any]:
     """Runs concat or extension, prints and writes the accuracies before and after."""
     from memtok_experiments import composition
-    from memtok_experiments.grid import open_backbone
+    from memtok_experiments.opening import open_backbone
+    from memtok_experiments.progress import GridDisplay
 
     if preset is not None:
         preset.check_backbone(open_backbone(plan))
     experiment = composition.concat if options.experiment == "concat" else composition.extension
-    outcome = experiment(
-        plan, cells=DEFAULT_CELLS if options.memory is None else options.memory, listener=console_listener()
-    )
+    with closing(GridDisplay()) as display:
+        cells = DEFAULT_CELLS if options.memory is None else options.memory
+        outcome = experiment(plan, cells=cells, listener=display)
     say(outcome.caption())
     headings, rows = outcome.table()
     table(headings, rows, right=headings[1:])
@@ -268,33 +270,3 @@ def compositions(options: Namespace, plan: GridSettings, preset: Preset | None) 
         means = {name: outcome.mean(preset.data[0], field) for name, field in fields.items()}
         result["preset"] = compared(preset, {name: 100 * mean for name, mean in means.items() if mean is not None})
     return result
-
-
-def console_listener() -> Listener:
-    """Notes on standard error: finished runs, their accuracy, and the time left."""
-    from memtok.training import Progress
-    from memtok_experiments.runs import Listener, Run
-
-    class Console(Listener):
-        """The listener of the command line."""
-
-        def __init__(self) -> None:
-            self.time = TimeLeft()
-
-        def left(self, amount: float) -> None:
-            self.time.note(amount)
-
-        def done(self, data: str, runs: Sequence[Run], records: Sequence[RunRecord]) -> None:
-            for run, record in zip(runs, records, strict=True):
-                what = "diverged" if record.diverged else f"{percent(record.validation.top1)} on the validation part"
-                note(f"{data}: {run}: {what}, {record.seconds:.0f} s")
-
-        def tested(self, data: str, runs: Sequence[Run], records: Sequence[RunRecord]) -> None:
-            for run, record in zip(runs, records, strict=True):
-                if record.test is not None:
-                    note(f"{data}: {run}: {percent(record.test.top1)} on {record.test.images:,} test images")
-
-        def training(self, runs: Sequence[Any], start: int, until: int) -> Progress:
-            return steps_shown()
-
-    return Console()

@@ -11,20 +11,22 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 
 from memtok.backbone import Backbone
 from memtok.data import ImageSet, batches, evaluation_transform
 from memtok.errors import MemtokError
-from memtok.evaluation import evaluate
+from memtok.evaluation import EvaluationTable, evaluate
 from memtok.folders import slug
 from memtok.metrics import Tally
 from memtok.model import MemoryViT
 from memtok.reference import unmasked_outputs
 from memtok.task import Task
 from memtok_experiments.columns import Column, find_column
-from memtok_experiments.grid import Grid, open_backbone
+from memtok_experiments.grid import Grid
+from memtok_experiments.opening import open_backbone
 from memtok_experiments.outcome import Outcome, Standing
 from memtok_experiments.runs import Listener
 from memtok_experiments.settings import GridSettings
@@ -53,12 +55,10 @@ def concat(settings: GridSettings, *, cells: int = 5, listener: Listener | None 
         for data in settings.data:
             name = slug(data)
             rows.append(
-                Standing(
-                    task=data,
-                    seed=seed,
-                    images=table.tasks[name].images,
-                    alone=table.alone[name].top1,
-                    together=table.tasks[name].top1,
+                standing(
+                    table,
+                    data,
+                    seed,
                     alone_unmasked=grid.on(data).accuracy(unmasked, seed),
                     together_unmasked=mixed[name],
                 )
@@ -104,19 +104,23 @@ def extension(settings: GridSettings, *, cells: int = 5, listener: Listener | No
         images = {slug(data): apart.on(data).test_images for data in settings.data}
         table = evaluate(MemoryViT(backbone, list(tasks.values())), images, alone=True)
         for data, task in tasks.items():
-            name = slug(data)
             rows.append(
-                Standing(
-                    task=data,
-                    seed=seed,
-                    images=table.tasks[name].images,
-                    alone=table.alone[name].top1,
-                    together=table.tasks[name].top1,
+                standing(
+                    table,
+                    data,
+                    seed,
                     extends=tuple(other for other in chain if tasks[other] in task.extends),
                     without_extending=apart.on(data).accuracy(column, seed) if data in extended else None,
                 )
             )
     return outcome("extension", apart, column, rows)
+
+
+def standing(table: EvaluationTable, data: str, seed: int, **more: Any) -> Standing:
+    """The row of a task, called after its data, that was evaluated alone and with the others."""
+    name = slug(data)
+    found, alone = table.tasks[name], table.alone[name]
+    return Standing(task=data, seed=seed, images=found.images, alone=alone.top1, together=found.top1, **more)
 
 
 def columns(cells: int) -> tuple[Column, Column]:

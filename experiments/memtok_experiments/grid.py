@@ -16,18 +16,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from memtok import metrics
 from memtok.backbone import Backbone, load_backbone
-from memtok.data import DataSource, open_data
-from memtok.errors import MemtokError
+from memtok.data import DataSource
 from memtok.evaluation import evaluate
 from memtok.folders import check_fixed, locked, slug
 from memtok.model import MemoryViT
 from memtok.regimes import FULL
 from memtok.task import topological
 from memtok.training.settings import DEFAULTS
+from memtok_experiments.opening import open_backbone, open_with_test
 from memtok_experiments.records import RunRecord, Score, read_record, write_record
 from memtok_experiments.runs import DataRuns, Extends, Listener, Run
 from memtok_experiments.settings import GridSettings
@@ -92,14 +90,7 @@ class Grid:
 
     def source(self, data: str) -> DataSource:
         """The data, opened; MemtokError where no part is kept apart for testing."""
-        settings = self.settings
-        source = open_data(data, data_dir=settings.data_dir, split=settings.split, on_bad_image=settings.on_bad_image)
-        if not source.has_test:
-            raise MemtokError(
-                f"expected a test part apart from the validation part in {data}, found one part for both; use "
-                "--split 80-20, or add a folder test/"
-            )
-        return source
+        return open_with_test(data, data, self.settings)
 
     def tell_left(self) -> None:
         """Says what is left to train on all data sets."""
@@ -166,9 +157,3 @@ class Grid:
                     model.unlink(missing_ok=True)
                 elif record.seed in self.settings.seeds and column.regime == FULL and not self.settings.keep_models:
                     model.unlink(missing_ok=True)
-
-
-def open_backbone(settings: GridSettings) -> Backbone:
-    """The backbone at the size that is asked for, on the device that trains."""
-    gpu = settings.device != "cpu" and torch.cuda.is_available()
-    return load_backbone(settings.backbone, image_size=settings.image_size, device="cuda" if gpu else "cpu")

@@ -1,41 +1,57 @@
-"""What the experiments print while they work, on standard error."""
+"""What the experiments show while they work, on standard error."""
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
-from memtok.cli.output import note
-from memtok.display import duration
+from memtok.display import percent
+from memtok.runs_display import RunsDisplay
+from memtok_experiments import runs as grid
+from memtok_experiments.beyond import trials as beyond
+from memtok_experiments.beyond.records import TrialRecord
+from memtok_experiments.records import RunRecord
 
-if TYPE_CHECKING:
-    from memtok.training import Progress
 
-
-class TimeLeft:
-    """Notes how long the rest takes, from how long the work took so far."""
+class Display(RunsDisplay):
+    """Without what single trainings tell, of which there are many."""
 
     def __init__(self) -> None:
-        self.begun: tuple[float, float] | None = None  # the time of the first report, and the amount left then
+        super().__init__("reproduce")
 
-    def note(self, amount: float) -> None:
-        """amount: what is left, in any unit."""
-        now = time.perf_counter()
-        if self.begun is None or amount > self.begun[1]:
-            self.begun = now, amount
-        spent, done = now - self.begun[0], self.begun[1] - amount
-        if amount and done > 0:
-            note(f"about {duration(spent * amount / done)} left for training")
+    def told(self, text: str) -> None:
+        pass
 
 
-def steps_shown() -> Progress:
-    """The progress of a training, without the lines that describe it."""
-    from memtok.training import RichProgress
+class GridDisplay(Display, grid.Listener):
+    """Of a grid."""
 
-    class Steps(RichProgress):
-        """Steps alone."""
+    def amount(self, runs: Sequence[Any], steps: int) -> float:
+        return grid.amount(runs, steps)
 
-        def message(self, text: str) -> None:
-            pass
+    def done(self, data: str, runs: Sequence[grid.Run], records: Sequence[RunRecord]) -> None:
+        for run, record in zip(runs, records, strict=True):
+            what = "diverged" if record.diverged else f"{percent(record.validation.top1)} on the validation part"
+            self.message(f"{data}: {run}: {what}, {record.seconds:.0f} s")
 
-    return Steps()
+    def tested(self, data: str, runs: Sequence[grid.Run], records: Sequence[RunRecord]) -> None:
+        for run, record in zip(runs, records, strict=True):
+            if record.test is not None:
+                self.message(f"{data}: {run}: {percent(record.test.top1)} on {record.test.images:,} test images")
+
+
+class BeyondDisplay(Display, beyond.Listener):
+    """Of `memtok reproduce beyond`."""
+
+    def amount(self, runs: Sequence[Any], steps: int) -> float:
+        return beyond.amount(runs, steps)
+
+    def done(self, row: str, trial: beyond.Trial, record: TrialRecord) -> None:
+        what = "diverged" if record.diverged else f"{percent(record.validation)} on the validation part"
+        self.message(f"{row}: {trial}: {what}, {record.total_seconds:.1f} s")
+
+    def tested(self, row: str, trial: beyond.Trial, top1: float, images: int) -> None:
+        self.message(f"{row}: {trial}: {percent(top1)} on {images:,} test images")
+
+    def skipped(self, row: str, reason: str) -> None:
+        self.message(f"{row}: left out: {reason}")

@@ -7,7 +7,6 @@ FOLDER/COLUMN/rate-R-seed-S.safetensors   the task (or whole model) that it trai
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,10 +25,10 @@ from memtok.traces import Needs
 from memtok.training import TrainResult, create
 from memtok.training.regimes import Trainable, count_parameters
 from memtok.training.result import versions
-from memtok.training.settings import default_workers
 from memtok.training.state import read_run, write_run
 from memtok.training.together import lock_of
 from memtok_experiments.columns import Column, find_column, find_columns
+from memtok_experiments.opening import workers_of
 from memtok_experiments.records import RunRecord, Score, read_record, write_record
 from memtok_experiments.settings import GridSettings
 
@@ -63,6 +62,11 @@ class Listener(RunsListener):
 
     def tested(self, data: str, runs: Sequence[Run], records: Sequence[RunRecord]) -> None:
         """These were tested."""
+
+
+def amount(runs: Sequence[Run], steps: int) -> float:
+    """What so many steps of these take, which share a pass, or of one that trains alone; see `memtok.runs.cost`."""
+    return cost(len(runs), steps) if runs[0].column.composable else ALONE * steps
 
 
 class DataRuns(Runs[Run]):
@@ -113,13 +117,14 @@ class DataRuns(Runs[Run]):
     def left(self) -> float:
         """What is left to train, as `cost` counts it; a later seed has one run for each column."""
         first, *others = self.settings.seeds
-        missing = [run for run in self.tried(first) if not self.path(run).exists()]
+        missing = [[run for run in self.tried(first) if not self.path(run).exists()]]
         for seed in others:
             started = {path.parent.name for path in self.folder.glob(f"*/rate-*-seed-{seed}.json")}
-            missing += {run.column: run for run in self.tried(seed) if run.column.name not in started}.values()
-        shared = sum(map(self.composes, missing))
-        groups, steps = max(1, math.ceil(shared / self.settings.together)), self.plan.steps
-        return groups * cost(shared / groups, steps) + ALONE * steps * (len(missing) - shared)
+            new = {run.column: run for run in self.tried(seed) if run.column.name not in started}
+            missing.append(list(new.values()))
+        groups = [group for runs in missing for group in self.passes([run for run in runs if self.composes(run)])]
+        groups += [[run] for runs in missing for run in runs if not self.composes(run)]
+        return sum(amount(group, self.plan.steps) for group in groups)
 
     # What a run is
 
@@ -268,5 +273,4 @@ class DataRuns(Runs[Run]):
     @property
     def workers(self) -> int:
         """Processes that load test images, as in training."""
-        given = self.settings.workers
-        return default_workers(self.backbone.device) if given is None else given
+        return workers_of(self.settings, self.backbone)

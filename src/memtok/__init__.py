@@ -11,40 +11,41 @@ Names are imported when they are first used, so that `import memtok` is quick.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from memtok.lazy import lazily
 
 __version__ = "0.1.0"
 
 # Public name -> module that defines it.
 _HOMES = {
-    "Backbone": "backbone",
-    "load_backbone": "backbone",
-    "load_task": "bundle",
-    "load_tasks": "bundle",
-    "read_legacy": "legacy",
-    "save_tasks": "bundle",
-    "MemtokError": "errors",
-    "evaluate": "evaluation",
-    "load_onnx": "exports.opened",
-    "export": "exports.writing",
-    "MemoryViT": "model",
-    "Outputs": "outputs",
-    "TaskAttention": "outputs",
-    "predict": "prediction",
-    "Preprocessing": "preprocessing",
-    "attention_mask": "reference",
-    "reference_outputs": "reference",
-    "Task": "task",
-    "sweep": "sweeps",
-    "open_data": "data",
-    "evaluation_transform": "data",
-    "training_transform": "data",
-    "FullModel": "training",
-    "choose_form": "training",
-    "train": "training",
-    "train_together": "training",
-    "verify": "verification",
+    "Backbone": "memtok.backbone",
+    "load_backbone": "memtok.backbone",
+    "load_task": "memtok.bundle",
+    "load_tasks": "memtok.bundle",
+    "read_legacy": "memtok.legacy",
+    "save_tasks": "memtok.bundle",
+    "MemtokError": "memtok.errors",
+    "evaluate": "memtok.evaluation",
+    "load_onnx": "memtok.exports.opened",
+    "export": "memtok.exports.writing",
+    "MemoryViT": "memtok.model",
+    "Outputs": "memtok.outputs",
+    "TaskAttention": "memtok.outputs",
+    "predict": "memtok.prediction",
+    "Preprocessing": "memtok.preprocessing",
+    "attention_mask": "memtok.reference",
+    "reference_outputs": "memtok.reference",
+    "Task": "memtok.task",
+    "sweep": "memtok.sweeps",
+    "open_data": "memtok.data",
+    "evaluation_transform": "memtok.data",
+    "training_transform": "memtok.data",
+    "FullModel": "memtok.training",
+    "choose_form": "memtok.training",
+    "train": "memtok.training",
+    "train_together": "memtok.training",
+    "verify": "memtok.verification",
 }
 
 __all__ = [
@@ -97,14 +98,4 @@ if TYPE_CHECKING:
     from memtok.training import FullModel, choose_form, train, train_together
     from memtok.verification import verify
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'memtok' has no attribute {name!r}")
-    value = getattr(import_module(f"memtok.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

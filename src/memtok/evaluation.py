@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Subset
 from memtok.checks import composed
 from memtok.confusion import write_confusion
 from memtok.data import DataSource, ImageSet, batches, from_dataset
+from memtok.data.datasets import refuse_split
 from memtok.data.images import LeftOut, warn_if_dark
 from memtok.data.recorded import open_as_trained, opening_key
 from memtok.data.sources import listing
@@ -291,12 +292,7 @@ def open_any(given: Data, model: MemoryViT, name: str, opening: Opening) -> Data
             on_bad_image=opening.on_bad_image,
             progress=opening.progress,
         )
-    if opening.split is not None:
-        raise MemtokError(
-            f"expected split only with data given by name, found {opening.split!r} with a {type(given).__name__}; "
-            "give it to open_data",
-            argument="split",
-        )
+    refuse_split(opening.split, given)
     if isinstance(given, DataSource | ImageSet):
         return given
     inner: Any = given

@@ -20,6 +20,18 @@ Right = NDArray[np.bool_]
 """(images,) bool: which images were classified correctly."""
 
 
+def packed(right: Right) -> str:
+    """For a record: hexadecimal, a bit per image, the first one the highest, padded with zeros."""
+    return np.packbits(right).tobytes().hex()
+
+
+def unpacked(bits: str, images: int) -> Right:
+    """(images,) bool of what `packed` gives; ValueError where that is of another number of images."""
+    if len(bits) != 2 * -(-images // 8):
+        raise ValueError(f"bits of other than {images} images")
+    return np.unpackbits(np.frombuffer(bytes.fromhex(bits), dtype=np.uint8), count=images).astype(np.bool_)
+
+
 @dataclass(frozen=True)
 class Difference:
     """One accuracy minus another, in [-1, 1], with its 95 % interval from `low` to `high`."""

@@ -56,11 +56,14 @@ class Listener:
     """What many runs tell while they train. Silent; override what you want to hear."""
 
     def left(self, amount: float) -> None:
-        """What is left to train, as `cost` counts it; near enough to tell the time."""
+        """What is left to train, as `cost` counts it; near enough to tell the time. Said again when it changed."""
 
     def training(self, runs: Sequence[Any], start: int, until: int) -> Progress:
         """A training of these begins, from one step to another; returns who listens to its steps."""
         return Progress()
+
+    def close(self) -> None:
+        """The work ended, well or not."""
 
 
 def cost(together: float, steps: int) -> float:

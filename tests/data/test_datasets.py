@@ -17,8 +17,7 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 
-from memtok.data import default_data_dir, mnist, open_data
-from memtok.data.datasets import DATASETS
+from memtok.data import DATASETS, default_data_dir, mnist, open_data
 from memtok.data.mnist import IDX_FILES, SYSTEM_FOLDERS, read_idx
 from memtok.errors import MemtokError
 

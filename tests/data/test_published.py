@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10, Places365
 
-from memtok.cli.options import DATA_NAMES
 from memtok.data import DATASETS, DataSource, UnreadableImageError, open_data
 from memtok.data.choices import AUGMENTATIONS
 from memtok.data.cifar import read_pickle
@@ -69,10 +68,6 @@ def refused(name: str, data_dir: Path, message: str, **options: Any) -> str:
 
 def everything(data: DataSource) -> list[str]:
     return [name for part in (data.train, data.validation, data.test) for name in part.identities]
-
-
-def test_what_the_command_line_lists_is_what_there_is() -> None:
-    assert tuple(DATASETS) == DATA_NAMES
 
 
 def test_the_rows_say_how_the_images_are_varied() -> None:

@@ -331,7 +331,9 @@ def test_data_without_a_test_part_of_their_own_are_refused(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = open_data("digits").only(["0", "1"])
-    monkeypatch.setattr("memtok_experiments.grid.open_data", lambda spec, **more: replace(data, test=data.validation))
+    monkeypatch.setattr(
+        "memtok_experiments.opening.open_data", lambda spec, **more: replace(data, test=data.validation)
+    )
     with pytest.raises(memtok.MemtokError, match="--split 80-20"):
         Grid(settings(tmp_path), backbone).run()
 

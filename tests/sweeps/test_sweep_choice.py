@@ -14,9 +14,9 @@ import torch
 import memtok
 from memtok.backbone import Backbone
 from memtok.data import DataSource
+from memtok.intervals import packed
 from memtok.sweeps import Configuration, Range, Trial
 from memtok.sweeps.choice import choose
-from memtok.sweeps.trials import packed
 from memtok.training.plan import Plan, make_plan
 from memtok.training.settings import Settings
 from memtok.training.state import Validation

@@ -306,6 +306,11 @@ def test_classes_in_another_order_are_mapped(backbone: Backbone, data: DataSourc
     )
 
 
+def test_no_split_of_data_that_are_opened_already(backbone: Backbone, data: DataSource) -> None:
+    with pytest.raises(MemtokError, match=r"only with data given by name, found '80-20' with a DataSource"):
+        quick(new_task(backbone, data), data, split="80-20")
+
+
 def test_other_classes_are_an_error(backbone: Backbone, data: DataSource) -> None:
     with pytest.raises(MemtokError, match="found no 'cat' in digits"):
         quick(new_task(backbone, data, classes=("cat", "dog")), data)

@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from memtok.exports.opened import load_onnx
 from memtok.exports.writing import export
 from memtok.model import MemoryViT
@@ -67,16 +65,7 @@ def eager(scene: Scene, count: int, folder: Path) -> Run:
 
 def compiled(scene: Scene, count: int, folder: Path) -> Run:
     """The same compiled, by torch's default."""
-    model = MemoryViT(scene.backbone, scene.tasks(count, scene.sizes.serving_cells))
-    model.compile()
-    images = scene.images
-    scene.stack.enter_context(model.folded())
-
-    def run() -> object:
-        with torch.inference_mode():
-            return model(images).logits
-
-    return run
+    return contenders.serving(scene, scene.tasks(count, scene.sizes.serving_cells), compiled=True)
 
 
 def onnx(scene: Scene, count: int, folder: Path, weights: str) -> Run:

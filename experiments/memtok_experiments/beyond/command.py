@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +14,10 @@ from jsonargparse import Namespace
 
 from memtok.cli.errors import UsageError, arguments
 from memtok.cli.options import Parser, add, add_list, text, whole
-from memtok.cli.output import check_apart, check_outputs, note, say, table, write_result
-from memtok.display import percent
-from memtok_experiments.progress import TimeLeft, steps_shown
+from memtok.cli.output import check_apart, check_outputs, say, table, write_result
 
 if TYPE_CHECKING:
-    from memtok.training import Progress
-    from memtok_experiments.beyond.records import TrialRecord
     from memtok_experiments.beyond.table import Cell
-    from memtok_experiments.beyond.trials import Listener, Trial
 
 OWN = ("rows", "sets", "rates", "more_rates", "lengths", "equal_time")  # options that no other experiment has
 NOT_TAKEN = ("preset", "data", "memory", "learning_rates", "full_learning_rates", "validation_images")
@@ -59,6 +55,7 @@ def run(options: Namespace) -> int:
     from memtok_experiments.beyond.settings import BeyondSettings
     from memtok_experiments.beyond.table import save, to_json
     from memtok_experiments.beyond.work import Work
+    from memtok_experiments.progress import BeyondDisplay
 
     out = Path(options.out)
     check_outputs(options.json, *(str(out / name) for name in RESULTS))
@@ -72,11 +69,14 @@ def run(options: Namespace) -> int:
     with arguments():
         settings = BeyondSettings(backbone=backbones[0], out=out, **given)
     check_apart([row.data for row in find_rows(settings.rows)], out=options.out, trace_dir=options.trace_dir)
-    work = Work(settings, listener=console_listener())
+    display = BeyondDisplay()
+    work = Work(settings, listener=display)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "commands.txt", "a", encoding="utf-8") as file:
         print(shlex.join(["memtok", *sys.argv[1:]]), file=file)
-    cells, paths = save(work.run(), settings.seeds[0], out)
+    with closing(display):
+        found = work.run()
+    cells, paths = save(found, settings.seeds[0], out)
     show(cells)
     if any(not cell.timed for cell in cells):
         draw(cells, out / "beyond.png")
@@ -104,32 +104,3 @@ def show(cells: Sequence[Cell]) -> None:
                 lines.append([title, shown(cell), *differences, f"{cell.seconds:,.1f}", f"{cell.cost:.3f}"])
         table(heads, lines, heads[1:])
         say()
-
-
-def console_listener() -> Listener:
-    """Notes on standard error: what was trained and tested, and the time left."""
-    from memtok_experiments.beyond.trials import Listener
-
-    class Console(Listener):
-        """The listener of the command line."""
-
-        def __init__(self) -> None:
-            self.time = TimeLeft()
-
-        def left(self, amount: float) -> None:
-            self.time.note(amount)
-
-        def done(self, row: str, trial: Trial, record: TrialRecord) -> None:
-            what = "diverged" if record.diverged else f"{percent(record.validation)} on the validation part"
-            note(f"{row}: {trial}: {what}, {record.total_seconds:.1f} s")
-
-        def tested(self, row: str, trial: Trial, top1: float, images: int) -> None:
-            note(f"{row}: {trial}: {percent(top1)} on {images:,} test images")
-
-        def skipped(self, row: str, reason: str) -> None:
-            note(f"{row}: left out: {reason}")
-
-        def training(self, runs: Sequence[Any], start: int, until: int) -> Progress:
-            return steps_shown()
-
-    return Console()

@@ -11,7 +11,7 @@ import numpy as np
 
 from memtok.digests import read_sealed, write_sealed
 from memtok.errors import MemtokError
-from memtok.intervals import Right
+from memtok.intervals import Right, packed, unpacked
 from memtok_experiments.records import is_number, require
 
 
@@ -98,7 +98,7 @@ class TrialRecord(Sealed):
 class AnswersRecord(Sealed):
     """How a chosen trial answered the test images.
 
-    right: hexadecimal, a bit per image, the first one the highest, padded with zeros. balanced: mean recall.
+    right: which were answered right, as `packed` writes it. balanced: mean recall.
     """
 
     images: int
@@ -113,12 +113,12 @@ class AnswersRecord(Sealed):
     def of(cls, right: Right, labels: np.ndarray[Any, Any]) -> AnswersRecord:
         """From (images,) whether each was answered right, and their labels (images,)."""
         recalls = [float(right[labels == label].mean()) for label in np.unique(labels)]
-        return cls(images=len(right), balanced=float(np.mean(recalls)), right=np.packbits(right).tobytes().hex())
+        return cls(images=len(right), balanced=float(np.mean(recalls)), right=packed(right))
 
     @property
     def bits(self) -> Right:
         """(images,) bool."""
-        return np.unpackbits(np.frombuffer(bytes.fromhex(self.right), np.uint8), count=self.images).astype(np.bool_)
+        return unpacked(self.right, self.images)
 
     @property
     def top1(self) -> float:

@@ -23,6 +23,7 @@ from memtok.data import DataSource
 from memtok.folders import slug
 from memtok.runs import Listener as RunsListener
 from memtok.runs import Runs
+from memtok.runs import cost as cost_together
 from memtok.task import Task
 from memtok.traces import Needs, OpenStores
 from memtok.training import TrainResult
@@ -36,6 +37,7 @@ from memtok_experiments.beyond.plain import PlainModel
 from memtok_experiments.beyond.records import TrialRecord
 from memtok_experiments.beyond.rows import Row
 from memtok_experiments.beyond.settings import BeyondSettings
+from memtok_experiments.runs import ALONE
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ class Place:
     def test_path(self, trial: Trial) -> Path:
         """The record of its test."""
         return self.folder / "tests" / f"{trial.name}.json"
+
+
+def amount(trials: Sequence[Trial], steps: int) -> float:
+    """What so many steps of these take, as if each had a pass of its own; see `memtok.runs.cost`."""
+    return sum(cost_together(1, steps) if trial.column.composes else ALONE * steps for trial in trials)
 
 
 class TrialRuns(Runs[Trial]):

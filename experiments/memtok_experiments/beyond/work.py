@@ -21,19 +21,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from memtok.backbone import Backbone, load_backbone
-from memtok.data import DataSource, batches, open_data
+from memtok.backbone import Backbone
+from memtok.data import DataSource, batches
 from memtok.data.content import training_content
 from memtok.data.transforms import Normaliser, evaluation_pixels
 from memtok.errors import MemtokError
 from memtok.files import write_json
 from memtok.folders import check_fixed, locked, read_settings, slug
 from memtok.intervals import Right
-from memtok.runs import cost as cost_together
 from memtok.traces import OpenStores
 from memtok.training.plan import make_plan
 from memtok.training.regimes import Trainable, forward_of
-from memtok.training.settings import DEFAULTS, Settings, default_workers
+from memtok.training.settings import DEFAULTS, Settings
 from memtok_experiments.beyond.columns import COLUMNS, DEFAULT, Column, find_columns
 from memtok_experiments.beyond.default import train_default
 from memtok_experiments.beyond.fitted import FITS, Features, features
@@ -45,11 +44,12 @@ from memtok_experiments.beyond.trials import (
     Place,
     Trial,
     TrialRuns,
+    amount,
     class_token_cost,
     common_needs,
     load,
 )
-from memtok_experiments.runs import ALONE
+from memtok_experiments.opening import open_backbone, open_with_test, workers_of
 
 TIMED_IMAGES = 512  # over which the trunk is timed
 FACTOR = 10 / 3  # from one learning rate to a further one
@@ -66,19 +66,18 @@ class Work:
         self.backbone = backbone or open_backbone(settings)
         self.listener = listener or Listener()
         self.columns = find_columns(settings.columns)
-        given = settings.workers
-        self.workers = default_workers(self.backbone.device) if given is None else given
+        self.rows: list[tuple[Row, DataSource]] = []
+        self.workers = workers_of(settings, self.backbone)
 
     def run(self) -> list[Found]:
         """Does all that is missing; returns what there is in the folder, of this call and of earlier ones."""
         fixed = self.settings.fixed(self.backbone.fingerprint, self.backbone.preprocessing)
         with locked(self.settings.out):
             check_fixed(self.settings.out / "grid.json", fixed, "grid", (), DEFAULTS)
-            rows = self.open_rows()
-            self.left(rows)
-            for row, source in rows:
+            self.rows = self.open_rows()
+            for row, source in self.rows:
                 self.run_row(row, source)
-                self.left(rows)
+            self.tell_left()
         return found_in(self.settings.out)
 
     def open_rows(self) -> list[tuple[Row, DataSource]]:
@@ -96,19 +95,7 @@ class Work:
 
     def open(self, row: Row) -> DataSource:
         """The whole data of a row; MemtokError where no part is kept apart for testing."""
-        settings = self.settings
-        source = open_data(
-            row.spec(settings.sets),
-            data_dir=settings.data_dir,
-            split=settings.split,
-            on_bad_image=settings.on_bad_image,
-        )
-        if not source.has_test:
-            raise MemtokError(
-                f"expected a test part apart from the validation part in {row.name}, found one part for both; use "
-                "--split 80-20, or add a folder test/"
-            )
-        return source
+        return open_with_test(row.spec(self.settings.sets), row.name, self.settings)
 
     def folder(self, row: Row) -> Path:
         """That of its trials."""
@@ -159,19 +146,20 @@ class Work:
         paths = sorted(self.folder(row).glob(f"{column.name}/*seed-{self.settings.seeds[0]}.json"))
         return [record for record in map(TrialRecord.read, paths) if not record.timed]
 
-    def left(self, rows: Sequence[tuple[Row, DataSource]]) -> None:
-        """Tells about how much is left to train, as `memtok.runs.cost` counts it."""
-        total = 0.0
-        for row, source in rows:
+    def tell_left(self, further: Sequence[Trial] = ()) -> None:
+        """Tells about how much is left to train. further: trials that follow from what others came to."""
+        total = sum(amount([trial], trial.steps) for trial in further)
+        for row, source in self.rows:
             drawn = row.drawn(source, self.settings.seeds[0], self.settings.test_images)
             steps, folder = self.steps(drawn), self.folder(row)
             for column in self.columns:
-                for trial in self.tried(column, steps, self.settings.seeds[0]):
+                tried = self.tried(column, steps, self.settings.seeds[0])
+                for trial in tried:
                     if not (folder / f"{trial.name}.json").exists():
-                        total += cost_together(1, trial.steps) if column.composes else ALONE * trial.steps
+                        total += amount([trial], trial.steps)
                 for seed in self.settings.seeds[1:]:
                     if not any(folder.glob(f"{column.name}/*seed-{seed}.json")) and not column.fitted:
-                        total += cost_together(1, steps) if column.composes else ALONE * steps
+                        total += amount(tried[:1], steps)
         self.listener.left(total)
 
     # A row
@@ -180,6 +168,7 @@ class Work:
         """Fits, trains, chooses and tests."""
         first = self.settings.seeds[0]
         for seed in self.settings.seeds:
+            self.tell_left()
             place = self.place(row, source, seed)
             check_records(place)
             self.fit(place)
@@ -192,9 +181,12 @@ class Work:
             ]
             self.train(place, wanted)
             while seed == first and (further := self.further(place)):
+                self.tell_left(further)
                 self.train(place, further)
             if self.settings.equal_time is not None:
-                self.train(place, self.timed(place))
+                timed = self.timed(place)
+                self.tell_left([trial for trial in timed if not place.path(trial).exists()])
+                self.train(place, timed)
             self.test(place)
             remove_models(place, keep=self.settings.keep_models)
         shutil.rmtree(self.folder(row) / "passes", ignore_errors=True)
@@ -397,9 +389,3 @@ def found_in(out: Path) -> list[Found]:
         test = path.parent.parent / "tests" / path.parent.name / path.name
         found.append(Found(TrialRecord.read(path), AnswersRecord.read(test) if test.exists() else None))
     return found
-
-
-def open_backbone(settings: BeyondSettings) -> Backbone:
-    """The backbone at the size that is asked for, on the device that trains."""
-    gpu = settings.device != "cpu" and torch.cuda.is_available()
-    return load_backbone(settings.backbone, image_size=settings.image_size, device="cuda" if gpu else "cpu")

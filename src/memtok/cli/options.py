@@ -17,21 +17,20 @@ from memtok.regular import check_regular
 from memtok.training.settings import DEFAULTS, SETTINGS, Settings, settings_of
 from memtok.values import Number, OneOf, Place, Switch, Values, Whole, YesNo
 
-# What memtok.data knows, without importing it; a test compares the two.
-DATA_NAMES = (
-    "digits",
-    "mnist",
-    "fashion-mnist",
-    "cifar10",
-    "cifar100",
-    "inaturalist2017",
-    "places365",
-    "sun397",
-)
-
 
 class Parser(ArgumentParser):
-    """A parser that raises UsageError instead of printing and leaving."""
+    """A parser that raises UsageError instead of printing and leaving.
+
+    options: what it knows, in the order in which it was added.
+    """
+
+    options: list[argparse.Action]
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        """As in argparse."""
+        action = super().add_argument(*args, **kwargs)
+        self.options = [*getattr(self, "options", ()), action]  # argparse's own --help comes before any attribute
+        return action
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raises `message` as a UsageError of one line."""
@@ -42,7 +41,8 @@ class Parser(ArgumentParser):
     def _check_value_key(
         self, action: argparse.Action, value: Any, key: str, cfg: Namespace | None, append: bool = False
     ) -> Any:
-        check_shape(action, value)  # jsonargparse's own complaints name neither the option nor the value
+        # jsonargparse's own complaints name neither the option nor the value, and this is all that comes before them.
+        check_shape(action, value)
         return super()._check_value_key(action, value, key, cfg, append)
 
 
@@ -53,7 +53,7 @@ def check_shape(action: argparse.Action, value: Any) -> None:
     if isinstance(action, Several) and not (value is None or isinstance(value, list)):
         advice = "[a, b]" if isinstance(value, dict) else f"[{found}]"
         raise UsageError(f"expected a list for {flag} in the configuration, found {found}; write {advice}")
-    switch = isinstance(action, argparse._StoreTrueAction | ActionYesNo)
+    switch = isinstance(action, ActionYesNo) or (action.nargs == 0 and action.const is True)
     words = ("true", "false", "yes", "no") if isinstance(action, ActionYesNo) else ()  # jsonargparse reads them too
     if switch and not (value is None or isinstance(value, bool) or (isinstance(value, str) and value.lower() in words)):
         raise UsageError(f"expected true or false for {flag} in the configuration, found {found}; write one of them")
@@ -273,7 +273,7 @@ def add_json(parser: Parser) -> None:
 
 def option_names(parser: Parser) -> dict[str, str]:
     """The option of each argument: {"trace_dir": "--trace-dir"}."""
-    actions = [action for action in parser._actions if action.option_strings]
+    actions = [action for action in parser.options if action.option_strings]
     return {action.dest: next(iter(action.option_strings)) for action in actions}
 
 
@@ -325,14 +325,14 @@ def require_backbone(options: Namespace, flag: str = "FILE") -> None:
         raise UsageError(f"expected --backbone, found none, nor a task file ({flag}) that names it; see --help")
 
 
-def explain(parser: argparse.ArgumentParser, message: str) -> str:
+def explain(parser: Parser, message: str) -> str:
     """The one line that argparse's or jsonargparse's `message` to the user of `parser` amounts to."""
     line = " ".join(message.split())
     line = re.sub(r"^(error: )?argument [^:]+: (?=expected (--|[A-Z]+ ))", "", line)
     if re.match(r"expected (--|[A-Z]+ )", line):
         return line
     help = f"see `{parser.prog} --help`"
-    options = [option for action in parser._actions for option in action.option_strings]
+    options = [option for action in parser.options for option in action.option_strings]
     if match := re.match(r"argument ([^:]+): expected (at least )?one argument", line):
         return f"expected a value after {match[1].split('/')[0]}, found none; {help}"
     if match := re.match(r"unrecognized arguments: (.+)", line, flags=re.IGNORECASE):

@@ -10,7 +10,6 @@ from jsonargparse import Namespace
 
 from memtok.cli.errors import UsageError, arguments, check_spec
 from memtok.cli.options import (
-    DATA_NAMES,
     Kind,
     Parser,
     add,
@@ -29,6 +28,7 @@ from memtok.cli.options import (
 )
 from memtok.cli.output import check_apart, check_outputs, note, say, table, write_result
 from memtok.cli.train import check_compiler
+from memtok.data.registry import DATASETS
 from memtok.display import percent
 from memtok.launch import check_launch
 from memtok.parts import OPTIONS, Option
@@ -53,7 +53,7 @@ AXES = ("learning_rates", "weight_decays", *(option.axis for option in OPTIONS),
 def configure(parser: Parser) -> None:
     """Adds the options."""
     add_backbone(parser)
-    kinds = f"{', '.join(DATA_NAMES)}, or folder:PATH with one folder of images per class; several are swept in turn"
+    kinds = f"{', '.join(DATASETS)}, or folder:PATH with one folder of images per class; several are swept in turn"
     add_list(parser, "--data", "SPEC", kinds)
     add_setting(parser, "split")
     add(parser, "--out", None, "DIR", "the folder for all that is written; the same command goes on where it stopped")

@@ -12,7 +12,6 @@ from jsonargparse import Namespace
 
 from memtok.cli.errors import UsageError, arguments, check_spec
 from memtok.cli.options import (
-    DATA_NAMES,
     Parser,
     add,
     add_backbone,
@@ -30,6 +29,7 @@ from memtok.cli.options import (
     whole,
 )
 from memtok.cli.output import check_apart, check_outputs, note_left_out, recall_words, say, table, write_result
+from memtok.data.registry import DATASETS
 from memtok.display import percent, shown_bytes
 from memtok.errors import MemtokError
 from memtok.launch import check_launch, is_first_process, launched_processes
@@ -82,7 +82,7 @@ def configure(parser: Parser) -> None:
         "--data",
         None,
         "SPEC",
-        f"{', '.join(DATA_NAMES)}, or folder:PATH with one folder of images per class",
+        f"{', '.join(DATASETS)}, or folder:PATH with one folder of images per class",
     )
     add_setting(parser, "split")
     add_setting(parser, "out")

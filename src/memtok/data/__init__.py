@@ -6,30 +6,31 @@ its arguments before it loads torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from memtok.lazy import lazily
 
 # Public name -> module that defines it.
 _HOMES = {
-    "DATASETS": "datasets",
-    "check_spec": "datasets",
-    "check_split": "datasets",
-    "default_data_dir": "datasets",
-    "open_data": "datasets",
-    "IMAGE_EXTENSIONS": "images",
-    "UnreadableImageError": "images",
-    "as_rgb": "images",
-    "read_image": "images",
-    "batches": "loader",
-    "kept_random_state": "loader",
-    "steps_per_epoch": "loader",
-    "DataSource": "sources",
-    "ImageSet": "sources",
-    "SPLITS": "choices",
-    "AUGMENTATIONS": "choices",
-    "evaluation_transform": "transforms",
-    "training_transform": "transforms",
-    "from_dataset": "wrapped",
+    "DATASETS": "memtok.data.registry",
+    "check_spec": "memtok.data.datasets",
+    "check_split": "memtok.data.datasets",
+    "default_data_dir": "memtok.data.datasets",
+    "open_data": "memtok.data.datasets",
+    "IMAGE_EXTENSIONS": "memtok.data.images",
+    "UnreadableImageError": "memtok.data.images",
+    "as_rgb": "memtok.data.images",
+    "read_image": "memtok.data.images",
+    "batches": "memtok.data.loader",
+    "kept_random_state": "memtok.data.loader",
+    "steps_per_epoch": "memtok.data.loader",
+    "DataSource": "memtok.data.sources",
+    "ImageSet": "memtok.data.sources",
+    "SPLITS": "memtok.data.choices",
+    "AUGMENTATIONS": "memtok.data.choices",
+    "evaluation_transform": "memtok.data.transforms",
+    "training_transform": "memtok.data.transforms",
+    "from_dataset": "memtok.data.wrapped",
 }
 
 __all__ = [
@@ -56,21 +57,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from memtok.data.choices import AUGMENTATIONS, SPLITS
-    from memtok.data.datasets import DATASETS, check_spec, check_split, default_data_dir, open_data
+    from memtok.data.datasets import check_spec, check_split, default_data_dir, open_data
     from memtok.data.images import IMAGE_EXTENSIONS, UnreadableImageError, as_rgb, read_image
     from memtok.data.loader import batches, kept_random_state, steps_per_epoch
+    from memtok.data.registry import DATASETS
     from memtok.data.sources import DataSource, ImageSet
     from memtok.data.transforms import evaluation_transform, training_transform
     from memtok.data.wrapped import from_dataset
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'memtok.data' has no attribute {name!r}")
-    value = getattr(import_module(f"memtok.data.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

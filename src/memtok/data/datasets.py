@@ -1,7 +1,4 @@
-"""Opening data by name: the registry of data sets, and folders.
-
-A new data set is one row in `DATASETS` and a function that reads it from the data folder.
-"""
+"""Opening data: sets by name, and folders."""
 
 from __future__ import annotations
 
@@ -11,31 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from memtok.data.choices import ON_BAD_IMAGE, SPLITS
-from memtok.data.cifar import read_cifar10, read_cifar100
 from memtok.data.folders import open_folder
 from memtok.data.images import Progress, shown
-from memtok.data.inaturalist import read_inaturalist2017
-from memtok.data.mnist import read_digits, read_fashion_mnist, read_mnist
-from memtok.data.places import read_places365
-from memtok.data.published import VALIDATION_FRACTION, NamedSet, in_parts, without_unreadable
+from memtok.data.published import VALIDATION_FRACTION, in_parts, without_unreadable
+from memtok.data.registry import DATASETS
 from memtok.data.sources import DataSource
 from memtok.data.splits import check_fraction, check_seed
-from memtok.data.sun import read_sun397
 from memtok.data.variation import make_variation
 from memtok.errors import Argument, MemtokError
-
-# Augmentation: the paper has Inception preprocessing, and on CIFAR-100 a random crop. Digits must not be mirrored, and
-# 8 % of the area of a digit cannot be recognised. Mirroring CIFAR-100 is our choice, as is usual for CIFAR.
-DATASETS: dict[str, NamedSet] = {
-    "digits": NamedSet(read_digits, augment="crop", flip=False),
-    "mnist": NamedSet(read_mnist, augment="crop", flip=False),
-    "fashion-mnist": NamedSet(read_fashion_mnist, augment="inception", flip=True),
-    "cifar10": NamedSet(read_cifar10, augment="inception", flip=True),
-    "cifar100": NamedSet(read_cifar100, augment="crop", flip=True),
-    "inaturalist2017": NamedSet(read_inaturalist2017, augment="inception", flip=True),
-    "places365": NamedSet(read_places365, augment="inception", flip=True),
-    "sun397": NamedSet(read_sun397, augment="inception", flip=True),
-}
 
 
 def default_data_dir() -> Path:
@@ -98,8 +78,9 @@ def open_data(
     row = DATASETS[spec]
     data = in_parts(
         spec,
-        row,
         row.read(folder),
+        augment=row.augment,
+        flip=row.flip,
         split=split,
         seed=0 if seed is None else seed,
         fraction=VALIDATION_FRACTION if validation_fraction is None else validation_fraction,
@@ -129,4 +110,14 @@ def check_split(split: str | None) -> None:
     if split is not None and split not in SPLITS:
         raise MemtokError(
             f"expected the split {' or '.join(SPLITS)}, found {split!r}; choose one of them", argument="split"
+        )
+
+
+def refuse_split(split: str | None, given: object) -> None:
+    """Raises MemtokError if there is a `split` for data that were opened already."""
+    if split is not None:
+        raise MemtokError(
+            f"expected split only with data given by name, found {split!r} with a {type(given).__name__}; "
+            "give it to open_data",
+            argument="split",
         )

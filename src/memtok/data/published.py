@@ -6,7 +6,6 @@ The readers of the named sets (mnist.py, cifar.py ...) return a `Published`; `in
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,21 +46,8 @@ class Published:
         return cls(classes, together, (numbers[: len(train)], numbers[len(train) :]))
 
 
-@dataclass(frozen=True)
-class NamedSet:
-    """A row of the registry.
-
-    `read`: reads the set from a data folder, or downloads it there. `augment`: the default augmentation of its images
-    in training, a name of `memtok.data.AUGMENTATIONS`. `flip`: whether they are mirrored by default.
-    """
-
-    read: Callable[[Path], Published]
-    augment: str
-    flip: bool
-
-
 def in_parts(
-    name: str, row: NamedSet, published: Published, *, split: str | None, seed: int, fraction: float
+    name: str, published: Published, *, augment: str, flip: bool, split: str | None, seed: int, fraction: float
 ) -> DataSource:
     """The data set in three parts; see `open_data` for `split`.
 
@@ -89,8 +75,8 @@ def in_parts(
         split_kind=kind,
         seed=seed,
         fraction=fraction,
-        flip=row.flip,
-        augment=row.augment,
+        flip=flip,
+        augment=augment,
     )
 
 

@@ -119,6 +119,7 @@ class Eva(Family):
         return tuple(EvaLayer(block, rotary=vit.rope is not None) for block in vit.blocks)
 
     def enter(self, vit: Any, images: Tensor) -> Tensor:
+        # See `Vit.enter`: timm has no public method for this.
         entered: Tensor = norm_before(vit)(vit._pos_embed(vit.patch_embed(images))[0])
         return entered
 

@@ -30,5 +30,6 @@ class Vit(Family):
     layer = VitLayer
 
     def enter(self, vit: Any, images: Tensor) -> Tensor:
+        # timm has no public method that ends before the first layer, and this one is what its subclasses override.
         entered: Tensor = norm_before(vit)(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
         return entered

@@ -5,20 +5,21 @@ Names are imported when they are first used: what checks the command line needs 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from memtok.lazy import lazily
 
 # Public name -> module that defines it.
 _HOMES = {
-    "Configuration": "space",
-    "Range": "space",
-    "Space": "space",
-    "DataResult": "result",
-    "RichSweepListener": "progress",
-    "SweepListener": "progress",
-    "SweepResult": "result",
-    "Trial": "trials",
-    "sweep": "run",
+    "Configuration": "memtok.sweeps.space",
+    "Range": "memtok.sweeps.space",
+    "Space": "memtok.sweeps.space",
+    "DataResult": "memtok.sweeps.result",
+    "RichSweepListener": "memtok.sweeps.progress",
+    "SweepListener": "memtok.sweeps.progress",
+    "SweepResult": "memtok.sweeps.result",
+    "Trial": "memtok.sweeps.trials",
+    "sweep": "memtok.sweeps.run",
 }
 
 __all__ = [
@@ -40,14 +41,4 @@ if TYPE_CHECKING:
     from memtok.sweeps.space import Configuration, Range, Space
     from memtok.sweeps.trials import Trial
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'memtok.sweeps' has no attribute {name!r}")
-    value = getattr(import_module(f"memtok.sweeps.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

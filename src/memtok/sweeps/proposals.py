@@ -21,7 +21,7 @@ from memtok.sweeps.trials import Trial
 
 BATCHES = 4  # a batch has at most a fourth of the trials, rounded up, so that later ones learn of earlier ones
 BATCH = "batch"  # of the study: the numbers of the trials that are being trained
-JOURNAL = "optuna.log"
+JOURNAL, NAME = "optuna.log", "memtok"
 
 
 def import_optuna() -> Any:
@@ -47,17 +47,18 @@ class Proposals:
         folder.mkdir(parents=True, exist_ok=True)
         for lock in folder.glob(f"{JOURNAL}.lock*"):  # of a process that was killed; ours is the only one here
             lock.unlink(missing_ok=True)
-        self.study = self.open(folder / JOURNAL)
+        self.storage, self.study = self.open(folder / JOURNAL)
 
-    def open(self, path: Path) -> Any:
-        """The study in a journal, a new one where there is none; MemtokError for a file that is no journal."""
+    def open(self, path: Path) -> tuple[Any, Any]:
+        """A journal and the study in it, new where there is none; MemtokError for a file that is no journal."""
         drop_torn_line(path)
         storages = self.optuna.storages
         with quiet(self.optuna):
             try:
-                return self.optuna.create_study(
-                    storage=storages.JournalStorage(storages.journal.JournalFileBackend(str(path))),
-                    study_name="memtok",
+                storage = storages.JournalStorage(storages.journal.JournalFileBackend(str(path)))
+                return storage, self.optuna.create_study(
+                    storage=storage,
+                    study_name=NAME,
                     direction="maximize",
                     sampler=self.sampler(0),
                     load_if_exists=True,
@@ -155,8 +156,10 @@ class Proposals:
 
     def live(self, trial: Any) -> Any:
         """A trial that can be written to, from one that was read."""
-        number = trial._trial_id
-        return self.optuna.trial.Trial(self.study, number)
+        study = self.storage.get_study_id_from_name(NAME)
+        return self.optuna.trial.Trial(
+            self.study, self.storage.get_trial_id_from_study_id_trial_number(study, trial.number)
+        )
 
     def configuration(self, trial: Any) -> Configuration:
         """What Optuna proposes in a trial."""

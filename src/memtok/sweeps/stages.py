@@ -19,6 +19,7 @@ import torch
 from memtok.backbone import Backbone
 from memtok.data import DataSource
 from memtok.folders import slug
+from memtok.intervals import packed
 from memtok.parts import parameters, reads
 from memtok.regimes import REGIMES
 from memtok.runs import Runs, cost
@@ -27,7 +28,7 @@ from memtok.sweeps.memory import Budget, Step, find_limit
 from memtok.sweeps.progress import SweepListener
 from memtok.sweeps.settings import SweepSettings
 from memtok.sweeps.space import Configuration
-from memtok.sweeps.trials import Trial, packed, ranked, read_trial, write_trial
+from memtok.sweeps.trials import Trial, ranked, read_trial, write_trial
 from memtok.task import Task
 from memtok.traces import NO_NEEDS, Needs
 from memtok.training.feed import traces_in_memory
@@ -155,7 +156,8 @@ class Stages(Runs[Configuration]):
                 model.name = self.name
                 model.save(self.model_path(configuration))
         earlier = tuple(one for one in trial.looks if one.step < step)
-        right = packed(result.validation_right) if trial.state != "diverged" else None
+        known = result.validation_right if trial.state != "diverged" else None
+        right = None if known is None else packed(known)
         write_trial(self.path(configuration), replace(trial, looks=(*earlier, look), right=right))
 
     # From rung to rung

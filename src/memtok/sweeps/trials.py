@@ -7,10 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from memtok.digests import read_sealed, write_sealed
-from memtok.intervals import Right
+from memtok.intervals import Right, unpacked
 from memtok.sweeps.space import Configuration
 from memtok.training.state import Validation
 
@@ -52,9 +50,10 @@ class Trial:
 
     def answered(self, images: int) -> Right | None:
         """(images,) bool: which of the validation images are answered right; None where that is not known."""
-        if self.right is None or len(self.right) != 2 * -(-images // 8):
+        try:
+            return None if self.right is None else unpacked(self.right, images)
+        except ValueError:  # of other images
             return None
-        return np.unpackbits(np.frombuffer(bytes.fromhex(self.right), dtype=np.uint8), count=images).astype(np.bool_)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` reads it back."""
@@ -71,11 +70,6 @@ class Trial:
         given["looks"] = tuple(Validation(**look) for look in value["looks"])
         given["right"] = value.get("right") and bytes.fromhex(value["right"]).hex()  # earlier versions did not keep it
         return cls(**given)
-
-
-def packed(right: Right | None) -> str | None:
-    """(images,) bool as hexadecimal digits, eight images in two."""
-    return None if right is None else np.packbits(right).tobytes().hex()
 
 
 def write_trial(path: Path, trial: Trial) -> None:

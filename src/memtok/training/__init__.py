@@ -5,8 +5,9 @@ Names are imported when they are first used: the command line reads the settings
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from memtok.lazy import lazily
 
 # Public name -> module that defines it.
 _HOMES = {
@@ -53,14 +54,4 @@ if TYPE_CHECKING:
     from memtok.training.result import TrainResult
     from memtok.training.together import train_together
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'memtok.training' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 
 from memtok.checks import composed
 from memtok.data import DataSource, from_dataset, open_data
+from memtok.data.datasets import refuse_split
 from memtok.errors import Argument, MemtokError
 from memtok.folders import locked
 from memtok.task import Task
@@ -191,12 +192,7 @@ def open_source(data: str | DataSource | Any, task: Trainable, settings: Setting
             on_bad_image=settings.on_bad_image,
             progress=progress.reading,
         )
-    if settings.split is not None:
-        raise MemtokError(
-            f"expected split only with data given by name, found {settings.split!r} with a {type(data).__name__}; "
-            "give it to open_data",
-            argument="split",
-        )
+    refuse_split(settings.split, data)
     if isinstance(data, DataSource):
         return data
     inner = data
