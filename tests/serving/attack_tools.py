@@ -99,3 +99,8 @@ def flat_png(width: int, height: int, *, chunks: bytes = b"") -> bytes:
     packer, row = zlib.compressobj(9), b"\0" * (width + 1)
     rows = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunks + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+GOOD = picture(size=(12, 9))
+MAX_BODY, MAX_PIXELS = 8 * 2**20, 2**20
+"""Limits of the server that is attacked."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -86,6 +87,26 @@ def serve() -> Iterator[Serve]:
             return stack.enter_context(Client(app, raise_server_exceptions=False))
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def small_server() -> Iterator[Client]:
+    """A server of two tasks with low limits, for all tests of a file."""
+    from tests.serving.attack_tools import MAX_BODY, MAX_PIXELS, made_app
+
+    app = made_app(max_body=MAX_BODY, max_pixels=MAX_PIXELS)
+    with Client(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def attacked(small_server: Client, caplog: pytest.LogCaptureFixture) -> Iterator[Client]:
+    """Its client. What a test does changes no later answer, and no request fails for a reason that was not foreseen."""
+    before = small_server.post("/v1/predict", content=png())
+    assert before.status_code == 200
+    yield small_server
+    assert small_server.post("/v1/predict", content=png()).content == before.content
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 @contextmanager

@@ -6,12 +6,14 @@ import base64
 import binascii
 import io
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
-from starlette.datastructures import UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -26,6 +28,8 @@ RAW = ("application/octet-stream", "")
 NAMED = 200  # characters of a file name that are given back
 MOST_VALUES = 100_000
 """Values in a JSON body. Ten million empty strings are 30 MB of text, and 1.7 GB in memory."""
+BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+"""What separates the parts of a form. Source: RFC 2046, section 5.1.1."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,16 @@ class InMemory(MultiPartParser):
     """Forms whose files stay in memory: a server may have no disk to write to. The size of a body is limited before."""
 
     spool_max_size = 2**40
+    ended = False
+
+    def on_end(self) -> None:
+        """The boundary that ends the form was read."""
+        self.ended = True
+
+    def close(self) -> None:
+        """Closes the files, those that were cut short among them."""
+        for file in self._files_to_close_on_error:
+            file.close()
 
 
 async def read_body(request: Request, in_pool: Callable[[Callable[[], Body]], Awaitable[Body]]) -> Body:
@@ -69,27 +83,37 @@ async def read_form(request: Request) -> Body:
     images: list[tuple[str, bytes]] = []
     fields: dict[str, Any] = {}
     try:
-        form = await InMemory(request.headers, request.stream()).parse()
+        parser = InMemory(form_headers(request), request.stream())
+        form = await parser.parse()
     except (MultiPartException, KeyError, ValueError, AssertionError) as error:
         raise RequestError(422, f"expected a form with images as files, found a damaged one ({error})") from error
     try:
+        if not parser.ended:
+            raise RequestError(422, "expected a form with images as files, found one without its end; send it all")
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
-                images.append((encodable(value.filename or name)[:NAMED], await value.read()))
+                images.append(((value.filename or name)[:NAMED], await value.read()))
             elif name == "tasks":
                 fields.setdefault("tasks", []).append(value)
             else:
                 fields[name] = value
     finally:
-        await form.close()
+        parser.close()
     if not images:
         raise RequestError(422, "expected a form with images as files, found none; add a part with a filename")
     return Body(images, fields)
 
 
-def encodable(text: str) -> str:
-    """A text that UTF-8 can write: half a surrogate pair, which a form's charset may give, becomes an escape."""
-    return text.encode(errors="backslashreplace").decode()
+def form_headers(request: Request) -> Headers:
+    """The headers by which a form is read: its boundary alone, which is all that its type has (RFC 7578, section 8).
+
+    The parser would decode texts by a `charset` beside it. Some of Python's codecs take time by the square of a text's
+    length (punycode, idna), and Python remembers every name of a codec that it was ever asked for.
+    """
+    boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"").decode("latin-1")
+    if not BOUNDARY.fullmatch(boundary):
+        raise ValueError(f"its boundary is {boundary[:80]!r}")
+    return Headers({"content-type": f'multipart/form-data; boundary="{boundary}"'})
 
 
 def parsed(content: bytes) -> dict[str, Any]:

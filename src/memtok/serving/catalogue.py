@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from memtok.errors import MemtokError
 from memtok.serving.errors import RequestError, no_task
@@ -36,6 +36,7 @@ UPLOAD = "the upload"
 # What an upload may bring along that stands in answers, and is read before anything else.
 LARGEST_HEADER = 4 * 2**20  # bytes
 LARGEST_RECORD = 100_000  # characters of JSON
+DEEPEST_RECORD = 100  # levels; to copy a level takes several of Python's own
 LONGEST_CLASS = 500  # characters
 
 T = TypeVar("T")
@@ -202,12 +203,18 @@ def check_told(stored: StoredTask) -> None:
     longest = max(map(len, stored.header["classes"]), default=0)
     if longest > LONGEST_CLASS:
         raise RequestError(422, f"expected class names of at most {LONGEST_CLASS} characters, found one of {longest:,}")
-    try:
-        size = len(json.dumps(stored.header["record"]))
-    except RecursionError as error:
-        raise RequestError(422, "expected a record that is not nested deep, found another; leave it out") from error
-    if size > LARGEST_RECORD:
+    if is_deeper(stored.header["record"], DEEPEST_RECORD):
+        raise RequestError(422, f"expected a record of at most {DEEPEST_RECORD} levels, found a deeper one; flatten it")
+    if (size := len(json.dumps(stored.header["record"]))) > LARGEST_RECORD:
         raise RequestError(422, f"expected a record of at most {LARGEST_RECORD:,} characters, found {size:,}; cut it")
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether a JSON value has more levels of lists and objects in each other."""
+    if not isinstance(value, dict | list):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(is_deeper(part, levels - 1) for part in parts)
 
 
 def revived_upload(stored: StoredTask, model: TorchModel, extends: list[Task]) -> Task:

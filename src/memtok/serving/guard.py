@@ -63,7 +63,12 @@ class Guard:
         async def limited() -> Message:
             message = await receive()
             if message["type"] == "http.request":
-                take(len(message.get("body", b"")))
+                try:
+                    take(len(message.get("body", b"")))
+                except RequestError as error:
+                    if error.status == 413 and message.get("more_body", False):
+                        await drained(receive, limits.max_body)
+                    raise
             return message
 
         async def answered(message: Message) -> None:

@@ -6,7 +6,6 @@ use by default.
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator
 from itertools import islice
@@ -21,7 +20,7 @@ from memtok.serving.batching import Asked
 from memtok.serving.bodies import Body, decoded, parsed
 from memtok.serving.errors import RequestError
 from memtok.serving.models import Answers, TaskFacts
-from memtok.serving.routes import Caller, Served, written
+from memtok.serving.routes import Caller, Served, json_bytes, written
 from memtok.serving.schemas import IMAGE, body, checked, errors, without_image
 from memtok.serving.service import attended, deadline
 
@@ -248,7 +247,7 @@ def answer(asked: InferRequest, name: str, outputs: dict[str, Any]) -> Response:
     head = {"model_name": name, **({} if asked.id is None else {"id": asked.id}), "outputs": described}
     if not parts:
         return written(head)
-    text = json.dumps(head, ensure_ascii=False).encode()
+    text = json_bytes(head)
     headers = {"Inference-Header-Content-Length": str(len(text))}
     return Response(text + b"".join(parts), media_type="application/octet-stream", headers=headers)
 

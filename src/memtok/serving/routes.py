@@ -45,6 +45,10 @@ def ranking(scores: Scores, classes: tuple[str, ...], top: int) -> list[dict[str
 
 
 def written(value: Mapping[str, Any] | list[Any], status: int = 200) -> Response:
-    """A value as an answer in JSON. Of a name that is no UTF-8, as a record may have one, the odd parts are escapes."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return Response(text.encode(errors="backslashreplace"), status, media_type="application/json")
+    """A value as an answer in JSON."""
+    return Response(json_bytes(value), status, media_type="application/json")
+
+
+def json_bytes(value: Mapping[str, Any] | list[Any]) -> bytes:
+    """A value in JSON. Of a name that is no UTF-8, as a record or a request may have one, the odd parts are escapes."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")

@@ -14,7 +14,6 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from PIL import Image
 
 from memtok.errors import MemtokError
 
@@ -59,7 +58,8 @@ def run(app: FastAPI, listening: socket.socket, started: Callable[[], None], *, 
 
     A second SIGINT drops what is left: KeyboardInterrupt.
     """
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limit of pixels is ours
+    # Of large images, whose limit is ours, and of broken metadata: Python would remember each text that clients cause.
+    warnings.filterwarnings("ignore", module="PIL")
     config = uvicorn.Config(
         app,
         log_config=None,
