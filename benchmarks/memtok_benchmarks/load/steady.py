@@ -139,6 +139,8 @@ async def compared(
     """The samples of a load whose answers are compared with those before it. beside: what runs as long as it does."""
     asked = questions(material, client.address, len(due))
     expected = await answers_before(client, asked)
+    full = 3 * material.settings.max_batch  # at once: what a full batch takes of memory is no growth
+    await fire(client, [0.0] * full, questions(material, client.address, full), None)
 
     def look(question: Question, status: int, body: bytes) -> None:
         answers.asked += 1
