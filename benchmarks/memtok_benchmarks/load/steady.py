@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from memtok.display import counted
+from memtok.errors import MemtokError
 from memtok_benchmarks.load.client import Client, Question, Sample, arrivals, fire, request
 from memtok_benchmarks.load.figures import OK, Figures, figures, slope
 from memtok_benchmarks.load.material import Material, names
@@ -139,8 +140,7 @@ async def compared(
     """The samples of a load whose answers are compared with those before it. beside: what runs as long as it does."""
     asked = questions(material, client.address, len(due))
     expected = await answers_before(client, asked)
-    full = 3 * material.settings.max_batch  # at once: what a full batch takes of memory is no growth
-    await fire(client, [0.0] * full, questions(material, client.address, full), None)
+    await fill(client, material)
 
     def look(question: Question, status: int, body: bytes) -> None:
         answers.asked += 1
@@ -157,6 +157,14 @@ async def compared(
             with suppress(asyncio.CancelledError):
                 await task
     return samples
+
+
+async def fill(client: Client, material: Material) -> None:
+    """Full batches before the load: what they take of memory is no growth. MemtokError if a request fails."""
+    count = 3 * material.settings.max_batch
+    for sample in await fire(client, [0.0] * count, questions(material, client.address, count), None):
+        if sample.status != OK:
+            raise MemtokError(f"expected answers to {count} requests at once, found status {sample.status}")
 
 
 def questions(material: Material, address: str, number: int) -> list[Question]:
