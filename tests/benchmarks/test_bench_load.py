@@ -294,11 +294,12 @@ def test_a_failed_request_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """All answers of a steady load count, those of its warm-up too; one that fails before it ends the test."""
     answered: list[bytes] = []
     fails = 2 + 3 * Settings(backbone="small").max_batch + 1  # two images, full batches, the first of the load
+    status = 500
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while (asked := await read_request(reader)) is not None:
             answered.append(asked)
-            writer.write(reply(500 if len(answered) == fails else 200, b'[{"label": "class 0", "score": 0.5}]'))
+            writer.write(reply(status if len(answered) == fails else 200, b'[{"label": "class 0", "score": 0.5}]'))
 
     def asked(made: object, address: str, number: int) -> list[Question]:
         return [Question(request(address, "GET", "/"), index % 2, "task-0") for index in range(number)]
@@ -316,6 +317,8 @@ def test_a_failed_request_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     fails, answered = 3, []
     with pytest.raises(MemtokError):
         asyncio.run(run())
+    status, answered = 429, []  # the queue is full, as it should be
+    assert asyncio.run(run()).failed == 0
 
 
 def test_memory_is_that_of_the_first_and_of_the_last_minute() -> None:

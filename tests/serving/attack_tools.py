@@ -68,6 +68,7 @@ def error_of(response: httpx.Response, *statuses: int) -> str:
     assert list(found) == ["error"]
     line = found["error"]
     assert isinstance(line, str)
+    assert line
     assert line.isprintable(), line
     assert "Traceback" not in line
     return line

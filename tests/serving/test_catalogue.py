@@ -14,8 +14,9 @@ import memtok
 from memtok.serving.models import Answers, Pixels
 from memtok.serving.task_folder import TaskFolder, joined
 from memtok.serving.torch_model import TorchModel
+from tests.serving.attack_tools import error_of
 from tests.serving.conftest import Client, Serve, png, task_bytes
-from tests.serving.test_v1 import error_of, library, same
+from tests.serving.test_v1 import library, same
 from tests.tiny import tiny_backbone, tiny_task
 
 

@@ -12,8 +12,8 @@ import memtok
 from memtok.errors import MemtokError
 from memtok.serving import keys as module
 from memtok.serving.keys import KeyRing, new_key, read_keys, remove_key
+from tests.serving.attack_tools import error_of
 from tests.serving.conftest import Client, Serve, png, task_bytes
-from tests.serving.test_v1 import error_of
 from tests.tiny import tiny_task
 
 LIGHT = {"n": 2, "r": 1, "p": 1}

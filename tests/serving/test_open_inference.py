@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import memtok
+from tests.serving.attack_tools import error_of
 from tests.serving.conftest import Client, Serve, png
-from tests.serving.test_v1 import error_of, library
+from tests.serving.test_v1 import library
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from PIL import Image
 
 import memtok
 from tests.layers.small_models import small_model
+from tests.serving.attack_tools import error_of
 from tests.serving.conftest import Client, Gate, Serve, png
 from tests.tiny import tiny_backbone, tiny_task
 
@@ -32,19 +33,6 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     for name, ranking in expected.items():
         assert [one["label"] for one in found[name]] == [one["label"] for one in ranking]
         assert [one["score"] for one in found[name]] == pytest.approx([one["score"] for one in ranking], abs=1e-5)
-
-
-def error_of(response: Any, status: int) -> str:
-    """The one line of an error."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/json"
-    value = response.json()
-    assert list(value) == ["error"]
-    assert isinstance(value["error"], str)
-    assert value["error"]
-    assert "\n" not in value["error"]
-    assert "Traceback" not in value["error"]
-    return str(value["error"])
 
 
 @pytest.fixture

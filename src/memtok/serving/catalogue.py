@@ -114,8 +114,7 @@ class Catalogue:
             raise RequestError(
                 409, f"expected at most {self.limits.max_tasks} tasks, found them all there; remove one first"
             )
-        own = sum(map(key.changes, model.tasks))
-        if created and key.max_tasks is not None and own >= key.max_tasks:
+        if created and key.max_tasks is not None and (own := sum(map(key.changes, model.tasks))) >= key.max_tasks:
             raise RequestError(
                 409, f"expected at most {key.max_tasks} tasks that this key may change, found {own}; remove one first"
             )

@@ -30,8 +30,7 @@ class TorchModel:
 
     def __init__(self, model: MemoryViT) -> None:
         self.model = model
-        has_class = model.backbone.class_token is not None
-        self.tasks: Mapping[str, TaskFacts] = {task.name: facts(task, has_class) for task in answered(model)}
+        self.tasks: Mapping[str, TaskFacts] = {task.name: facts(task) for task in answered(model)}
         self._block: AbstractContextManager[None] = model.folded()
         self._block.__enter__()  # until this value is dropped
         self._normalise = Normaliser(model.preprocessing)
@@ -124,9 +123,10 @@ def answered(model: MemoryViT) -> list[Task]:
     return [by_name[name] for name in model.names]
 
 
-def facts(task: Task, has_class: bool) -> TaskFacts:
-    """What is told of a task. has_class: whether its backbone has a class token."""
+def facts(task: Task) -> TaskFacts:
+    """What is told of a task."""
     tensors = task.tensors()
+    read = None if task.backbone.class_token is None else BACKBONE_TOKEN
     return TaskFacts(
         name=task.name,
         classes=tuple(task.classes),
@@ -135,7 +135,7 @@ def facts(task: Task, has_class: bool) -> TaskFacts:
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
         extends=tuple(other.name for other in task.extends),
-        attention=TASK_TOKEN if task.queries else BACKBONE_TOKEN if has_class and task.composable else None,
+        attention=TASK_TOKEN if task.queries else read,
         record=readable(task.record),
     )
 
