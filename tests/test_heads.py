@@ -46,7 +46,7 @@ def tasks_of_many_kinds(draw: st.DrawFn) -> list[dict[str, Any]]:
     """Some of which read the same and some not; a measured one has one of two means."""
     found = []
     for index in range(draw(st.integers(1, 7))):
-        one: dict[str, Any] = {"name": f"task {index}", "classes": draw(st.sampled_from([1, 2, 3, 200]))}
+        one: dict[str, Any] = {"name": f"task {index}", "classes": draw(st.sampled_from([1, 2, 3, 500]))}
         one["regime"] = draw(st.sampled_from(["head", "head", "head", "memory"]))
         one["readout"] = draw(st.sampled_from([0, 2, 2, 3]))
         if one["readout"]:
@@ -103,13 +103,20 @@ def test_what_is_read_in_common_is_multiplied_at_once_and_copied_once_in_a_block
     assert first[COPIES] - second[COPIES] == 3  # weight and bias of the heads, weight of the readouts
 
 
-def test_products_on_a_cpu_have_few_hundred_rows() -> None:
-    tasks = [tiny_task(backbone(), f"t{index}", classes=100, regime="head") for index in range(5)]
-    images = tiny_images(2)
+@pytest.mark.parametrize("classes", [401, 500, 1001])
+def test_many_classes_on_a_cpu_are_multiplied_in_blocks_and_answered_alike(classes: int) -> None:
+    """Of two tasks: blocks that share all rows evenly, and some that leave one over."""
+    trunk = backbone(torch.float64)
+    tasks = [tiny_task(trunk, f"t{index}", seed=index, classes=classes, regime="head").double() for index in range(2)]
+    images = tiny_images(2).double()
     with torch.no_grad():
-        bare = calls(lambda: memtok.MemoryViT(backbone())(images))
-        found = calls(lambda: memtok.MemoryViT(backbone(), tasks)(images))
-    assert sum(found[name] - bare[name] for name in PRODUCTS) == 3
+        bare = calls(lambda: memtok.MemoryViT(trunk)(images))
+        model = memtok.MemoryViT(trunk, tasks)
+        found = calls(lambda: model(images))
+        out, expected = model(images), memtok.reference_outputs(trunk, tasks, images)
+    assert found["bmm"] - bare["bmm"] == 1
+    for task in tasks:
+        torch.testing.assert_close(out[task.name], expected[task.name], atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("second", "products"), [(1, 3), (2, 4)])

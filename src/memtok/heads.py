@@ -22,9 +22,10 @@ from memtok.levels import Statistics
 from memtok.parts import PARTS, Part, Together
 from memtok.task import Task
 
-# Rows of a product of several tasks on a CPU, at most: libraries are slow at many weights for few images. 32 images
-# times (2400, 59904) took 1.5 times as long in one product as in products of 256 rows (MKL, one thread).
-ROWS = 256
+# Rows of a block of a product on a CPU, about: libraries are slow at many weights for few images. 32 images times
+# (10000, 59904) in a batch of such blocks took 0.8 of the time of products of 256 rows, and 0.6 of one product (MKL,
+# two threads).
+ROWS = 400
 AT_ONCE = 128  # tasks whose states lie in memory at the same time
 
 
@@ -52,7 +53,7 @@ class Product:
 
     def of(self, inputs: Tensor) -> Iterator[tuple[int, Tensor]]:
         """For each task its (B, classes), from inputs (B, F)."""
-        rows, start = F.linear(inputs, self.weight, self.bias), 0
+        rows, start = multiplied(inputs, self.weight, self.bias), 0
         for position, count in self.classes.items():
             yield position, rows[:, start : start + count]
             start += count
@@ -60,30 +61,29 @@ class Product:
 
 @dataclass(frozen=True)
 class Group:
-    """Tasks that read the same numbers with a part, in products; or one that reads its own, without any."""
+    """Tasks that read the same numbers with a part, in one product; or one that reads its own, without any."""
 
     part: Part
     first: Own
-    products: tuple[Product, ...]
+    product: Product | None
 
     def of(self, features: Mapping[int, Tensor], statistics: Statistics) -> Iterator[tuple[int, Tensor]]:
         """What the part adds to the logits of each task that it adds something to."""
         tensors, words = self.first.tensors, self.first.words
         own = features[self.first.position].flatten(1).to(tensors["head.weight"].dtype)
-        if self.products:
+        if self.product is not None:
             inputs = self.part.inputs(tensors, words, own, statistics)
             assert inputs is not None
-            for product in self.products:
-                yield from product.of(inputs)
+            yield from self.product.of(inputs)
             return
         found = self.part.logits(tensors, words, own, statistics)
         if found is not None:
             yield self.first.position, found
 
     def tensors(self) -> Iterator[Tensor]:
-        """The weights and biases that are copies; those of a task by itself are its own."""
-        products = (product for product in self.products if len(product.classes) > 1)
-        return (tensor for one in products for tensor in (one.weight, one.bias) if tensor is not None)
+        """The weight and the bias, where they are copies; those of a task by itself are its own."""
+        if self.product is not None and len(self.product.classes) > 1:
+            yield from (tensor for tensor in (self.product.weight, self.product.bias) if tensor is not None)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def by_source(part: Part, owns: Sequence[Own]) -> Iterator[Group]:
             mates.append(own)
     for mates in (mates for alike in known.values() for mates in alike):
         shares = part.source(mates[0].tensors, mates[0].words) is not None
-        yield Group(part, mates[0], tuple(joined(part, some) for some in cut(mates)) if shares else ())
+        yield Group(part, mates[0], joined(part, mates) if shares else None)
 
 
 def key_of(part: Part, own: Own) -> Hashable:
@@ -178,23 +178,23 @@ def equal(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other)
 
 
-def cut(owns: Sequence[Own]) -> Iterator[list[Own]]:
-    """The tasks of each product: all of them on a GPU, on a CPU as many as have ROWS classes, or one."""
-    on_cpu = owns[0].tensors["head.bias"].device.type == "cpu"
-    some: list[Own] = []
-    for own in owns:
-        if on_cpu and some and sum(each.classes for each in some) + own.classes > ROWS:
-            yield some
-            some = []
-        some.append(own)
-    yield some
-
-
 def joined(part: Part, owns: Sequence[Own]) -> Product:
     """The product of a part for these tasks; that of one task copies nothing."""
     weights, biases = zip(*(part.weights(own.tensors) for own in owns), strict=True)
     bias = None if biases[0] is None else side_by_side(biases)
     return Product({own.position: own.classes for own in owns}, side_by_side(weights), bias)
+
+
+def multiplied(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(B, C): inputs (B, F) times weight (C, F), on a CPU in blocks of equally many rows."""
+    blocks = len(weight) // ROWS
+    if blocks < 2 or weight.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.linear(inputs, weight, bias)
+    rows = len(weight) // blocks * blocks
+    batched = weight[:rows].view(blocks, -1, weight.shape[1]).transpose(1, 2)  # (blocks, F, rows of one)
+    found = torch.bmm(inputs.expand(blocks, -1, -1), batched).transpose(0, 1).flatten(1)
+    found = torch.cat([found, F.linear(inputs, weight[rows:])], dim=1)
+    return found if bias is None else found + bias
 
 
 def side_by_side(rows: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,5 @@
+"""See command.py."""
+
+from memtok_experiments.ideas.command import main
+
+main()
