@@ -95,10 +95,25 @@ def test_views(tokens: Tokens) -> None:
 
 def test_the_command_writes_a_line_per_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     forms = ["readout", "pooling"]
-    sizes = ["--steps", "3", "--rates", "0.001", "0.01", "--seeds", "0", "1", "--test-images", "20"]
+    sizes = [
+        "--earlier",
+        "digits@20",
+        "--steps",
+        "3",
+        "--rates",
+        "0.001",
+        "0.01",
+        "--seeds",
+        "0",
+        "1",
+        "--test-images",
+        "20",
+    ]
     main(["--backbone", "small", "--rows", "digits@40", "--forms", *forms, *sizes, "--out", str(tmp_path)])
     with (tmp_path / "ideas.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert {"readout", "pooling", "readout, average of weights"} <= {line["form"] for line in lines}
+    assert {"readout", "pooling", "readout, average of weights", "readout + earlier"} <= {
+        line["form"] for line in lines
+    }
     assert all(0 <= float(line["top1"]) <= 1 and line["seeds"] == "2" for line in lines)
-    assert capsys.readouterr().out.count("\n") == len(lines)
+    assert capsys.readouterr().out.count("\n") == len(lines) + 2  # and that of the earlier task, by seed

@@ -27,9 +27,10 @@ from torch.nn import functional as F
 import memtok
 from memtok.training.recipes import learning_rate_at
 from memtok_experiments.beyond.rows import Row, find_rows
-from memtok_experiments.ideas.forms import FORMS, Form, Given
-from memtok_experiments.ideas.tokens import VIEWS, Tokens, read_tokens
+from memtok_experiments.ideas.forms import EARLIER, FORMS, Form, Given
+from memtok_experiments.ideas.tokens import PLAIN, VIEWS, Tokens, read_tokens
 
+EARLIER_RATE = 1e-2  # at which the side stream of an earlier task trains
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SMOOTHING, DECAY, CLIP, WARMUP, AVERAGED = 0.1, 0.01, 1.0, 0.05, 0.98
 AT_ONCE = 100  # images of a test pass
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--rows", nargs="+", required=True, help="as of `memtok reproduce beyond`")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS), metavar="FORM")
+    parser.add_argument("--earlier", help="a row whose side stream the forms of an extension read; they are tried too")
     parser.add_argument("--sets", type=Path)
     parser.add_argument("--data-dir")
     parser.add_argument("--steps", type=int, default=300)
@@ -111,14 +113,23 @@ def lines(backbone: memtok.Backbone, row: Row, options: argparse.Namespace) -> I
     """A line of the table per form: what it gives with each seed, at the rate that the first one chose."""
     rows = {seed: read(backbone, row, seed, options) for seed in options.seeds}
     first = options.seeds[0]
+    forms = {**FORMS, **EARLIER}
+    earlier: dict[int, Form] = {}
+    if options.earlier:
+        (before,) = find_rows((options.earlier,))
+        for seed in options.seeds:
+            own = read(backbone, before, seed, options)
+            made = FORMS["side"](Given(backbone, own.classes, own.train.values, seed))
+            earlier[seed] = train(made, own.train, options.steps, options.batch_size, EARLIER_RATE, seed).form
+            print(f"{before.name}, side, seed {seed}: {accuracy(earlier[seed], [own.test[PLAIN]]):.4f}", flush=True)
 
     def trained(name: str, seed: int, rate: float, times: int = 1) -> Trained:
         own = rows[seed]
         torch.manual_seed(seed)  # dropout
-        form = FORMS[name](Given(backbone, own.classes, own.train.values, seed))
+        form = forms[name](Given(backbone, own.classes, own.train.values, seed, earlier.get(seed)))
         return train(form, own.train, options.steps * times, options.batch_size, rate, seed)
 
-    for name in options.forms:
+    for name in [*options.forms, *(EARLIER if options.earlier else [])]:
         tried = {rate: trained(name, first, rate) for rate in options.rates}
         validated = {rate: accuracy(one.form, [rows[first].validation]) for rate, one in tried.items()}
         rate = max(validated, key=lambda each: (validated[each], -each))
@@ -137,19 +148,18 @@ def lines(backbone: memtok.Backbone, row: Row, options: argparse.Namespace) -> I
                 "seconds": "",
             }
 
-        plain, *_ = VIEWS
-        own = line(name, [accuracy(runs[seed].form, [rows[seed].test[plain]]) for seed in runs])
-        yield own | {"seconds": f"{np.median([one.seconds for one in runs.values()]):.1f}"}
+        result = line(name, [accuracy(runs[seed].form, [rows[seed].test[PLAIN]]) for seed in runs])
+        yield result | {"seconds": f"{np.median([one.seconds for one in runs.values()]):.1f}"}
         if name != "readout":
             continue
         for view in VIEWS[1:]:
-            right = [accuracy(runs[seed].form, [rows[seed].test[plain], rows[seed].test[view]]) for seed in runs]
+            right = [accuracy(runs[seed].form, [rows[seed].test[PLAIN], rows[seed].test[view]]) for seed in runs]
             yield line(f"readout, tested on plain + {view}", right)
         right = [accuracy(runs[seed].form, list(rows[seed].test.values())) for seed in runs]
         yield line("readout, tested on all three views", right)
-        yield line("readout, average of weights", [accuracy(runs[s].averaged(), [rows[s].test[plain]]) for s in runs])
+        yield line("readout, average of weights", [accuracy(runs[s].averaged(), [rows[s].test[PLAIN]]) for s in runs])
         longer = {seed: trained(name, seed, rate, 2) for seed in options.seeds}
-        yield line("readout, twice the steps", [accuracy(longer[s].form, [rows[s].test[plain]]) for s in longer])
+        yield line("readout, twice the steps", [accuracy(longer[s].form, [rows[s].test[PLAIN]]) for s in longer])
 
 
 def train(form: Form, tokens: Tokens, steps: int, batch_size: int, rate: float, seed: int) -> Trained:

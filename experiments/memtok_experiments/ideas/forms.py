@@ -14,6 +14,7 @@ the width of a state, C the number of classes, n = L + 1.
     synqt           the same, made from the class token and what the layer before gave (after SynQT, 2404.00600)
     class tokens    1 or 4 class tokens that pass through all layers, as tasks of memtok have them
     class + side    one class token, whose keys and values a side stream corrects
+    earlier         a head on the state of a side stream that was trained on other data (a task that extends another)
 """
 
 from __future__ import annotations
@@ -40,12 +41,16 @@ LEAST_SPREAD = 1e-3
 
 @dataclass(frozen=True)
 class Given:
-    """What a form is made from. tokens: (n images, L + 1, N, D) some training images' tokens; seed: of all draws."""
+    """What a form is made from.
+
+    tokens: (n images, L + 1, N, D) of the training images. seed: of all draws. earlier: a form trained on other data.
+    """
 
     backbone: Backbone
     classes: int
     tokens: Tensor
     seed: int
+    earlier: nn.Module | None = None
 
     def drawn(self, *shape: int, std: float) -> nn.Parameter:
         """A parameter from N(0, std^2)."""
@@ -142,9 +147,33 @@ class Side(Form):
                 self.values["patches"].data[level, 0] = directions(patches[:, level].flatten(0, 2))
         self.head = given.linear(READ * WIDTH)
 
+    def state(self, tokens: Tensor) -> Tensor:
+        """(B, 17 r) what its head reads."""
+        return states_read(dict(self.values.items()), statistics(self.backbone, tokens))[0].flatten(1)
+
     def logits(self, tokens: Tensor) -> Tensor:
-        read = states_read(dict(self.values.items()), statistics(self.backbone, tokens))
-        found: Tensor = self.head(read[0].flatten(1))
+        found: Tensor = self.head(self.state(tokens))
+        return found
+
+
+class Earlier(Form):
+    """A head on the state of an earlier task's side stream, which stays as it is; standardised as a readout is."""
+
+    def __init__(self, given: Given) -> None:
+        super().__init__(given)
+        assert isinstance(given.earlier, Side)
+        self.earlier = (given.earlier,)  # as the trunk
+        with torch.no_grad():
+            read = torch.cat([given.earlier.state(some.float()) for some in torch.split(given.tokens, 100)])
+        self.register_buffer("mean", read.mean(dim=0))
+        self.register_buffer("spread", read.std(dim=0).clamp(min=LEAST_SPREAD))
+        self.head = given.linear(read.shape[1], std=0.0)
+        self.times = FEATURES_AT_RATE_ONE / read.shape[1]
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            read = (self.earlier[0].state(tokens) - self.get_buffer("mean")) / self.get_buffer("spread")
+        found: Tensor = self.head(read)
         return found
 
 
@@ -334,6 +363,8 @@ def beside_readout(make: Make) -> Make:
     """The same form beside memtok's readout."""
     return lambda given: Sum(given, [Readout(given), make(given)])
 
+
+EARLIER: dict[str, Make] = {"earlier": Earlier, "readout + earlier": beside_readout(Earlier)}
 
 FORMS: dict[str, Make] = {
     **ALONE,
