@@ -16,7 +16,7 @@ import torch
 
 import memtok
 from memtok.header import read_header
-from memtok.training.forms import FORMS
+from memtok.training.forms import FORMS, USUAL
 from memtok.training.settings import DEFAULTS, settings_of
 from tests.cli.conftest import Run
 
@@ -78,12 +78,24 @@ def test_train_chooses_a_form(workspace: Path, run: Run) -> None:
         assert more[0] in refused.error
 
 
+def test_train_chooses_among_named_forms(workspace: Path, run: Run) -> None:
+    words = (*QUICK, "--augment", "none", "--out", "new.safetensors", "--json", "new.json", "--forms", "memory", "side")
+    found = run("train", *words)
+    assert found.code == 0, found.err
+    assert {score["name"] for score in load_json("new.json")["form"]["scores"]} == {"memory", "side"}
+    assert run("train", *words, "--resume").code == 0
+    for more in (("--forms", "magic"), ("--forms", "ridge"), ("--regime", "memory")):
+        refused = run("train", *words, *more)
+        assert refused.code == 2
+        assert "--forms" in refused.error
+
+
 @pytest.mark.slow
 def test_train_may_choose_to_solve(workspace: Path, run: Run) -> None:
     found = run("train", *ANY_LENGTH, "--out", "new.safetensors", "--json", "new.json")
     assert found.code == 0, found.err
     result = load_json("new.json")
-    assert {score["name"] for score in result["form"]["scores"]} == set(FORMS) - {"ridge-low-rank"}  # for more classes
+    assert {score["name"] for score in result["form"]["scores"]} == set(USUAL) - {"ridge-low-rank"}  # for more classes
     assert (result["steps"] == 1) == (FORMS[result["form"]["name"]].solver == "ridge")
 
 

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import memtok
+from memtok.cli.train import FORM_NAMES
 from memtok.training import Progress, choose_form
-from memtok.training.forms import FORMS, chosen_form
+from memtok.training.forms import FORMS, USUAL, chosen_form
 from tests.tiny import bytes_of, tiny_backbone
 
 SETTINGS: dict[str, Any] = {"steps": 12, "images": 60, "device": "cpu", "workers": 0}
@@ -34,7 +35,7 @@ def test_all_forms_answer_every_image_once_and_the_trunk_runs_once() -> None:
     found = choose_form(backbone, data, progress=passes, **SETTINGS)
     assert passes.cached == found.images == 60
     assert bytes_of(backbone) == before
-    assert {score.name for score in found.scores} == set(FORMS) - {"ridge-low-rank"}  # for more classes
+    assert {score.name for score in found.scores} == set(USUAL) - {"ridge-low-rank"}  # for more classes
     assert [score.accuracy for score in found.scores] == sorted((s.accuracy for s in found.scores), reverse=True)
     assert all(score.accuracy > 0.5 for score in found.scores)  # chance is a third
     assert (found.options, found.solver) == (FORMS[found.name].options, FORMS[found.name].solver)
@@ -45,6 +46,16 @@ def test_all_forms_answer_every_image_once_and_the_trunk_runs_once() -> None:
     before, after = ({score.name: score.accuracy for score in one.scores} for one in (found, slow))
     assert before["ridge"] == after["ridge"]  # it takes no steps
     assert after["side"] < before["side"]
+
+
+def test_memory_is_tried_where_it_is_named() -> None:
+    backbone, data = tiny_backbone(depth=3), memtok.open_data("digits").only(["0", "1", "2"])
+    found = choose_form(backbone, data, forms=("memory", "readout", "readout"), **SETTINGS)
+    scores = {score.name: score for score in found.scores}
+    assert set(scores) == {"memory", "readout"}
+    assert scores["memory"].cost > scores["readout"].cost
+    assert all(score.accuracy > 0.3 for score in found.scores)
+    assert tuple(FORMS) == FORM_NAMES
 
 
 def answers(right: int, of: int = 1000) -> Any:

@@ -59,6 +59,8 @@ RECIPES = ("default", "paper", "reproduction")
 AUGMENTATIONS = ("inception", "light", "crop", "none")
 SELECT = ("balanced", "top1", "loss")
 
+FORM_NAMES = ("ridge-low-rank", "ridge-class-mean", "ridge", "readout", "side", "readout+side", "memory")
+
 AUTO = "auto"  # in place of a regime: one that cross-validation chooses
 NAMED = "memory"  # the regime of a command that says what a task has, but names none
 # The options that hold for that choice as for the run; others are about views, validations, files, or the length.
@@ -91,6 +93,8 @@ def configure(parser: Parser) -> None:
     regimes += f"; {AUTO}: readout, side or both, whichever cross-validation favours"
     regimes += f" (default: {AUTO}; {NAMED} with options that it does not choose among)"
     add(parser, "--regime", one_of("--regime", (*REGIMES, AUTO)), "R", regimes)
+    help = f"what --regime {AUTO} chooses among: {', '.join(FORM_NAMES)} (default: all but memory, which takes long)"
+    add_list(parser, "--forms", "F", help, one_of("--forms", FORM_NAMES))
     for option in OPTIONS:
         flag = f"--{option.name.replace('_', '-')}"
         values = option.values
@@ -143,6 +147,8 @@ def run(options: Namespace) -> int:
 
 def usual_regime(options: Namespace) -> str:
     """That of a command which names none; of a run that goes on, the one that it began with."""
+    if options.forms:
+        return AUTO
     began = str(begun_run(options).get("regime", AUTO))
     if began not in (AUTO, "readout", "side"):
         return began
@@ -167,6 +173,11 @@ def said_of_task(options: Namespace) -> list[str]:
     return [*given, *(["extends"] if options.extends else [])]
 
 
+def said_of_steps(options: Namespace) -> list[str]:
+    """The options given that say nothing to a ridge regression."""
+    return [name for name in OF_STEPS if name in options and options[name] != DEFAULTS[name]]
+
+
 def check_regime(options: Namespace) -> None:
     """UsageError for options that the regime does not have."""
     if options.regime == AUTO:
@@ -175,7 +186,17 @@ def check_regime(options: Namespace) -> None:
                 f"expected no --{name.replace('_', '-')} with --regime {AUTO}, which chooses what a task has and how "
                 "it is trained, found one; leave it out, or name a regime"
             )
+        solved = [name for name in options.forms or () if name.startswith("ridge")]
+        for name in said_of_steps(options) if solved else ():
+            raise UsageError(
+                f"expected no --{name.replace('_', '-')} with --forms {' '.join(solved)}, which takes no steps, found "
+                "one; leave one of them out"
+            )
         return
+    if options.forms:
+        raise UsageError(
+            f"expected --regime {AUTO} with --forms, found --regime {options.regime}; leave one of them out"
+        )
     regime, parts = combined(REGIMES[options.regime], part_options(options))
     options.regime = regime.name
     for name, value in parts.items():
@@ -274,7 +295,7 @@ def prepare(options: Namespace, settings: dict[str, Any]) -> tuple[Trainable, Da
 def take_form(options: Namespace, backbone: Backbone, data: DataSource) -> FormChoice | None:
     """Chooses regime and parts, and sets these options; None where a run goes on with what it has."""
     from memtok.training import choose_form
-    from memtok.training.forms import FORMS, STEPS, form_of_run
+    from memtok.training.forms import FORMS, STEPS, USUAL, form_of_run
 
     begun = form_of_run(begun_run(options), backbone, data.classes)
     if begun is not None:
@@ -283,8 +304,7 @@ def take_form(options: Namespace, backbone: Backbone, data: DataSource) -> FormC
         return None
     shared = {name: options[name] for name in OF_CHOICE if options[name] is not None}
     steps = STEPS if options.steps is None else min(STEPS, options.steps)
-    of_steps = [name for name in OF_STEPS if name in options and options[name] != DEFAULTS[name]]
-    forms = [name for name, form in FORMS.items() if form.solver == GRADIENT or not of_steps]
+    forms = options.forms or [name for name in USUAL if FORMS[name].solver == GRADIENT or not said_of_steps(options)]
     choice = choose_form(backbone, data, steps=steps, forms=forms, progress=True, **shared)
     take(options, FORMS[choice.name])
     say(str(choice))

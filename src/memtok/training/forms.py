@@ -51,12 +51,14 @@ FORMS: Mapping[str, Form] = {
     "readout": Form({"regime": "readout"}),
     "side": Form({"regime": "side"}),
     "readout+side": Form({"regime": "readout", "side": 16}),
+    "memory": Form({"regime": "memory"}),
 }
 """Those to choose from; of equal cost in a forward pass the one that is trained faster comes first.
 
 A rank above half the number of classes saves little, and is not tried.
 """
 
+USUAL = tuple(name for name in FORMS if name != "memory")  # which takes a hundred times as long to try as all others
 
 FOLDS = 3
 IMAGES = 3000  # training images that are looked at, at most; 3,000 answers tell 2 points apart
@@ -149,7 +151,7 @@ def choose_form(
     images: int = IMAGES,
     folds: int = FOLDS,
     seed: int = 0,
-    forms: Sequence[str] = tuple(FORMS),
+    forms: Sequence[str] = USUAL,
     learning_rate: float | None = None,
     progress: bool | Progress = False,
     **shared: Any,
@@ -157,7 +159,8 @@ def choose_form(
     """Chooses among `FORMS` by cross-validation on the training images of `data`, without augmentation.
 
     steps: of each form on each fold. images: training images that are looked at, at most, classes in proportion. folds:
-    2 or more. forms: names of those to choose from; one of a rank above half the classes is left out.
+    2 or more. forms: names of those to choose from, by default all but `memory`; one whose rank is above half the
+    classes is left out.
     learning_rate, and shared: arguments of `train` that hold for all, such as batch_size, recipe, balance, device,
     precision, workers and trace_limit. Deterministic for a seed. Raises MemtokError for bad arguments and for fewer
     images than folds; a form that diverged is not chosen, and where all did the error says so.
@@ -211,7 +214,7 @@ def fitting(forms: Sequence[str], classes: int) -> list[str]:
     """Those of the forms that are worth a try with so many classes; MemtokError for unknown ones, and if none is."""
     for name in forms:
         check_choice("forms", name, tuple(FORMS))
-    found = [name for name in forms if 2 * FORMS[name].options.get("readout_rank", 0) <= classes]
+    found = [name for name in dict.fromkeys(forms) if 2 * FORMS[name].options.get("readout_rank", 0) <= classes]
     if not found:
         raise MemtokError(
             f"expected {Argument('forms')} for {classes} classes, found {', '.join(forms) or 'none'}; name others",
