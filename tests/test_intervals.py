@@ -34,6 +34,22 @@ def test_paired_holds_what_it_promises(print_seed: Callable[[int], int]) -> None
         assert 0.93 <= np.mean(covered) <= 0.99
 
 
+def test_weighted_classes_hold_it_too(print_seed: Callable[[int], int]) -> None:
+    """One class of 9 in 10 images and one of the others; the gain is the mean of those in each."""
+    generator = np.random.default_rng(print_seed(2))
+    labels = np.repeat([0, 1], [540, 60])
+    weights = 600 / (2 * np.array([540, 60]))[labels]
+    covered = []
+    for _ in range(1500):
+        draws = generator.random(600)
+        other = draws < 0.80
+        one = draws < np.where(labels == 0, 0.78, 0.90)
+        found = paired([one], [other], weights=weights)
+        covered.append(found.low <= (-0.02 + 0.10) / 2 <= found.high)
+    assert 0.92 <= np.mean(covered) <= 0.99
+    assert paired([one], [other], weights=np.ones(600)) == paired([one], [other])
+
+
 def test_against_the_formula_of_agresti_and_min() -> None:
     one, other = np.zeros(100, dtype=bool), np.zeros(100, dtype=bool)
     one[:60], other[:50] = True, True  # 50 both, 10 only the one

@@ -72,20 +72,21 @@ def wilson(share: float, images: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def paired(ones: Sequence[Right], others: Sequence[Right]) -> Difference:
+def paired(ones: Sequence[Right], others: Sequence[Right], *, weights: NDArray[np.float64] | None = None) -> Difference:
     """The accuracy of one setting minus that of another, on the same images; each has a row per seed.
 
-    The interval is that of Agresti and Min (2005), with two discordant images added, one each way. With several seeds
-    the score of an image is the share of seeds that classify it correctly, and the variance over the seeds is added.
+    weights: (images,) of mean 1, how much each image counts; None where all count alike. The interval is that of
+    Agresti and Min (2005), with two discordant images added, one each way. With several seeds the score of an image is
+    the share of seeds that classify it correctly, and the variance over the seeds is added.
     """
     images = len(ones[0])
     one, other = (np.mean(np.stack(rows), axis=0, dtype=np.float64) for rows in (ones, others))
-    per_image = one - other  # (images,) in [-1, 1]
+    per_image = one - other if weights is None else (one - other) * weights  # (images,)
     trials = images + 2
     mean = float(per_image.sum()) / trials
     variance = (float(np.square(per_image).sum()) + 1) / trials - mean**2
-    error = math.sqrt(variance / trials + sum(seed_variance([row.mean() for row in rows]) for rows in (ones, others)))
-    return around(float(per_image.mean()), mean, error)
+    over_seeds = sum(seed_variance([np.average(row, weights=weights) for row in rows]) for rows in (ones, others))
+    return around(float(per_image.mean()), mean, math.sqrt(variance / trials + over_seeds))
 
 
 def unpaired(ones: Sequence[float], others: Sequence[float], images: int) -> Difference:

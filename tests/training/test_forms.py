@@ -78,6 +78,19 @@ def test_the_cheapest_within_a_standard_error_wins(right: tuple[int, ...], name:
     assert (found.name, set(found.tied)) == (name, tied)
 
 
+def test_classes_count_alike_however_many_images_they_have() -> None:
+    labels = np.repeat([0, 1], [900, 100])
+    right = {"ridge": labels == 0, "side": np.ones(1000, dtype=np.bool_)}
+    right["side"][:150] = False  # worse at most images, better at most classes
+    costs = {"ridge": 3, "side": 1}
+    weights = 1000 / (2 * np.array([900, 100]))[labels]
+    by_images, by_classes = (chosen_form(right, costs, 3, 10, weights=of) for of in (None, weights))
+    assert [(one.name, one.metric) for one in (by_images, by_classes)] == [("ridge", "top1"), ("side", "balanced")]
+    assert by_classes.scores[0].accuracy == pytest.approx((750 / 900 + 1) / 2)
+    assert by_classes.scores[1].accuracy == pytest.approx(0.5)
+    assert by_classes.scores[1].behind.value == pytest.approx((750 / 900 + 1) / 2 - 0.5)
+
+
 def test_of_no_form_none_is_chosen() -> None:
     with pytest.raises(memtok.MemtokError):
         chosen_form({}, {}, 3, 10)
@@ -101,7 +114,9 @@ def test_many_classes_may_answer_through_few_numbers(tmp_path: Path) -> None:
     assert found.name == ("ridge-low-rank" if "ridge-low-rank" in found.tied else "ridge-class-mean")
 
 
-@pytest.mark.parametrize("wrong", [{"folds": 1}, {"images": 1}, {"forms": ["magic"]}, {"forms": ["ridge-low-rank"]}])
+@pytest.mark.parametrize(
+    "wrong", [{"folds": 1}, {"images": 1}, {"metric": "loss"}, {"forms": ["magic"]}, {"forms": ["ridge-low-rank"]}]
+)
 def test_wrong_numbers_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(memtok.MemtokError) as caught:
         choose_form(tiny_backbone(), memtok.open_data("digits"), **wrong)

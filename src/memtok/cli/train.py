@@ -305,7 +305,8 @@ def take_form(options: Namespace, backbone: Backbone, data: DataSource) -> FormC
     shared = {name: options[name] for name in OF_CHOICE if options[name] is not None}
     steps = STEPS if options.steps is None else min(STEPS, options.steps)
     forms = options.forms or [name for name in USUAL if FORMS[name].solver == GRADIENT or not said_of_steps(options)]
-    choice = choose_form(backbone, data, steps=steps, forms=forms, progress=True, **shared)
+    metric = "top1" if options.select == "top1" else "balanced"
+    choice = choose_form(backbone, data, steps=steps, forms=forms, metric=metric, progress=True, **shared)
     take(options, FORMS[choice.name])
     say(str(choice))
     return choice

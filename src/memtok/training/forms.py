@@ -18,6 +18,7 @@ from operator import or_
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memtok.backbone import Backbone
 from memtok.checks import check_choice, check_count
@@ -29,10 +30,11 @@ from memtok.meter import Meter
 from memtok.parts import cost
 from memtok.task import Task
 from memtok.traces import OpenStores
+from memtok.training.balance import class_weights
 from memtok.training.feed import needs_of
 from memtok.training.progress import Progress, RichProgress, RunInfo
 from memtok.training.recipes import GRADIENT
-from memtok.training.settings import OF_STEPS, RIDGE
+from memtok.training.settings import BALANCED, OF_STEPS, RIDGE, TOP1
 from memtok.training.together import train_together
 
 
@@ -63,12 +65,13 @@ USUAL = tuple(name for name in FORMS if name != "memory")  # which takes a hundr
 FOLDS = 3
 IMAGES = 3000  # training images that are looked at, at most; 3,000 answers tell 2 points apart
 STEPS = 300
+METRICS = {BALANCED: "balanced accuracy", TOP1: "top-1"}
 NOT_SOLVED = (*OF_STEPS, "learning_rates")  # arguments that say nothing to a ridge regression
 
 
 @dataclass(frozen=True, kw_only=True)
 class FormScore:
-    """What one form came to. accuracy: in [0, 1], of the images that were held out. behind: the best form minus it."""
+    """What one form came to. accuracy: in [0, 1], on the images that were held out. behind: the best form minus it."""
 
     name: str
     accuracy: float
@@ -84,13 +87,15 @@ class FormScore:
 class FormChoice:
     """The form that was chosen, and the scores of all, best first.
 
-    options: the keywords of `Task.create`. solver: that of `train`. images, folds, steps: of the cross-validation.
+    options: the keywords of `Task.create`. solver: that of `train`. metric: what they were compared by, "balanced" or
+    "top1". images, folds, steps: of the cross-validation.
     """
 
     name: str
     options: dict[str, Any]
     solver: str
     scores: tuple[FormScore, ...]
+    metric: str
     images: int
     folds: int
     steps: int
@@ -105,6 +110,7 @@ class FormChoice:
         return {
             "name": self.name,
             "scores": [score.to_json() for score in self.scores],
+            "metric": self.metric,
             "images": self.images,
             "folds": self.folds,
             "steps": self.steps,
@@ -116,8 +122,8 @@ class FormChoice:
         count = len(self.tied)
         why = "the best" if count == 1 else f"the cheapest of {count} within one standard error of the best"
         return (
-            f"form {self.name}, {why}; top-1 of {self.images:,} training images in {self.folds}-fold cross-validation "
-            f"of {self.steps} steps: {found}"
+            f"form {self.name}, {why}; {METRICS[self.metric]} of {self.images:,} training images in {self.folds}-fold "
+            f"cross-validation of {self.steps} steps: {found}"
         )
 
 
@@ -152,6 +158,7 @@ def choose_form(
     folds: int = FOLDS,
     seed: int = 0,
     forms: Sequence[str] = USUAL,
+    metric: str = BALANCED,
     learning_rate: float | None = None,
     progress: bool | Progress = False,
     **shared: Any,
@@ -161,12 +168,14 @@ def choose_form(
     steps: of each form on each fold. images: training images that are looked at, at most, classes in proportion. folds:
     2 or more. forms: names of those to choose from, by default all but `memory`; one whose rank is above half the
     classes is left out.
+    metric: what they are compared by, "balanced", in which all classes count alike, or "top1".
     learning_rate, and shared: arguments of `train` that hold for all, such as batch_size, recipe, balance, device,
     precision, workers and trace_limit. Deterministic for a seed. Raises MemtokError for bad arguments and for fewer
     images than folds; a form that diverged is not chosen, and where all did the error says so.
     """
     check_count("folds", folds, 2)
     check_count("images", images, folds)
+    check_choice("metric", metric, tuple(METRICS))
     forms = fitting(forms, len(data.classes))
     chosen = data.train.take(images, seed)
     if len(chosen) < folds:
@@ -207,7 +216,8 @@ def choose_form(
                     right.pop(task.name, None)
                 elif task.name in right:
                     right[task.name][held_out] = result.validation_right
-    return chosen_form(right, costs, folds, steps)
+    of_class = class_weights(chosen.labels, len(data.classes)).double().numpy()
+    return chosen_form(right, costs, folds, steps, weights=None if metric == TOP1 else of_class[chosen.labels])
 
 
 def fitting(forms: Sequence[str], classes: int) -> list[str]:
@@ -223,18 +233,26 @@ def fitting(forms: Sequence[str], classes: int) -> list[str]:
     return found
 
 
-def chosen_form(right: Mapping[str, Right], costs: Mapping[str, int], folds: int, steps: int) -> FormChoice:
-    """The choice, from what each form answered right."""
+def chosen_form(
+    right: Mapping[str, Right],
+    costs: Mapping[str, int],
+    folds: int,
+    steps: int,
+    *,
+    weights: NDArray[np.float64] | None = None,
+) -> FormChoice:
+    """The choice, from what each form answered right. weights: of the images, None where all count alike."""
     if not right:
         raise MemtokError(
             f"expected a form whose loss stays finite, found none of {', '.join(FORMS)}; lower the learning rate"
         )
-    order = sorted(right, key=lambda name: (-right[name].mean(), costs[name]))
+    accuracies = {name: float(np.average(found, weights=weights)) for name, found in right.items()}
+    order = sorted(right, key=lambda name: (-accuracies[name], costs[name]))
     scores = tuple(
         FormScore(
             name=name,
-            accuracy=float(right[name].mean()),
-            behind=paired([right[order[0]]], [right[name]]),
+            accuracy=accuracies[name],
+            behind=paired([right[order[0]]], [right[name]], weights=weights),
             cost=costs[name],
         )
         for name in order
@@ -246,6 +264,7 @@ def chosen_form(right: Mapping[str, Right], costs: Mapping[str, int], folds: int
         options=dict(FORMS[name].options),
         solver=FORMS[name].solver,
         scores=scores,
+        metric=TOP1 if weights is None else BALANCED,
         images=len(right[name]),
         folds=folds,
         steps=steps,
