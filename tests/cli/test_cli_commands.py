@@ -16,7 +16,7 @@ import torch
 
 import memtok
 from memtok.header import read_header
-from memtok.training.forms import FORMS, USUAL
+from memtok.training.forms import FORMS, TRIED
 from memtok.training.settings import DEFAULTS, settings_of
 from tests.cli.conftest import Run
 
@@ -95,7 +95,7 @@ def test_train_may_choose_to_solve(workspace: Path, run: Run) -> None:
     found = run("train", *ANY_LENGTH, "--out", "new.safetensors", "--json", "new.json")
     assert found.code == 0, found.err
     result = load_json("new.json")
-    assert {score["name"] for score in result["form"]["scores"]} == set(USUAL) - {"ridge-low-rank"}  # for more classes
+    assert {score["name"] for score in result["form"]["scores"]} == set(TRIED) - {"ridge-low-rank"}  # for more classes
     assert (result["steps"] == 1) == (FORMS[result["form"]["name"]].solver == "ridge")
 
 

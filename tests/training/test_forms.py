@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 import memtok
 from memtok.cli.train import FORM_NAMES
 from memtok.training import Progress, choose_form
-from memtok.training.forms import FORMS, USUAL, chosen_form
+from memtok.training.forms import FORMS, TRIED, USUAL_OF_MANY, chosen_form
 from tests.tiny import bytes_of, tiny_backbone
 
 SETTINGS: dict[str, Any] = {"steps": 12, "images": 60, "device": "cpu", "workers": 0}
@@ -35,7 +36,7 @@ def test_all_forms_answer_every_image_once_and_the_trunk_runs_once() -> None:
     found = choose_form(backbone, data, progress=passes, **SETTINGS)
     assert passes.cached == found.images == 60
     assert bytes_of(backbone) == before
-    assert {score.name for score in found.scores} == set(USUAL) - {"ridge-low-rank"}  # for more classes
+    assert {score.name for score in found.scores} == set(TRIED) - {"ridge-low-rank"}  # for more classes
     assert [score.accuracy for score in found.scores] == sorted((s.accuracy for s in found.scores), reverse=True)
     assert all(score.accuracy > 0.5 for score in found.scores)  # chance is a third
     assert (found.options, found.solver) == (FORMS[found.name].options, FORMS[found.name].solver)
@@ -78,6 +79,30 @@ def test_the_cheapest_within_a_standard_error_wins(right: tuple[int, ...], name:
     assert (found.name, set(found.tied)) == (name, tied)
 
 
+def test_of_few_images_the_usual_form_wins_where_it_is_as_good() -> None:
+    costs = {"ridge-class-mean": 1, "ridge": 2, "side": 3}
+    for right, name in (((45, 46, 47), "ridge"), ((45, 30, 46), "ridge-class-mean"), ((30, 30, 45), "side")):
+        rows = {form: answers(count, 50) for form, count in zip(costs, right, strict=True)}
+        assert chosen_form(rows, costs, 3, 10).name == name
+    rows = {form: answers(45, 50) for form in costs}
+    assert chosen_form(rows, costs, 3, 10, usual=USUAL_OF_MANY).name == "ridge-class-mean"
+    stepped = {name: answers(45, 50) for name in ("side", "readout")}
+    assert chosen_form(stepped, {"side": 1, "readout": 2}, 3, 10).name == "readout"
+
+
+def test_images_of_classes_that_no_other_fold_has_tell_nothing() -> None:
+    backbone, source = tiny_backbone(depth=3), memtok.open_data("digits")
+    labels = source.train.labels
+    single = replace(source, train=source.train.select(np.unique(labels, return_index=True)[1]))
+    found = choose_form(backbone, single, **SETTINGS)
+    assert (found.name, found.scores, found.images) == ("ridge", (), 0)
+    assert "ridge" in str(found)
+    assert choose_form(backbone, single, forms=("readout+side", "side"), **SETTINGS).name == "side"  # the cheaper one
+    some = [*np.flatnonzero(labels == 0)[:20], *np.flatnonzero(labels == 1)[:20], *np.flatnonzero(labels == 2)[:1]]
+    mixed = choose_form(backbone, replace(source, train=source.train.select(some)), **SETTINGS)
+    assert mixed.images == 40
+
+
 def test_classes_count_alike_however_many_images_they_have() -> None:
     labels = np.repeat([0, 1], [900, 100])
     right = {"ridge": labels == 0, "side": np.ones(1000, dtype=np.bool_)}
@@ -111,7 +136,7 @@ def test_many_classes_may_answer_through_few_numbers(tmp_path: Path) -> None:
     scores = {score.name: score for score in found.scores}
     assert scores["ridge-low-rank"].cost < scores["ridge-class-mean"].cost
     assert all(score.accuracy > 0.5 for score in found.scores)  # chance is 1 / 64
-    assert found.name == ("ridge-low-rank" if "ridge-low-rank" in found.tied else "ridge-class-mean")
+    assert found.name == ("ridge-class-mean" if "ridge-class-mean" in found.tied else "ridge-low-rank")  # 192 are few
 
 
 @pytest.mark.parametrize(

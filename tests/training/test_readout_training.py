@@ -104,7 +104,7 @@ def test_together_each_trains_as_alone(backbone: Backbone, data: DataSource) -> 
             torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
-def test_a_readout_moves_at_its_own_rate(backbone: Backbone, data: DataSource) -> None:
+def test_a_readout_and_adapters_move_at_their_own_rate(backbone: Backbone, data: DataSource) -> None:
     """The first step of Adam moves every number by the rate. The paper's recipe has one rate for all parts."""
     moved = {}
     for by_part in (False, True):
@@ -114,8 +114,9 @@ def test_a_readout_moves_at_its_own_rate(backbone: Backbone, data: DataSource) -
         recipe = replace(RECIPES["default"], by_part=by_part)
         quick(task, data, steps=1, learning_rate=0.05, weight_decay=0.0, recipe=recipe)
         moved[by_part] = {name: float((one.detach() - before[name]).abs().max()) for name, one in task.named().items()}
-    assert set(rates.values()) == {1.0, 192 / (2 * 2 * backbone.dim)}
-    assert rates["readout.weight"] == 1.5
+    assert rates["readout.weight"] == 192 / (2 * 2 * backbone.dim) == 1.5
+    assert {rate for name, rate in rates.items() if name.startswith("adapters.")} == {0.1}
+    assert {rates[name] for name in ("class_tokens", "memory", "head.weight")} == {1.0}
     assert moved[True]["memory"] == pytest.approx(0.05 / 5, rel=1e-3)  # the first of 5 steps of warm-up
     for name, rate in rates.items():
         if name != "head.bias":  # what was measured is folded into it

@@ -295,7 +295,7 @@ def prepare(options: Namespace, settings: dict[str, Any]) -> tuple[Trainable, Da
 def take_form(options: Namespace, backbone: Backbone, data: DataSource) -> FormChoice | None:
     """Chooses regime and parts, and sets these options; None where a run goes on with what it has."""
     from memtok.training import choose_form
-    from memtok.training.forms import FORMS, STEPS, USUAL, form_of_run
+    from memtok.training.forms import FORMS, STEPS, TRIED, form_of_run
 
     begun = form_of_run(begun_run(options), backbone, data.classes)
     if begun is not None:
@@ -304,7 +304,7 @@ def take_form(options: Namespace, backbone: Backbone, data: DataSource) -> FormC
         return None
     shared = {name: options[name] for name in OF_CHOICE if options[name] is not None}
     steps = STEPS if options.steps is None else min(STEPS, options.steps)
-    forms = options.forms or [name for name in USUAL if FORMS[name].solver == GRADIENT or not said_of_steps(options)]
+    forms = options.forms or [name for name in TRIED if FORMS[name].solver == GRADIENT or not said_of_steps(options)]
     metric = "top1" if options.select == "top1" else "balanced"
     choice = choose_form(backbone, data, steps=steps, forms=forms, metric=metric, progress=True, **shared)
     take(options, FORMS[choice.name])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ADAPTED = ("qkv", "proj", "mlp")
 """The projections of a layer that adapters act on: to queries, keys and values; of attention; and beside the MLP."""
+RATE = 0.1  # with Adam, over that of class tokens: docs/training.md
 
 
 class Adapters(Part):
@@ -48,6 +49,9 @@ class Adapters(Part):
 
     def sizes(self, tensors: Mapping[str, Any]) -> dict[str, int]:
         return {"adapter_rank": max(0, length(tensors.get("adapters.qkv.down"), 1, 3))}
+
+    def rate(self, trunk: Trunk, form: Form) -> float:
+        return RATE
 
     def cost(self, trunk: Trunk, form: Form) -> int:
         rows = trunk.depth * form["queries"] * form["adapter_rank"]

@@ -1,7 +1,8 @@
 """Which form a task gets where nobody says: the cheapest one as good as the best within one standard error.
 
 That rule is of Breiman et al., Classification and Regression Trees, 1984, section 3.4.3. A 95 % interval is twice as
-wide: with 1,000 images a cheap form could win that is 2 points behind.
+wide: with 1,000 images a cheap form could win that is 2 points behind. Of few images one standard error is several
+points, and the cheapest form is that much worse (docs/training.md): there the usual one wins where it is as good.
 
 All forms train together on all but one fold of the training images and answer that fold, fold after fold, so that every
 image is answered once by each form, and forms are compared image by image (`memtok.intervals.paired`). The trunk runs
@@ -10,7 +11,7 @@ once per image, for what it leaves is kept in memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from itertools import product
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 
 from memtok.backbone import Backbone
 from memtok.checks import check_choice, check_count
-from memtok.data import DataSource
-from memtok.data.splits import stratified_order
+from memtok.data import DataSource, ImageSet
+from memtok.data.splits import Indices, stratified_order
 from memtok.errors import Argument, MemtokError
 from memtok.intervals import Difference, Right, paired
 from memtok.meter import Meter
@@ -60,7 +61,11 @@ FORMS: Mapping[str, Form] = {
 A rank above half the number of classes saves little, and is not tried.
 """
 
-USUAL = tuple(name for name in FORMS if name != "memory")  # which takes a hundred times as long to try as all others
+# What a task has where few images tell nothing else, the first that may be chosen; and with MANY classes.
+USUAL, USUAL_OF_MANY = ("ridge", "readout"), ("ridge-class-mean", "readout")
+MANY = 64
+FEW = 500  # images, below which that is so
+TRIED = tuple(name for name in FORMS if name != "memory")  # which takes a hundred times as long to try as all others
 
 FOLDS = 3
 IMAGES = 3000  # training images that are looked at, at most; 3,000 answers tell 2 points apart
@@ -118,9 +123,12 @@ class FormChoice:
 
     def __str__(self) -> str:
         """In one line."""
+        if not self.scores:
+            return f"form {self.name}, the usual one: no class has two training images to cross-validate with"
         found = ", ".join(f"{score.name} {100 * score.accuracy:.1f} %" for score in self.scores)
         count = len(self.tied)
-        why = "the best" if count == 1 else f"the cheapest of {count} within one standard error of the best"
+        rule = "usual one" if self.images < FEW and self.name in (*USUAL, *USUAL_OF_MANY) else "cheapest"
+        why = "the best" if count == 1 else f"the {rule} of {count} within one standard error of the best"
         return (
             f"form {self.name}, {why}; {METRICS[self.metric]} of {self.images:,} training images in {self.folds}-fold "
             f"cross-validation of {self.steps} steps: {found}"
@@ -157,7 +165,7 @@ def choose_form(
     images: int = IMAGES,
     folds: int = FOLDS,
     seed: int = 0,
-    forms: Sequence[str] = USUAL,
+    forms: Sequence[str] = TRIED,
     metric: str = BALANCED,
     learning_rate: float | None = None,
     progress: bool | Progress = False,
@@ -186,38 +194,69 @@ def choose_form(
     fold_of = np.empty(len(chosen), dtype=np.int64)
     fold_of[stratified_order(chosen.labels, seed)] = np.arange(len(chosen)) % folds
     fresh = partial(Task.create, backbone, classes=data.classes, seed=seed)
-    right: dict[str, Right] = {name: np.zeros(len(chosen), dtype=np.bool_) for name in forms}
-    costs: dict[str, int] = {}
-    solvers = list(dict.fromkeys(FORMS[name].solver for name in forms))
-    shown = Folds(folds * len(solvers)) if progress is True else progress
-    with OpenStores(reduce(or_, (needs_of(fresh(name=name, **FORMS[name].options)) for name in forms))) as stores:
-        for fold, solver in product(range(folds), solvers):
+    make = {name: partial(fresh, name=name, **FORMS[name].options) for name in forms}
+    known = known_classes(chosen.labels, fold_of)
+    right = dict.fromkeys(forms, known)
+    if known.any():
+        given: dict[str, Any] = {"steps": steps, "seed": seed, "progress": progress} | shared
+        right = cross_validated(make, data, chosen, fold_of, given, learning_rate)
+    labels = chosen.labels[known]
+    return chosen_form(
+        {name: found[known] for name, found in right.items()},
+        {name: cost(backbone, create().form) for name, create in make.items()},
+        folds,
+        steps,
+        usual=USUAL if len(data.classes) < MANY else USUAL_OF_MANY,
+        weights=None if metric == TOP1 else class_weights(labels, len(data.classes)).double().numpy()[labels],
+    )
+
+
+def cross_validated(
+    make: Mapping[str, Callable[[], Task]],
+    data: DataSource,
+    images: ImageSet,
+    fold_of: Indices,
+    given: Mapping[str, Any],
+    learning_rate: float | None,
+) -> dict[str, Right]:
+    """Which of the images each form answers right when it is trained on the other folds; without those that diverge.
+
+    make: a new task of each form. data: what the images are of. given: arguments of `train_together` for all of them.
+    """
+    right: dict[str, Right] = {name: np.zeros(len(images), dtype=np.bool_) for name in make}
+    folds, solvers = range(int(fold_of.max()) + 1), list(dict.fromkeys(FORMS[name].solver for name in make))
+    shown = Folds(len(folds) * len(solvers)) if given["progress"] is True else given["progress"]
+    with OpenStores(reduce(or_, (needs_of(create()) for create in make.values()))) as stores:
+        for fold, solver in product(folds, solvers):
             held_out = np.flatnonzero(fold_of == fold)
-            rest = chosen.fold(np.flatnonzero(fold_of != fold))
-            tasks = [fresh(name=name, **FORMS[name].options) for name in forms if FORMS[name].solver == solver]
-            given: dict[str, Any] = {"steps": steps} | shared
-            if learning_rate is not None:
-                given["learning_rates"] = [learning_rate] * len(tasks)
+            rest = images.fold(np.flatnonzero(fold_of != fold))
+            tasks = [create() for name, create in make.items() if FORMS[name].solver == solver]
+            rates = {} if learning_rate is None else {"learning_rates": [learning_rate] * len(tasks)}
+            settings = {**given, **rates, "progress": shown}
             results = train_together(
                 tasks,
-                replace(data, train=rest, validation=chosen.fold(held_out), left_out=()),
-                seed=seed,
+                replace(data, train=rest, validation=images.fold(held_out), left_out=()),
                 solver=solver,
                 augment="none",
                 validation_images=len(held_out),
                 keep_traces="ram",
                 stores=stores,
-                progress=shown,
-                **{name: value for name, value in given.items() if solver == GRADIENT or name not in NOT_SOLVED},
+                **{name: value for name, value in settings.items() if solver == GRADIENT or name not in NOT_SOLVED},
             )
             for task, result in zip(tasks, results, strict=True):
-                costs[task.name] = cost(backbone, task.form)
                 if result.diverged_at is not None or result.validation_right is None:
                     right.pop(task.name, None)
                 elif task.name in right:
                     right[task.name][held_out] = result.validation_right
-    of_class = class_weights(chosen.labels, len(data.classes)).double().numpy()
-    return chosen_form(right, costs, folds, steps, weights=None if metric == TOP1 else of_class[chosen.labels])
+    return right
+
+
+def known_classes(labels: Indices, fold_of: Indices) -> NDArray[np.bool_]:
+    """(images,) bool: whether another fold has an image of its class, without which no form can know it."""
+    images = np.bincount(labels)
+    in_fold = np.zeros((len(images), int(fold_of.max()) + 1), dtype=np.int64)
+    np.add.at(in_fold, (labels, fold_of), 1)
+    return images[labels] > in_fold[labels, fold_of]
 
 
 def fitting(forms: Sequence[str], classes: int) -> list[str]:
@@ -239,6 +278,7 @@ def chosen_form(
     folds: int,
     steps: int,
     *,
+    usual: Sequence[str] = USUAL,
     weights: NDArray[np.float64] | None = None,
 ) -> FormChoice:
     """The choice, from what each form answered right. weights: of the images, None where all count alike."""
@@ -246,9 +286,30 @@ def chosen_form(
         raise MemtokError(
             f"expected a form whose loss stays finite, found none of {', '.join(FORMS)}; lower the learning rate"
         )
+    images = len(next(iter(right.values())))
+    scores = compared(right, costs, weights) if images else ()
+    tied = [score.name for score in scores if score is scores[0] or score.behind.near] or list(right)
+    preferred = [name for name in usual if name in tied] if images < FEW else []
+    name = preferred[0] if preferred else min(tied, key=lambda each: (costs[each], list(FORMS).index(each)))
+    return FormChoice(
+        name=name,
+        options=dict(FORMS[name].options),
+        solver=FORMS[name].solver,
+        scores=scores,
+        metric=TOP1 if weights is None else BALANCED,
+        images=images,
+        folds=folds,
+        steps=steps,
+    )
+
+
+def compared(
+    right: Mapping[str, Right], costs: Mapping[str, int], weights: NDArray[np.float64] | None
+) -> tuple[FormScore, ...]:
+    """The scores of all forms, best first, of equal ones the cheapest."""
     accuracies = {name: float(np.average(found, weights=weights)) for name, found in right.items()}
     order = sorted(right, key=lambda name: (-accuracies[name], costs[name]))
-    scores = tuple(
+    return tuple(
         FormScore(
             name=name,
             accuracy=accuracies[name],
@@ -256,18 +317,6 @@ def chosen_form(
             cost=costs[name],
         )
         for name in order
-    )
-    tied = [score for score in scores if score is scores[0] or score.behind.near]
-    name = min(tied, key=lambda score: (score.cost, list(FORMS).index(score.name))).name
-    return FormChoice(
-        name=name,
-        options=dict(FORMS[name].options),
-        solver=FORMS[name].solver,
-        scores=scores,
-        metric=TOP1 if weights is None else BALANCED,
-        images=len(right[name]),
-        folds=folds,
-        steps=steps,
     )
 
 
