@@ -28,7 +28,7 @@ from memtok.cli.options import (
     text,
     whole,
 )
-from memtok.cli.output import check_apart, check_outputs, note_left_out, recall_words, say, table, write_result
+from memtok.cli.output import check_apart, check_outputs, note, note_left_out, recall_words, say, table, write_result
 from memtok.data.registry import DATASETS
 from memtok.display import percent, shown_bytes
 from memtok.errors import MemtokError
@@ -125,6 +125,7 @@ def run(options: Namespace) -> int:
     check_outputs(options.json, options.out, inputs=inputs, pictures=[options.data])
     check_outputs(options.json, inputs=[options.backbone])
     check_apart([options.data], out=Path(options.out).with_suffix(".run"), trace_dir=options.trace_dir)
+    unnamed = options.regime is None and not said_of_task(options)
     options.regime = options.regime or usual_regime(options)
     check_regime(options)
     if options.pixel_range is not None:
@@ -133,6 +134,8 @@ def run(options: Namespace) -> int:
     settings = check_settings(options)
     check_spec(options.data)
     check_launch()
+    if unnamed and launched_processes() > 1 and is_first_process():
+        note(f"several processes train --regime {options.regime}; one alone chooses by cross-validation what to train")
     from memtok.training import train
 
     check_compiler(options)
