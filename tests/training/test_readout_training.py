@@ -151,6 +151,7 @@ def test_from_a_ridge_regression_it_answers_at_once(backbone: Backbone, data: Da
     found = quick(ridge, data, **still, start="ridge", progress=listener, out=out)
     assert found.final_accuracy > 0.95
     assert found.record["hyperparameters"]["start"] == "ridge"
+    assert found.record["hyperparameters"]["label_smoothing"] == 0  # of the recipe without such a start 0.1
     assert any("ridge regression" in line for line in listener.said("message"))
     assert float(ridge.head.weight.detach().abs().max()) < 1e-9
     assert fingerprint(backbone) == before

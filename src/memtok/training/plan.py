@@ -10,7 +10,7 @@ import memtok.data
 from memtok.errors import Argument, MemtokError
 from memtok.regimes import REGIMES
 from memtok.training.recipes import GRADIENT, SAMPLING, Recipe, find_recipe, images_seen
-from memtok.training.settings import BALANCED, FIXED, SETTINGS, VIEWS, Settings
+from memtok.training.settings import BALANCED, FIXED, RIDGE, SETTINGS, VIEWS, Settings
 from memtok.values import MOST
 
 if TYPE_CHECKING:
@@ -117,7 +117,9 @@ def make_plan(settings: Settings, regime: str, data: DataSource) -> Plan:
     trained = steps * batch_size if settings.solver == GRADIENT else images
     validate_every = settings.validate_every or math.ceil(steps / VALIDATIONS)
     peak = recipe.full_learning_rate if REGIMES[regime].whole else recipe.learning_rate
-    smoothing = recipe.label_smoothing if settings.label_smoothing is None else float(settings.label_smoothing)
+    # Smoothed labels pull answers that were solved for sharp ones back, and the features with them: docs/training.md.
+    usual = 0.0 if settings.start == RIDGE else recipe.label_smoothing
+    smoothing = usual if settings.label_smoothing is None else float(settings.label_smoothing)
     augment = augmentation(settings, recipe, data)
     found = {
         "recipe": name,
