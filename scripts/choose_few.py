@@ -58,10 +58,8 @@ def main() -> None:
                 )
                 found |= {task.name: one.final_accuracy for task, one in zip(tasks, results, strict=True)}
             told = ", ".join(f"{name} {100 * found[name]:.1f}" for name in names)
-            print(
-                f"{row.name}, seed {seed}, {len(data.train)} images: {told}; takes {choice.name} of {choice.tied}",
-                flush=True,
-            )
+            head = f"{row.name}, seed {seed}, {len(data.train)} images"
+            print(f"{head}: {told}; takes {choice.name}, tied {' '.join(choice.tied) or '-'}", flush=True)
 
 
 if __name__ == "__main__":

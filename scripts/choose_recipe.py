@@ -17,11 +17,13 @@ import numpy as np
 
 import memtok
 from memtok.data.sources import ImageSet
+from memtok.parts.adapters import Adapters
 from memtok.parts.head import Head
 from memtok.traces import OpenStores
 from memtok.training import train_together
 
 READOUT: dict[str, Any] = {"readout": 13}
+ADAPTERS: dict[str, Any] = {"regime": "memory", "adapter_rank": 16}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "head, none": ({}, {"augment": "none"}),
     "head, none, no smoothing": ({}, {"augment": "none", "label_smoothing": 0.0}),
@@ -39,8 +41,16 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "readout, light, ridge alone": (READOUT, {"augment": "light", "start": "ridge", "rate": 1e-12}),
     "head, inception": ({}, {"augment": "inception"}),
     "readout, inception": (READOUT, {"augment": "inception"}),
+    "memory, no adapters": ({"regime": "memory"}, {"augment": "none"}),
+    **{
+        f"memory, adapters of rank 16 at {times:g}": (ADAPTERS, {"augment": "none", "adapters": times})
+        for times in (1.0, 0.3, 0.1, 0.03)
+    },
 }
-"""By name, the options of the task and the settings of its training; fast: the head has the rate of class tokens."""
+"""By name, the options of the task and the settings of its training.
+
+fast: the head has the rate of class tokens. adapters: the rate of adapters over that of class tokens.
+"""
 
 
 def some(images: ImageSet, count: int) -> ImageSet:
@@ -58,6 +68,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=1000)
     parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", default=[""], help="variants whose name contains one of these")
     options = parser.parse_args()
@@ -67,17 +78,24 @@ def main() -> None:
     print(f"{options.data}: {len(data.train)} training and {len(data.validation)} test images", flush=True)
     with OpenStores() as stores:
         for name in [each for each in VARIANTS if any(word in each for word in options.only)]:
-            found = [100 * accuracy(backbone, data, name, options.steps, seed, stores) for seed in options.seeds]
+            found = [
+                100 * accuracy(backbone, data, name, options.steps, options.batch_size, seed, stores)
+                for seed in options.seeds
+            ]
             print(f"{name}: {np.mean(found):.1f}  ({', '.join(f'{one:.1f}' for one in found)})", flush=True)
 
 
-def accuracy(backbone: memtok.Backbone, data: Any, variant: str, steps: int, seed: int, stores: OpenStores) -> float:
+def accuracy(
+    backbone: memtok.Backbone, data: Any, variant: str, steps: int, batch_size: int, seed: int, stores: OpenStores
+) -> float:
     """The accuracy of a variant on the test images, which stand in the place of validation images."""
     form, settings = VARIANTS[variant]
-    settings = {"keep_traces": "ram", "batch_size": 64, "validation_images": len(data.validation)} | settings
-    fast, rate = settings.pop("fast", False), settings.pop("rate", None)
-    task = memtok.Task.create(backbone, name="task", classes=data.classes, regime="head", seed=seed, **form)
-    with patch.object(Head, "rate", Head.rate if not fast else lambda *_: 1.0):
+    settings = {"keep_traces": "ram", "batch_size": batch_size, "validation_images": len(data.validation)} | settings
+    fast, rate, times = settings.pop("fast", False), settings.pop("rate", None), settings.pop("adapters", None)
+    options = {"regime": "head"} | form
+    task = memtok.Task.create(backbone, name="task", classes=data.classes, seed=seed, **options)
+    head, adapters = (lambda *_: 1.0) if fast else Head.rate, Adapters.rate if times is None else (lambda *_: times)
+    with patch.object(Head, "rate", head), patch.object(Adapters, "rate", adapters):
         rates = None if rate is None else [rate]
         (result,) = train_together(
             [task],

@@ -23,8 +23,8 @@ from memtok.parts import PARTS, Part, Together
 from memtok.task import Task
 
 # Rows of a block of a product on a CPU, about: libraries are slow at many weights for few images. 32 images times
-# (10000, 59904) in a batch of such blocks took 0.8 of the time of products of 256 rows, and 0.6 of one product (MKL,
-# two threads).
+# (8000, 59904) in a batch of such blocks took 0.8 of the time of products of 256 rows (MKL, two threads; 0.9 with one),
+# and times (3000, 59904) 0.6 of that of one product.
 ROWS = 400
 AT_ONCE = 128  # tasks whose states lie in memory at the same time
 

@@ -76,8 +76,8 @@ def test_every_form_learns_and_leaves_the_trunk_alone(backbone: memtok.Backbone,
     form = FORMS[name](given(backbone, tokens))
     assert isinstance(form, Form)
     answers = form.logits(tokens.values[:4].float())
-    answers.square().sum().backward() if bool(answers.any()) else answers.sum().backward()
     assert answers.shape == (4, 10)
+    torch.nn.functional.cross_entropy(answers, tokens.labels[:4]).backward()
     grouped = [parameter for some, _ in form.groups() for parameter in some]
     assert {id(one) for one in grouped} == {id(one) for one in form.parameters()}
     assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in grouped)

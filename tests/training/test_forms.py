@@ -83,7 +83,8 @@ def test_of_few_images_the_usual_form_wins_where_it_is_as_good() -> None:
     costs = {"ridge-class-mean": 1, "ridge": 2, "side": 3}
     for right, name in (((45, 46, 47), "ridge"), ((45, 30, 46), "ridge-class-mean"), ((30, 30, 45), "side")):
         rows = {form: answers(count, 50) for form, count in zip(costs, right, strict=True)}
-        assert chosen_form(rows, costs, 3, 10).name == name
+        found = chosen_form(rows, costs, 3, 10)
+        assert (found.name, found.usual) == (name, name == "ridge")
     rows = {form: answers(45, 50) for form in costs}
     assert chosen_form(rows, costs, 3, 10, usual=USUAL_OF_MANY).name == "ridge-class-mean"
     stepped = {name: answers(45, 50) for name in ("side", "readout")}
@@ -95,7 +96,7 @@ def test_images_of_classes_that_no_other_fold_has_tell_nothing() -> None:
     labels = source.train.labels
     single = replace(source, train=source.train.select(np.unique(labels, return_index=True)[1]))
     found = choose_form(backbone, single, **SETTINGS)
-    assert (found.name, found.scores, found.images) == ("ridge", (), 0)
+    assert (found.name, found.usual, found.scores, found.images) == ("ridge", True, (), 0)
     assert "ridge" in str(found)
     assert choose_form(backbone, single, forms=("readout+side", "side"), **SETTINGS).name == "side"  # the cheaper one
     some = [*np.flatnonzero(labels == 0)[:20], *np.flatnonzero(labels == 1)[:20], *np.flatnonzero(labels == 2)[:1]]

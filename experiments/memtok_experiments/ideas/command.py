@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,14 +24,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import memtok
-from memtok.training.recipes import learning_rate_at
+from memtok.files import csv_text, write_csv
+from memtok.training.recipes import RECIPES, learning_rate_at
 from memtok_experiments.beyond.rows import Row, find_rows
 from memtok_experiments.ideas.forms import EARLIER, FORMS, Form, Given
 from memtok_experiments.ideas.tokens import PLAIN, VIEWS, Tokens, read_tokens
 
 EARLIER_RATE = 1e-2  # at which the side stream of an earlier task trains
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-SMOOTHING, DECAY, CLIP, WARMUP, AVERAGED = 0.1, 0.01, 1.0, 0.05, 0.98
+RECIPE = RECIPES["default"]
+AVERAGED = 0.98  # of a running average of weights that each step keeps
 AT_ONCE = 100  # images of a test pass
 
 
@@ -77,15 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for line in lines(backbone, row, options):
             print(", ".join(f"{name} {value}" for name, value in line.items() if value), flush=True)
             found.append(line)
-            write(options.out / "ideas.csv", found)
-
-
-def write(path: Path, found: list[dict[str, str]]) -> None:
-    """All lines as CSV."""
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(found[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(found)
+            write_csv(options.out / "ideas.csv", csv_text([list(found[0]), *(list(each.values()) for each in found)]))
 
 
 @dataclass(frozen=True)
@@ -165,21 +158,21 @@ def lines(backbone: memtok.Backbone, row: Row, options: argparse.Namespace) -> I
 def train(form: Form, tokens: Tokens, steps: int, batch_size: int, rate: float, seed: int) -> Trained:
     """AdamW on the cross-entropy with label smoothing, warm-up and cosine, as in the recipe `default`."""
     groups = [{"params": some, "times": times} for some, times in form.groups()]
-    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=RECIPE.weight_decay)
     average = [parameter.detach().clone() for parameter in form.parameters()]
     order = shuffled(len(tokens), batch_size, seed)
     form.train()
     begun = time.perf_counter()
     for step in range(steps):
-        now = learning_rate_at(step, peak=rate, warmup=max(1, round(WARMUP * steps)), steps=steps)
+        now = learning_rate_at(step, peak=rate, warmup=RECIPE.warmup(steps), steps=steps)
         for group in optimizer.param_groups:
             group["lr"] = now * group["times"]
         rows = next(order)
         logits = form.logits(tokens.values[rows].float())
         optimizer.zero_grad()
-        loss = F.cross_entropy(logits, tokens.labels[rows], label_smoothing=SMOOTHING)
+        loss = F.cross_entropy(logits, tokens.labels[rows], label_smoothing=RECIPE.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(form.parameters(), CLIP)
+        torch.nn.utils.clip_grad_norm_(form.parameters(), RECIPE.clip_norm)
         optimizer.step()
         for mean, parameter in zip(average, form.parameters(), strict=True):
             mean.lerp_(parameter.detach(), 1 - AVERAGED)

@@ -11,7 +11,7 @@ the width of a state, C the number of classes, n = L + 1.
     last            a state of width 16 per token, attention among all tokens at every level (LAST, 2402.04009)
     losa            low-rank mixing of channels and of tokens beside every level (LoSA, 2402.02887)
     vqt             4 queries in every layer attend to that layer's tokens; the head reads all (VQT, 2212.03220)
-    synqt           the same, made from the class token and what the layer before gave (after SynQT, 2404.00600)
+    synqt           the same, made from the class token and what the layer before gave (after SynQT, 2407.06964)
     class tokens    1 or 4 class tokens that pass through all layers, as tasks of memtok have them
     class + side    one class token, whose keys and values a side stream corrects
     earlier         a head on the state of a side stream that was trained on other data (a task that extends another)
@@ -30,13 +30,14 @@ from torch.nn import functional as F
 
 from memtok import levels
 from memtok.backbone import Backbone
+from memtok.parts import DEFAULT_CHOICES
 from memtok.parts.readout import FEATURES_AT_RATE_ONE
 from memtok.parts.side import HEAD_STD, MIX_STD, READ, WIDER, states_read
+from memtok.training.measure import LEAST_SPREAD
 
 WIDTH = 16  # of states, and the rank of everything of low rank
 QUERIES = 8
-STATISTICS = ("class", "deviation", "regions")
-LEAST_SPREAD = 1e-3
+STATISTICS = DEFAULT_CHOICES["statistics"].split("+")
 
 
 @dataclass(frozen=True)

@@ -61,11 +61,10 @@ FORMS: Mapping[str, Form] = {
 A rank above half the number of classes saves little, and is not tried.
 """
 
-# What a task has where few images tell nothing else, the first that may be chosen; and with MANY classes.
+FEW, MANY = 500, 64  # images below which, and classes from which on, another rule holds: docs/training.md
+# What a task has where so few images tell nothing else, the first that may be chosen; and that of many classes.
 USUAL, USUAL_OF_MANY = ("ridge", "readout"), ("ridge-class-mean", "readout")
-MANY = 64
-FEW = 500  # images, below which that is so
-TRIED = tuple(name for name in FORMS if name != "memory")  # which takes a hundred times as long to try as all others
+TRIED = tuple(name for name in FORMS if name != "memory")  # whose steps run through all layers
 
 FOLDS = 3
 IMAGES = 3000  # training images that are looked at, at most; 3,000 answers tell 2 points apart
@@ -92,14 +91,16 @@ class FormScore:
 class FormChoice:
     """The form that was chosen, and the scores of all, best first.
 
-    options: the keywords of `Task.create`. solver: that of `train`. metric: what they were compared by, "balanced" or
-    "top1". images, folds, steps: of the cross-validation.
+    options: the keywords of `Task.create`. solver: that of `train`. usual: whether it was taken in place of a cheaper
+    one, since there were few images. metric: what they were compared by, "balanced" or "top1". images, folds, steps: of
+    the cross-validation; without images, and scores, no class had two that could be told apart.
     """
 
     name: str
     options: dict[str, Any]
     solver: str
     scores: tuple[FormScore, ...]
+    usual: bool
     metric: str
     images: int
     folds: int
@@ -115,6 +116,7 @@ class FormChoice:
         return {
             "name": self.name,
             "scores": [score.to_json() for score in self.scores],
+            "usual": self.usual,
             "metric": self.metric,
             "images": self.images,
             "folds": self.folds,
@@ -123,11 +125,11 @@ class FormChoice:
 
     def __str__(self) -> str:
         """In one line."""
+        rule = "usual one" if self.usual else "cheapest"
         if not self.scores:
-            return f"form {self.name}, the usual one: no class has two training images to cross-validate with"
+            return f"form {self.name}, the {rule}: no class has two training images to cross-validate with"
         found = ", ".join(f"{score.name} {100 * score.accuracy:.1f} %" for score in self.scores)
         count = len(self.tied)
-        rule = "usual one" if self.images < FEW and self.name in (*USUAL, *USUAL_OF_MANY) else "cheapest"
         why = "the best" if count == 1 else f"the {rule} of {count} within one standard error of the best"
         return (
             f"form {self.name}, {why}; {METRICS[self.metric]} of {self.images:,} training images in {self.folds}-fold "
@@ -175,11 +177,11 @@ def choose_form(
 
     steps: of each form on each fold. images: training images that are looked at, at most, classes in proportion. folds:
     2 or more. forms: names of those to choose from, by default all but `memory`; one whose rank is above half the
-    classes is left out.
-    metric: what they are compared by, "balanced", in which all classes count alike, or "top1".
+    classes is left out. metric: what they are compared by, "balanced", in which all classes count alike, or "top1".
     learning_rate, and shared: arguments of `train` that hold for all, such as batch_size, recipe, balance, device,
-    precision, workers and trace_limit. Deterministic for a seed. Raises MemtokError for bad arguments and for fewer
-    images than folds; a form that diverged is not chosen, and where all did the error says so.
+    precision, workers and trace_limit. The cheapest of those within one standard error of the best is chosen; of fewer
+    than 500 images the usual one, if it is among them. Deterministic for a seed. Raises MemtokError for bad arguments
+    and for fewer images than folds; a form that diverged is not chosen, and where all did the error says so.
     """
     check_count("folds", folds, 2)
     check_count("images", images, folds)
@@ -296,6 +298,7 @@ def chosen_form(
         options=dict(FORMS[name].options),
         solver=FORMS[name].solver,
         scores=scores,
+        usual=bool(preferred),
         metric=TOP1 if weights is None else BALANCED,
         images=images,
         folds=folds,
